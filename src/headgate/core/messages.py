@@ -1,0 +1,446 @@
+"""What do the controller and the other processes say to each other?
+
+One Unix socket per process, messages of four bytes of length (big-endian) and msgpack. The records are frozen; `Message`
+is all that may arrive. Nothing in them is unpickled by the controller: definitions stay bytes until a replica opens them.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final
+
+import msgspec
+
+from headgate.config import BackendConfig, ReplicaOptions
+from headgate.errors import ErrorInfo, WireError
+
+PROTOCOL: Final = 1
+MAX_MESSAGE_BYTES: Final = 0xFFFFFFFF
+_LENGTH = struct.Struct(">I")
+
+
+# What a backend is.
+
+
+class Parameter(msgspec.Struct, frozen=True, array_like=True):
+    """One parameter of a handler; `kind` is the name of `inspect.Parameter`'s kind, such as POSITIONAL_ONLY."""
+
+    name: str
+    kind: str
+    has_default: bool
+
+
+class MethodInfo(msgspec.Struct, frozen=True, array_like=True):
+    """What the driver found out about one callable of a definition. `parameters` are without self."""
+
+    name: str  # "" for a function, and for __call__
+    is_async: bool = False  # coroutine function or async generator function
+    is_generator: bool = False  # generator or async generator function
+    is_batch: bool = False  # marked by accept_batch
+    parameters: tuple[Parameter, ...] = ()
+
+
+class Definition(msgspec.Struct, frozen=True):
+    """User code on its way to a replica, with what others have to know about it without opening it."""
+
+    payload: bytes  # cloudpickle of (func_or_class, init_args, init_kwargs)
+    kind: str  # "function" or "class"
+    name: str  # for people: the qualified name
+    methods: dict[str, MethodInfo] = {}  # by name; "" is the call itself
+    module: str = ""  # set where the code is imported by path …
+    source_hash: str = ""  # … with this SHA-256 of its file
+    sys_path: tuple[str, ...] = ()
+    cwd: str = ""
+    environ: dict[str, str] = {}
+
+    @property
+    def any_async(self) -> bool:
+        """Whether all methods run on one event loop."""
+        return any(method.is_async for method in self.methods.values())
+
+
+# What routers know.
+
+
+class ReplicaEntry(msgspec.Struct, frozen=True, array_like=True):
+    """Where a ready replica takes links."""
+
+    id: str
+    address: str  # path of its Unix socket
+    token: str
+
+
+class BackendEntry(msgspec.Struct, frozen=True):
+    """What a router has to know of a backend."""
+
+    tag: str
+    concurrency: int
+    max_batch_size: int
+    is_batch: bool
+    batch_wait_timeout: float
+    max_concurrent_queries: int | None
+    max_queued_queries: int
+    request_timeout: float | None
+    idempotent: bool
+    http_methods: tuple[str, ...]  # that HTTP clients may name
+    methods: tuple[str, ...]  # that Python callers may name; "" is the call itself
+    replicas: tuple[ReplicaEntry, ...]
+    starting: int  # replicas on their way, so that requests may wait for them
+    wanted: int = 1
+
+
+class EndpointEntry(msgspec.Struct, frozen=True):
+    """A name, its route and its traffic policy."""
+
+    name: str
+    route: str | None
+    methods: tuple[str, ...]
+    weights: dict[str, float] = {}
+    shadows: dict[str, float] = {}
+
+
+class RoutingTable(msgspec.Struct, frozen=True, tag="table"):
+    """Everything that a router needs; replaced as a whole. A higher version is newer, also over controllers."""
+
+    version: int
+    endpoints: dict[str, EndpointEntry] = {}
+    backends: dict[str, BackendEntry] = {}
+    max_body_bytes: int = 104857600
+    max_inflight_bytes: int = 0  # of the instance
+    num_ingresses: int = 1
+    debug: bool = False
+    closing: bool = False  # shutting down: everything new is refused
+    http_urls: tuple[str, ...] = ()
+
+
+# Verbs. Those that change something can be repeated under the same id, and are applied once.
+
+
+class CreateBackend(msgspec.Struct, frozen=True, tag="create_backend"):
+    tag: str
+    definition: Definition
+    config: BackendConfig
+    options: ReplicaOptions
+
+
+class UpdateBackend(msgspec.Struct, frozen=True, tag="update_backend"):
+    tag: str
+    definition: Definition
+    allow_gap: bool
+
+
+class DeleteBackend(msgspec.Struct, frozen=True, tag="delete_backend"):
+    tag: str
+
+
+class UpdateBackendConfig(msgspec.Struct, frozen=True, tag="update_backend_config"):
+    tag: str
+    changes: dict[str, Any] | None  # keys to change, or …
+    config: BackendConfig | None  # … the whole
+
+
+class CreateEndpoint(msgspec.Struct, frozen=True, tag="create_endpoint"):
+    name: str
+    route: str | None
+    methods: tuple[str, ...]
+    backend: str | None
+
+
+class DeleteEndpoint(msgspec.Struct, frozen=True, tag="delete_endpoint"):
+    name: str
+
+
+class SetTraffic(msgspec.Struct, frozen=True, tag="set_traffic"):
+    endpoint: str
+    weights: dict[str, float]
+
+
+class ShadowTraffic(msgspec.Struct, frozen=True, tag="shadow_traffic"):
+    endpoint: str
+    backend: str
+    proportion: float
+
+
+class Describe(msgspec.Struct, frozen=True, tag="describe"):
+    """Asks for a `Description`: what is asked for, what runs, and why not."""
+
+
+class Measure(msgspec.Struct, frozen=True, tag="measure"):
+    """Asks for a `Measurement`: the counters of all routers, added up."""
+
+
+class CompareInit(msgspec.Struct, frozen=True, tag="compare_init"):
+    """Asks whether an `init` with these explicit arguments means the running instance."""
+
+    given: dict[str, Any]
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    pass
+
+
+Verb = (
+    CreateBackend
+    | UpdateBackend
+    | DeleteBackend
+    | UpdateBackendConfig
+    | CreateEndpoint
+    | DeleteEndpoint
+    | SetTraffic
+    | ShadowTraffic
+    | Describe
+    | Measure
+    | CompareInit
+    | Shutdown
+)
+
+
+# Results of verbs.
+
+
+class ReplicaStatus(msgspec.Struct, frozen=True):
+    """One replica: its life's state by the table in `core/replica_life.py`."""
+
+    id: str
+    state: str
+    pid: int | None = None
+    gpus: tuple[str, ...] = ()
+    since_s: float = 0.0
+
+
+class BackendInfo(msgspec.Struct, frozen=True):
+    """A backend: what was asked for (`config`, `options`), and what runs."""
+
+    tag: str
+    definition: str
+    config: BackendConfig
+    options: ReplicaOptions
+    state: str = "ready"  # ready, starting, updating, unhealthy
+    reason: str = ""  # why it is not ready, with the last traceback
+    replicas: tuple[ReplicaStatus, ...] = ()
+    methods: tuple[str, ...] = ()
+
+
+class EndpointInfo(msgspec.Struct, frozen=True):
+    """An endpoint: its route, HTTP methods, weights and shadows."""
+
+    name: str
+    route: str | None
+    methods: tuple[str, ...]
+    traffic: dict[str, float]
+    shadows: dict[str, float]
+
+
+class ProcessInfo(msgspec.Struct, frozen=True):
+    role: str
+    id: str
+    pid: int
+    rss_bytes: int = 0
+
+
+class Description(msgspec.Struct, frozen=True):
+    """The whole instance, at one moment."""
+
+    name: str
+    http_urls: tuple[str, ...]
+    backends: dict[str, BackendInfo]
+    endpoints: dict[str, EndpointInfo]
+    processes: tuple[ProcessInfo, ...]
+    resources: dict[str, float]  # what the engine has
+    free: dict[str, float]
+    ready: bool  # every backend with traffic has a ready replica
+
+
+class RequestCount(msgspec.Struct, frozen=True, array_like=True):
+    endpoint: str
+    backend: str
+    status: int
+    count: int
+    seconds: float  # total, from arrival to answer
+
+
+class QueueDepth(msgspec.Struct, frozen=True, array_like=True):
+    backend: str
+    queued: int
+    in_flight: int
+
+
+class Counters(msgspec.Struct, frozen=True):
+    """What one router counted since it started."""
+
+    requests: tuple[RequestCount, ...] = ()
+    queues: tuple[QueueDepth, ...] = ()
+    shadows_dropped: int = 0
+    retried: int = 0
+
+
+class Measurement(msgspec.Struct, frozen=True):
+    """The counters of all routers that answered, added up, also of those that have ended."""
+
+    counters: Counters
+    replica_starts: dict[str, int] = {}
+    replica_deaths: dict[str, int] = {}
+    routers: int = 0
+
+
+# What processes say to the controller.
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """The first message of every connection. `token` proves a replica or ingress; others prove themselves by the socket's mode."""
+
+    protocol: int
+    role: str  # "client" (driver, or handles in a replica), "ingress" or "replica"
+    id: str
+    pid: int
+    token: str = ""
+    routes: bool = False  # wants routing tables
+    state: str = ""  # a replica's: "starting", "ready" or "draining"; it says so again to a new controller
+    address: str = ""  # where a ready replica takes links
+
+
+class VerbCall(msgspec.Struct, frozen=True, tag="verb"):
+    id: str
+    verb: Verb
+
+
+class Applied(msgspec.Struct, frozen=True, tag="applied"):
+    """A router now follows the table of this version."""
+
+    version: int
+
+
+class Idle(msgspec.Struct, frozen=True, tag="idle"):
+    """A router has nothing left of what the table of this version no longer has (or never had)."""
+
+    version: int
+    endpoints: tuple[str, ...] = ()
+    backends: tuple[str, ...] = ()
+
+
+class ReplicaReady(msgspec.Struct, frozen=True, tag="replica_ready"):
+    """Construction finished, and the replica takes links at `address`."""
+
+    address: str
+
+
+class ReplicaFailed(msgspec.Struct, frozen=True, tag="replica_failed"):
+    """Construction raised; the process ends after this."""
+
+    error: ErrorInfo
+
+
+class Pong(msgspec.Struct, frozen=True, tag="pong"):
+    """An I/O thread is alive. `running_s`: how long past its time limit the oldest call of user code has run (0 if not)."""
+
+    number: int
+    overdue_s: float = 0.0
+    answered: int = 0
+    unhealthy: str = ""  # what check_health() raised
+
+
+class Counted(msgspec.Struct, frozen=True, tag="counted"):
+    number: int
+    counters: Counters
+
+
+class BrokenReplica(msgspec.Struct, frozen=True, tag="broken_replica"):
+    """A router lost its link to a replica whose process still lives; it must be ended before its work runs elsewhere."""
+
+    replica: str
+    reason: str
+
+
+# What the controller says to processes.
+
+
+class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
+    name: str
+    http_urls: tuple[str, ...]
+    folder: str
+
+
+class VerbDone(msgspec.Struct, frozen=True, tag="verb_done"):
+    """A verb's end: `result` is msgpack of what it returns, or `error` says why not."""
+
+    id: str
+    result: bytes = b"\xc0"
+    error: ErrorInfo | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class Configure(msgspec.Struct, frozen=True, tag="configure"):
+    config: BackendConfig
+
+
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """Finish what was received, then end; what runs after `grace_s` is killed."""
+
+    grace_s: float
+
+
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    number: int
+
+
+class Count(msgspec.Struct, frozen=True, tag="count"):
+    """Asks a router for its counters."""
+
+    number: int
+
+
+Message = (
+    Hello
+    | VerbCall
+    | Applied
+    | Idle
+    | ReplicaReady
+    | ReplicaFailed
+    | Pong
+    | Counted
+    | BrokenReplica
+    | Welcome
+    | VerbDone
+    | Configure
+    | Drain
+    | Ping
+    | Count
+    | RoutingTable
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """A message as bytes, with its length in front."""
+    data = _encoder.encode(message)
+    return _LENGTH.pack(len(data)) + data
+
+
+class MessageDecoder:
+    """Turns received bytes into messages, however they were cut. Garbage raises `WireError`."""
+
+    def __init__(self, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
+        self._max = max_message_bytes
+        self._buffer = bytearray()
+
+    def received(self, data: bytes) -> list[Message]:
+        """Add `data`; return the messages that are now complete."""
+        self._buffer += data
+        messages: list[Message] = []
+        offset = 0
+        while len(self._buffer) - offset >= _LENGTH.size:
+            (size,) = _LENGTH.unpack_from(self._buffer, offset)
+            if size > self._max:
+                raise WireError(f"a control message of {size} bytes is over the limit of {self._max}; close this connection")
+            stop = offset + _LENGTH.size + size
+            if len(self._buffer) < stop:
+                break
+            try:
+                messages.append(_decoder.decode(memoryview(self._buffer)[offset + _LENGTH.size : stop]))
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise WireError(f"not a control message: {error}; close this connection") from error
+            offset = stop
+        del self._buffer[:offset]
+        return messages

@@ -1,0 +1,193 @@
+"""What do the bytes on a link between a router and a replica mean?
+
+A frame is a fixed head, a short piece of metadata and a body. Nothing here does I/O: a decoder hands out the buffer to
+receive into, and returns the frames that are complete. Any bytes that are not of the protocol raise `WireError`.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import msgspec
+
+from headgate.errors import WireError
+
+VERSION: Final = 1
+
+# Kinds of frames. A router sends those up to CREDIT, a replica the others.
+HELLO: Final = 1  # metadata: `Hello`
+CALL: Final = 2  # metadata: `CallMeta`; number, place, micros (age), millis (time left, NO_LIMIT for none)
+CANCEL: Final = 3  # number: nobody waits for this call any more
+CREDIT: Final = 4  # number, millis: that many more bytes of the stream may be sent
+WELCOME: Final = 5  # the replica accepts the link
+ANSWER: Final = 6  # number, code (HTTP status), micros (run time), place (load); HTTP: metadata is header lines
+CHUNK: Final = 7  # number; a part of a stream; the first one also has code and metadata like an answer
+END: Final = 8  # number, micros, place (load): the stream is complete
+FAIL: Final = 9  # number, code, micros, place (load); metadata: `errors.ErrorInfo`
+GIVE_BACK: Final = 10  # number, place (load): not started, send it elsewhere
+LAST_KIND: Final = GIVE_BACK
+
+# Flags.
+FROM_HTTP: Final = 1  # on CALL: an HTTP request, which is answered with header lines and a body
+FIRST: Final = 2  # on CHUNK: the first of its stream
+SHADOW: Final = 4  # on CALL: a copy whose answer nobody reads
+DROPPED: Final = 8  # on GIVE_BACK: it was cancelled or too late, so it must not be sent elsewhere
+RAN: Final = 16  # on FAIL: user code was entered
+
+NO_LIMIT: Final = 0xFFFFFFFF
+MAX_MICROS: Final = 0xFFFFFFFF
+STREAM_CREDIT: Final = 256 * 1024
+"""Bytes of a stream that may be under way before its reader has taken any."""
+PLACES: Final = 16384
+"""Places in the shared page of a link, so also the largest window."""
+MAX_META_BYTES: Final = 1 << 20
+MAX_BODY_BYTES: Final = 0xFFFFFFFF
+
+HEAD: Final = struct.Struct("<IIIIIHHBBxx")
+"""meta_bytes, body_bytes, number, micros, millis, place, code, kind, flags."""
+HEAD_BYTES: Final = HEAD.size
+
+_SCRATCH_BYTES = 256 * 1024
+_IN_PLACE_BYTES = 64 * 1024
+
+
+class Frame(msgspec.Struct, frozen=True, gc=False):
+    """One frame as it was received. `body` is a bytearray where it was large, so that it was received in place."""
+
+    kind: int
+    flags: int
+    number: int
+    place: int
+    code: int
+    micros: int
+    millis: int
+    meta: bytes
+    body: bytes | bytearray
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True):
+    """The first frame of a link: who calls, the replica's token as proof of permission, and the shared page's path."""
+
+    version: int
+    router: str
+    token: str
+    page: str
+
+
+class CallMeta(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a replica has to know of a call before it opens the body."""
+
+    endpoint: str
+    request_id: str
+    method: str  # "" is the function itself, or __call__
+    positional: int = 0  # Python calls: how many positional arguments …
+    keywords: tuple[str, ...] = ()  # … and the names of the others, sorted
+    http: msgspec.Raw = msgspec.Raw(b"\xc0")  # HTTP calls: `HttpHead`, decoded when first read
+
+
+class HttpHead(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The head of an HTTP request."""
+
+    method: str
+    target: bytes  # path and query, as sent
+    version: str
+    headers: list[tuple[bytes, bytes]]  # names in lower case, in order
+    client: str  # address, or "" where unknown
+    scheme: str
+    server: str  # host:port that the ingress listens on
+
+
+class Decoder:
+    """Turns received bytes into frames, however they were cut.
+
+    Receive into `buffer()`, then call `received` with the count. After a `WireError` the decoder is of no further use.
+    """
+
+    def __init__(self, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+        self._max_body_bytes = max_body_bytes
+        self._scratch = bytearray(_SCRATCH_BYTES)
+        self._view = memoryview(self._scratch)
+        self._filled = 0
+        # A large body on its way: its frame's head and metadata, its buffer, and how much of it has arrived.
+        self._large: tuple[tuple[int, ...], bytes, bytearray] | None = None
+        self._large_filled = 0
+
+    def buffer(self) -> memoryview:
+        """Where the next bytes go; never empty."""
+        if self._large is not None:
+            return memoryview(self._large[2])[self._large_filled :]
+        return self._view[self._filled :]
+
+    def received(self, count: int) -> list[Frame]:
+        """Take note of `count` bytes in the last `buffer()`; return the frames that are now complete."""
+        if self._large is not None:
+            return self._received_large(count)
+        end = self._filled + count
+        data = bytes(self._view[:end])
+        frames: list[Frame] = []
+        offset = 0
+        while end - offset >= HEAD_BYTES:
+            head = HEAD.unpack_from(data, offset)
+            meta_bytes, body_bytes, number, micros, millis, place, code, kind, flags = head
+            if not 0 < kind <= LAST_KIND or meta_bytes > MAX_META_BYTES or body_bytes > self._max_body_bytes:
+                raise WireError(f"not a frame: kind {kind}, {meta_bytes} bytes of metadata, {body_bytes} bytes of body; close this link")
+            body_at = offset + HEAD_BYTES + meta_bytes
+            stop = body_at + body_bytes
+            if stop > end:
+                self._grow_for(meta_bytes)
+                if body_bytes > _IN_PLACE_BYTES and body_at <= end:
+                    self._begin_large(head, data[offset + HEAD_BYTES : body_at], data[body_at:])
+                    self._filled = 0
+                    return frames
+                break
+            meta = data[offset + HEAD_BYTES : body_at]
+            frames.append(Frame(kind, flags, number, place, code, micros, millis, meta, data[body_at:stop]))
+            offset = stop
+        self._filled = end - offset
+        if offset:
+            self._view[: self._filled] = data[offset:]
+        return frames
+
+    @property
+    def idle(self) -> bool:
+        """True between frames: nothing is half received."""
+        return self._filled == 0 and self._large is None
+
+    def _grow_for(self, meta_bytes: int) -> None:
+        needed = HEAD_BYTES + meta_bytes + _IN_PLACE_BYTES + 1
+        if needed > len(self._scratch):
+            grown = bytearray(needed)
+            grown[: len(self._scratch)] = self._scratch
+            self._scratch, self._view = grown, memoryview(grown)
+
+    def _begin_large(self, head: tuple[int, ...], meta: bytes, start: bytes) -> None:
+        body = bytearray(head[1])
+        body[: len(start)] = start
+        self._large, self._large_filled = (head, meta, body), len(start)
+
+    def _received_large(self, count: int) -> list[Frame]:
+        assert self._large is not None
+        head, meta, body = self._large
+        self._large_filled += count
+        if self._large_filled < len(body):
+            return []
+        self._large = None
+        _, _, number, micros, millis, place, code, kind, flags = head
+        return [Frame(kind, flags, number, place, code, micros, millis, meta, body)]
+
+
+def encode(
+    kind: int,
+    number: int,
+    *,
+    flags: int = 0,
+    place: int = 0,
+    code: int = 0,
+    micros: int = 0,
+    millis: int = 0,
+    meta: bytes = b"",
+    body: bytes = b"",
+) -> bytes:
+    """One small frame as bytes. Where bodies are large, send `head(...)`, metadata and body apart instead."""
+    return HEAD.pack(len(meta), len(body), number, micros, millis, place, code, kind, flags) + meta + body

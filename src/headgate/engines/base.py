@@ -1,0 +1,164 @@
+"""The seam of the engines: where do replicas and ingresses live, and how does one learn of their end?
+
+An engine starts and stops processes and keeps the books of resources. It decides nothing: which replicas there should be
+is the controller's affair. Every engine passes `headgate.testing.conformance`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from headgate.config import BackendConfig, ReplicaOptions
+from headgate.core.messages import Definition, Hello, Message, Pong
+
+
+class InstanceSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What an instance was started with; the same for its whole life."""
+
+    name: str
+    folder: str  # private (0700), short, with the sockets; ends with the instance
+    state_dir: str  # where the state is kept: the folder itself, or the user's own
+    state_kept: bool  # the user gave a state_dir
+    http_host: str
+    http_port: int  # as asked for; 0 takes a free one
+    num_ingresses: int
+    max_body_bytes: int
+    max_inflight_bytes: int
+    resources: dict[str, float]  # overrides, as given
+    detached: bool
+    debug: bool
+    ssl_certfile: str | None
+    ssl_keyfile: str | None
+    driver_pid: int
+
+    @property
+    def control_path(self) -> str:
+        """The Unix socket of the controller."""
+        return f"{self.folder}/control.sock"
+
+
+class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One replica to start."""
+
+    id: str
+    token: str
+    backend: str
+    definition: Definition
+    config: BackendConfig
+    options: ReplicaOptions
+    folder: str  # the instance's
+    control_path: str
+    instance: str
+    debug: bool = False
+    gpus: tuple[str, ...] = ()  # filled in by the engine: the devices it gave
+
+
+class IngressSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One ingress to start. Its number says which listening socket is its own."""
+
+    id: str
+    token: str
+    number: int
+    folder: str
+    control_path: str
+    instance: str
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+
+
+class Running(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine runs. `state` is "starting" or "ready"; `address` is where a ready replica takes links."""
+
+    id: str
+    role: str  # "replica" or "ingress"
+    pid: int | None
+    state: str
+    address: str = ""
+    gpus: tuple[str, ...] = ()
+    spec: ReplicaSpec | IngressSpec | None = None
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that ran has ended: `reason` is for people, such as "killed by SIGKILL" or "exit status 3"."""
+
+    id: str
+    role: str
+    pid: int | None
+    reason: str
+    asked_for: bool  # stop or kill was called for it
+
+
+class Peer(Protocol):
+    """The control connection of one replica or ingress, as the controller's server hands it to the engine."""
+
+    def send(self, message: Message) -> None:
+        """Queue a message; never blocks, drops it where the connection is lost."""
+        ...
+
+
+class Engine(Protocol):
+    """Where things live. Methods are called on the controller's event loop."""
+
+    on_end: Callable[[Ended], None]
+    """Set by the owner before `open`; called once for everything that ends, also for what failed to start."""
+    on_message: Callable[[str, Message], None]
+    """Set by the owner before `open`; called with the id of a replica or ingress for messages that aren't the engine's."""
+
+    async def open(self) -> list[Running]:
+        """Begin, and return what runs already, started by an engine before this one; what was still starting goes on."""
+        ...
+
+    async def start_replica(self, spec: ReplicaSpec) -> Running:
+        """Start a replica; return when user construction has finished and it takes links.
+
+        Raises `InsufficientResourcesError` at once where it doesn't fit, `ReplicaStartError` where construction raised or
+        took longer than `config.startup_timeout`. After an error, or a cancellation, nothing of it is left.
+        """
+        ...
+
+    async def start_ingress(self, spec: IngressSpec) -> Running:
+        """Start an ingress; return when it has said hello."""
+        ...
+
+    async def wait_ready(self, id: str) -> Running:
+        """Wait for a replica that `open` returned as starting; same errors as `start_replica`."""
+        ...
+
+    def connected(self, hello: Hello, peer: Peer) -> bool:
+        """A replica or ingress has opened its control connection. False refuses it: unknown id, or wrong token."""
+        ...
+
+    def received(self, id: str, message: Message) -> None:
+        """A message from a replica or ingress."""
+        ...
+
+    def send(self, id: str, message: Message) -> None:
+        """Send to a replica or ingress, such as `Configure`; dropped where it has ended."""
+        ...
+
+    async def ping(self, id: str) -> Pong:
+        """Ask a sign of life. Never returns for one that is stuck: the caller sets the limit."""
+        ...
+
+    async def stop(self, id: str, grace_s: float) -> None:
+        """Drain, then end it; kill it after `grace_s`. Returns when it has ended. Unknown ids are ended already."""
+        ...
+
+    async def kill(self, id: str) -> None:
+        """End it now. Returns when it has ended."""
+        ...
+
+    def fits(self, options: ReplicaOptions, count: int, without: list[str] | None = None) -> str | None:
+        """None if `count` such replicas fit into what is free (and into what the replicas `without` give back), else what is asked and what is free."""
+        ...
+
+    def resources(self) -> tuple[dict[str, float], dict[str, float]]:
+        """All resources, and those that are free."""
+        ...
+
+    async def close(self) -> None:
+        """End everything; leaves no process, thread, socket, file."""
+        ...

@@ -1,0 +1,299 @@
+"""Every error of Headgate: its HTTP status, whether a retry helps, and how it crosses a process boundary.
+
+Each class derives from `HeadgateError` and from the built-in that a caller would expect to catch.
+A message names the object, what was given, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import pickle
+import traceback as traceback_module
+from typing import Any, ClassVar
+
+import msgspec
+
+
+class HeadgateError(Exception):
+    """The root of all errors that Headgate raises.
+
+    `status` is the HTTP status that a client gets; `retry` says whether the same call may succeed later, unchanged.
+    """
+
+    status: ClassVar[int] = 500
+    retry: ClassVar[bool] = False
+
+    def __init__(self, message: str = "", *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return self.message
+
+
+# What a caller gave is wrong: nothing has changed.
+
+
+class InvalidValueError(HeadgateError, ValueError):
+    """A value of the right type that can't be accepted."""
+
+    status = 400
+
+
+class InvalidTypeError(HeadgateError, TypeError):
+    """A value of the wrong type."""
+
+    status = 400
+
+
+class ConfigError(InvalidValueError):
+    """A configuration key that is unknown or out of range, or an `init` that contradicts the running instance."""
+
+
+class ConfigTypeError(ConfigError, TypeError):
+    """A configuration key whose value has the wrong type."""
+
+
+class AlreadyExistsError(InvalidValueError):
+    """A tag, endpoint name or route that is taken."""
+
+
+class InUseError(InvalidValueError):
+    """A backend that endpoints still send requests to."""
+
+
+class NotFoundError(HeadgateError, LookupError):
+    """A tag or endpoint that does not exist."""
+
+    status = 404
+
+
+class BadRequestError(InvalidValueError):
+    """An HTTP request that a client must change before it is sent again."""
+
+
+class NotHttpError(HeadgateError, AttributeError):
+    """An attribute of an HTTP request was read in a call that came from Python."""
+
+
+# The instance and its surroundings.
+
+
+class NotRunningError(HeadgateError, RuntimeError):
+    """No instance: `serve.init()` was not called in this process, or it was shut down."""
+
+
+class InReplicaError(HeadgateError, RuntimeError):
+    """A verb that a replica must not use, or not while its definition is imported or constructed."""
+
+
+class AddressInUseError(HeadgateError, OSError):
+    """The HTTP port is taken by another program or instance."""
+
+
+class StateDirInUseError(HeadgateError, OSError):
+    """Another running instance holds this state directory."""
+
+
+class StateDirUnsafeError(HeadgateError, PermissionError):
+    """The state directory can be written by others; its contents are unpickled, so it is refused."""
+
+
+class InstanceStartError(HeadgateError, RuntimeError):
+    """The processes of an instance could not be started; nothing is left running."""
+
+
+class InsufficientResourcesError(HeadgateError, RuntimeError):
+    """What was asked for does not fit into what is free now."""
+
+    retry = True
+
+
+class ReplicaStartError(HeadgateError, RuntimeError):
+    """A replica's import or constructor raised, or took too long. `remote_traceback` is its text."""
+
+    def __init__(self, message: str = "", *, remote_traceback: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.remote_traceback = remote_traceback
+
+    def __str__(self) -> str:
+        return f"{self.message}\n\n{self.remote_traceback}" if self.remote_traceback else self.message
+
+
+# The fate of one request.
+
+
+class UnavailableError(HeadgateError, RuntimeError):
+    """The request was refused on admission: nothing of it ran. `reason` says by which rule."""
+
+    status = 503
+    retry = True
+
+    def __init__(self, message: str = "", *, reason: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.reason = reason
+
+
+class QueueFullError(UnavailableError):
+    """Too many requests wait for this backend already."""
+
+
+class DeadlineExceededError(HeadgateError, TimeoutError):
+    """Time ran out after admission. If the request was still queued it never started; otherwise it may run on."""
+
+    status = 504
+    retry = True
+
+
+class ReplicaDiedError(HeadgateError, ConnectionError):
+    """The replica died while it ran the request; whether its effects took place is unknown."""
+
+    status = 502
+    retry = True
+
+
+class RequestCancelledError(HeadgateError):
+    """The caller gave the request up."""
+
+    status = 499
+
+
+class EndpointRemovedError(HeadgateError, LookupError):
+    """The endpoint does not exist, or no longer."""
+
+    status = 404
+
+
+class EncodeError(HeadgateError, TypeError):
+    """User code returned something that can't be sent; the message names its type."""
+
+
+class BatchResultError(HeadgateError, TypeError):
+    """A batch handler returned something that is not one answer for each request."""
+
+
+class UserCodeError(HeadgateError):
+    """User code raised. Also an instance of the class that was raised, where that can be rebuilt here.
+
+    `remote_traceback` is the traceback's text in the replica; `cause` the rebuilt exception, or None.
+    """
+
+    def __init__(self, message: str = "", *, remote_traceback: str = "", cause: BaseException | None = None, retry_after_s: float | None = None) -> None:
+        HeadgateError.__init__(self, message, retry_after_s=retry_after_s)
+        self.remote_traceback = remote_traceback
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return f"{self.message}\n\n{self.remote_traceback}" if self.remote_traceback else self.message
+
+
+class WireError(HeadgateError, ValueError):
+    """Bytes on a link or control connection that are not of the protocol; that connection is closed."""
+
+
+def _subclasses(root: type[HeadgateError]) -> dict[str, type[HeadgateError]]:
+    found = {root.__name__: root}
+    for sub in root.__subclasses__():
+        found.update(_subclasses(sub))
+    return found
+
+
+_BY_NAME = _subclasses(HeadgateError)
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An error on its way between processes. `pickled` is user data: opened only where the caller's own types live."""
+
+    kind: str
+    message: str
+    traceback: str = ""
+    reason: str = ""
+    retry_after_s: float | None = None
+    pickled: bytes = b""
+
+    @property
+    def status(self) -> int:
+        """The HTTP status of this error."""
+        return _BY_NAME.get(self.kind, HeadgateError).status
+
+
+def describe(error: BaseException) -> ErrorInfo:
+    """Turn an error of Headgate into its record; anything else is an internal failure that keeps its traceback."""
+    if isinstance(error, UserCodeError):
+        return ErrorInfo("UserCodeError", error.message, error.remote_traceback, pickled=_pickle(error.cause))
+    if isinstance(error, HeadgateError):
+        return ErrorInfo(
+            type(error).__name__,
+            error.message,
+            getattr(error, "remote_traceback", ""),
+            getattr(error, "reason", ""),
+            error.retry_after_s,
+        )
+    return ErrorInfo("HeadgateError", f"internal error: {type(error).__name__}: {error}", format_traceback(error))
+
+
+def describe_user_error(error: BaseException) -> ErrorInfo:
+    """Turn what user code raised into a record: message, traceback, and the exception itself where it pickles."""
+    return ErrorInfo("UserCodeError", f"{type(error).__name__}: {error}", format_traceback(error), pickled=_pickle(error))
+
+
+def rebuild(info: ErrorInfo) -> HeadgateError:
+    """Turn a record back into an error. Opens `pickled`, so call it only where the caller's code runs."""
+    cls = _BY_NAME.get(info.kind, HeadgateError)
+    if cls is UserCodeError:
+        return _rebuild_user_error(info)
+    extra: dict[str, Any] = {"retry_after_s": info.retry_after_s}
+    if issubclass(cls, ReplicaStartError):
+        extra["remote_traceback"] = info.traceback
+    if issubclass(cls, UnavailableError):
+        extra["reason"] = info.reason
+    return cls(info.message, **extra)
+
+
+def format_traceback(error: BaseException) -> str:
+    """The traceback as text, without the frames of Headgate that called user code."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_next is not None and "/headgate/replica/" in frames.tb_frame.f_code.co_filename:
+        frames = frames.tb_next
+    return "".join(traceback_module.format_exception(type(error), error, frames))
+
+
+def _pickle(error: BaseException | None) -> bytes:
+    if error is None:
+        return b""
+    try:
+        data = pickle.dumps(error)
+        pickle.loads(data)
+    except Exception:  # user classes may fail to pickle in any way; the message and traceback still travel
+        return b""
+    return data
+
+
+def _rebuild_user_error(info: ErrorInfo) -> UserCodeError:
+    cause: BaseException | None = None
+    if info.pickled:
+        try:
+            loaded = pickle.loads(info.pickled)
+        except Exception:  # the class may not exist here; the message and traceback still arrive
+            loaded = None
+        cause = loaded if isinstance(loaded, BaseException) else None
+    cls: type[UserCodeError] = UserCodeError
+    if isinstance(cause, Exception):
+        cls = _class_with(type(cause))
+    try:
+        error = cls.__new__(cls)
+        UserCodeError.__init__(error, info.message, remote_traceback=info.traceback, cause=cause)
+    except Exception:  # a user class with a __new__ of its own
+        error = UserCodeError(info.message, remote_traceback=info.traceback, cause=cause)
+    if cause is not None and isinstance(error, type(cause)):
+        for name, value in vars(cause).items():
+            if name not in ("message", "remote_traceback", "cause", "retry_after_s"):
+                error.__dict__[name] = value
+    return error
+
+
+def _class_with(user_class: type[Exception]) -> type[UserCodeError]:
+    try:
+        return type(f"UserCodeError[{user_class.__name__}]", (UserCodeError, user_class), {"__module__": __name__})
+    except TypeError:  # layouts that can't be combined
+        return UserCodeError
