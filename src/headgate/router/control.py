@@ -1,0 +1,203 @@
+"""How does a process stay in touch with the controller, over every restart of it?
+
+A `ControlLink` lives on one event loop. It connects, says hello, hands on what arrives, and connects again whenever the
+connection is lost. Verbs that were not answered are sent again under the same id, which the controller applies once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import uuid
+from collections.abc import Callable
+from typing import cast
+
+from headgate.core import messages
+from headgate.core.messages import Hello, Message, Verb, VerbCall, VerbDone, Welcome
+from headgate.errors import NotRunningError, WireError
+
+FIRST_DELAY_S = 0.01
+LONGEST_DELAY_S = 0.2
+GONE_AFTER_S = 10.0
+"""A controller that can't be reached for so long is taken for gone: what waits for it fails. Connecting goes on."""
+
+
+class ControlLink:
+    """One process's connection with the controller; reconnects until closed; verbs are re-sent under the same id.
+
+    `path` is the controller's Unix socket; `hello` is asked for at each connection, so that it can tell the state of
+    then. `on_message` gets everything but answers to verbs; `on_lost` is called whenever a connection has ended. Both
+    run on the loop.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        hello: Callable[[], Hello],
+        on_message: Callable[[Message], None],
+        on_lost: Callable[[], None] | None = None,
+        *,
+        gone_after_s: float = GONE_AFTER_S,
+    ) -> None:
+        self._path = path
+        self._hello = hello
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._gone_after_s = gone_after_s
+        self._transport: asyncio.WriteTransport | None = None
+        self._welcome: Welcome | None = None
+        self._verbs: dict[str, tuple[VerbCall, asyncio.Future[VerbDone]]] = {}
+        self._waiting: set[asyncio.Future[Welcome]] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._gone = False
+        self._closed = False
+
+    def start(self) -> None:
+        """Begin to connect, on the running loop; returns at once."""
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._stay_connected(), name="headgate control link")
+
+    async def connected(self) -> Welcome:
+        """Wait for a connection and return the controller's welcome.
+
+        Raises `NotRunningError` when the instance's folder is gone, or its controller out of reach for 10 s.
+        """
+        if self._transport is not None and self._welcome is not None:
+            return self._welcome
+        self._refuse_if_over()
+        future: asyncio.Future[Welcome] = self._loop.create_future()
+        self._waiting.add(future)
+        try:
+            return await future
+        finally:
+            self._waiting.discard(future)
+
+    def send(self, message: Message) -> None:
+        """Send a message; dropped where there is no connection, since the next hello tells the state anew."""
+        if self._transport is not None:
+            self._transport.write(messages.encode(message))
+
+    async def call(self, verb: Verb) -> VerbDone:
+        """Send a verb and wait for its end, over reconnects.
+
+        The record returned may hold the verb's error. Raises `NotRunningError` when the instance is gone; whether the
+        verb was applied is then unknown. After a cancellation the verb goes on, and its answer is dropped.
+        """
+        self._refuse_if_over()
+        call = VerbCall(uuid.uuid4().hex, verb)
+        future: asyncio.Future[VerbDone] = self._loop.create_future()
+        self._verbs[call.id] = (call, future)
+        if self._welcome is not None:  # else it goes out with the welcome
+            self.send(call)
+        try:
+            return await future
+        finally:
+            self._verbs.pop(call.id, None)
+
+    async def close(self) -> None:
+        """End the connection and stop reconnecting; whatever still waits raises `NotRunningError`."""
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+        self._fail_waiting("the connection with the instance was closed")
+
+    async def _stay_connected(self) -> None:
+        delay_s = FIRST_DELAY_S
+        lost_at = self._loop.time()
+        while True:
+            connection = _Connection(self)
+            try:
+                await self._loop.create_unix_connection(lambda made=connection: made, self._path)  # type: ignore[misc]  # mypy can't type a lambda with a default
+            except OSError:
+                pass
+            else:
+                try:
+                    await connection.lost
+                finally:
+                    connection.end()
+                if self._welcome is not None:
+                    delay_s, lost_at, self._welcome = FIRST_DELAY_S, self._loop.time(), None
+                if self._on_lost is not None:
+                    self._on_lost()
+            out_of_reach = self._loop.time() - lost_at > self._gone_after_s
+            if out_of_reach or not os.path.exists(os.path.dirname(self._path)):
+                self._gone = True
+                self._fail_waiting("the instance has ended" if not out_of_reach else f"the controller could not be reached for {self._gone_after_s:g} s")
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, LONGEST_DELAY_S)
+
+    def _made(self, transport: asyncio.WriteTransport) -> None:
+        self._transport = transport
+        self.send(self._hello())
+
+    def _lost(self) -> None:
+        self._transport = None
+
+    def _received(self, message: Message) -> None:
+        if isinstance(message, VerbDone):
+            _, pending = self._verbs.get(message.id, (None, None))
+            if pending is not None and not pending.done():
+                pending.set_result(message)
+            return
+        if isinstance(message, Welcome):
+            self._welcome, self._gone = message, False
+            for waiting in self._waiting:
+                if not waiting.done():
+                    waiting.set_result(message)
+            for call, _ in self._verbs.values():
+                self.send(call)
+            return
+        self._on_message(message)
+
+    def _refuse_if_over(self) -> None:
+        if self._closed or self._gone:
+            raise NotRunningError("the instance has ended, or its controller can't be reached; call serve.init() again")
+
+    def _fail_waiting(self, why: str) -> None:
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_exception(NotRunningError(f"{why}; call serve.init() again"))
+        for _, pending in self._verbs.values():
+            if not pending.done():
+                pending.set_exception(NotRunningError(f"{why}; call serve.init() again"))
+
+
+class _Connection(asyncio.Protocol):
+    """One connection of a `ControlLink`; `lost` is done when it has ended."""
+
+    def __init__(self, link: ControlLink) -> None:
+        self._link = link
+        self._decoder = messages.MessageDecoder()
+        self._transport: asyncio.WriteTransport | None = None
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.WriteTransport, transport)  # not asserted: uvloop's has no such base
+        self._link._made(self._transport)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            received = self._decoder.received(data)
+        except WireError:
+            self.end()
+            return
+        for message in received:
+            if self.lost.done():
+                return
+            self._link._received(message)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._link._lost()
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def end(self) -> None:
+        self._link._lost()
+        if self._transport is not None:
+            self._transport.abort()
+        if not self.lost.done():
+            self.lost.set_result(None)
