@@ -1,0 +1,103 @@
+"""How is this project run and proved from a bare clone? `python3 dev.py demo` and `python3 dev.py test`.
+
+Needs nothing but Python 3.11 or newer and a package index: it makes `.venv` beside itself, installs the project there in editable form
+with all its tools, and does so again only when `pyproject.toml` or the Python has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+STAMP = VENV / "headgate-stamp"
+OLDEST = (3, 11)
+
+# What each command runs, in order, from the environment's `bin`; the user's further arguments go to the last.
+COMMANDS = {
+    "demo": ("serve two classifiers of handwritten digits (--check: check and exit)", [["python", "demo/digits.py"]]),
+    "test": ("run the tests; arguments go to pytest", [["python", "-m", "pytest"]]),
+    "lint": ("style and format", [["ruff", "check"], ["ruff", "format", "--check"]]),
+    "types": ("mypy, strict", [["mypy"]]),
+    "imports": ("the layers, and what core/ must not touch", [["lint-imports"]]),
+    "bench": (
+        "start-up and the no-op path, in quick form",
+        [["python", "benchmarks/startup.py"], ["python", "benchmarks/noop.py", "--quick"]],
+    ),
+    "setup": ("only make the environment", []),
+}
+
+
+def main() -> int:
+    """Run one command; returns its exit status."""
+    name, rest = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
+    if name not in COMMANDS:
+        print(__doc__)
+        print("\n".join(f"  python3 dev.py {known:8} {purpose}" for known, (purpose, _) in COMMANDS.items()))
+        return 0 if name in ("-h", "--help") else 2
+    if sys.version_info < OLDEST:
+        return _refuse(f"Python {OLDEST[0]}.{OLDEST[1]} or newer is needed; this is {sys.version.split()[0]} ({sys.executable})")
+    problem = ensure_environment()
+    if problem:
+        return _refuse(problem)
+    os.chdir(ROOT)
+    steps = [[str(VENV / "bin" / program), *arguments] for program, *arguments in COMMANDS[name][1]]
+    for step in steps[:-1]:
+        status = subprocess.run(step, check=False).returncode
+        if status:
+            return status
+    if steps:
+        # The last replaces this process, so that signals and the exit status are its own.
+        sys.stdout.flush()
+        os.execv(steps[-1][0], [*steps[-1], *rest])
+    return 0
+
+
+def ensure_environment() -> str | None:
+    """Make `.venv` match `pyproject.toml`; returns what is wrong where it can't."""
+    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest() + f" {sys.version_info[0]}.{sys.version_info[1]}"
+    if STAMP.exists() and STAMP.read_text() == wanted and _works(PYTHON, "import headgate"):
+        return None
+    began = time.monotonic()
+    if not _works(PYTHON, f"import pip, sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"):
+        try:
+            import ensurepip  # noqa: F401 - Debian ships venv without it, and venv then fails half way
+        except ImportError:
+            major, minor = sys.version_info[:2]
+            return (
+                f"this Python can't make a virtual environment; its venv package is missing: `apt-get install python{major}.{minor}-venv`"
+            )
+        _say(f"making {VENV.name} with Python {sys.version.split()[0]}")
+        made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=False)
+        if made.returncode:
+            return f"`{sys.executable} -m venv {VENV}` failed; its message is above"
+    _say("installing Headgate and its tools (a few minutes the first time)")
+    pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--editable", ".[dev]"]
+    if subprocess.run(pip, cwd=ROOT, check=False).returncode:
+        return "pip could not install the project; its message is above (is a package index within reach?)"
+    STAMP.write_text(wanted)
+    _say(f"ready after {time.monotonic() - began:.0f} s")
+    return None
+
+
+def _works(python: Path, program: str) -> bool:
+    return python.exists() and subprocess.run([str(python), "-c", program], check=False, capture_output=True).returncode == 0
+
+
+def _say(line: str) -> None:
+    print(f"dev: {line}", file=sys.stderr, flush=True)
+
+
+def _refuse(problem: str) -> int:
+    print(f"dev: {problem}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
