@@ -127,24 +127,34 @@ class Engine(Protocol):
         """Wait for a replica that `open` returned as starting; same errors as `start_replica`."""
         ...
 
+    def serving(self) -> None:
+        """The owner says that HTTP answers now: every ingress follows a routing table. Whoever waits for the start goes on."""
+        ...
+
     def connected(self, hello: Hello, peer: Peer) -> bool:
-        """A replica or ingress has opened its control connection. False refuses it: unknown id, or wrong token."""
+        """A replica or ingress has opened its control connection, or opened it again. False refuses it: unknown id, or wrong token."""
         ...
 
     def received(self, id: str, message: Message) -> None:
-        """A message from a replica or ingress."""
+        """A message from a replica or ingress. What isn't the engine's own goes on to `on_message`; unknown ids are dropped."""
         ...
 
     def send(self, id: str, message: Message) -> None:
-        """Send to a replica or ingress, such as `Configure`; dropped where it has ended."""
+        """Send to a replica or ingress, such as `Configure`; kept until it first connects, dropped where it has ended."""
         ...
 
     async def ping(self, id: str) -> Pong:
-        """Ask a sign of life. Never returns for one that is stuck: the caller sets the limit."""
+        """Ask a sign of life. Never returns for one that is stuck: the caller sets the limit.
+
+        Raises `NotFoundError` where it has ended, or ends before it answers.
+        """
         ...
 
     async def stop(self, id: str, grace_s: float) -> None:
-        """Drain, then end it; kill it after `grace_s`. Returns when it has ended. Unknown ids are ended already."""
+        """Drain, then end it; kill it after `grace_s`. Returns when it has ended. Unknown ids are ended already.
+
+        One that is still starting has nothing to drain: it is killed at once, and `start_replica` raises `ReplicaStartError`.
+        """
         ...
 
     async def kill(self, id: str) -> None:
