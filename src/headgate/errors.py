@@ -72,6 +72,12 @@ class BadRequestError(InvalidValueError):
     """An HTTP request that a client must change before it is sent again."""
 
 
+class UnsupportedMediaTypeError(BadRequestError):
+    """`request.json` was read, and the request's content type isn't JSON."""
+
+    status = 415
+
+
 class NotHttpError(HeadgateError, AttributeError):
     """An attribute of an HTTP request was read in a call that came from Python."""
 
@@ -85,6 +91,10 @@ class NotRunningError(HeadgateError, RuntimeError):
 
 class InReplicaError(HeadgateError, RuntimeError):
     """A verb that a replica must not use, or not while its definition is imported or constructed."""
+
+
+class NoCallError(HeadgateError, RuntimeError):
+    """`serve.context` was read outside a call of user code."""
 
 
 class AddressInUseError(HeadgateError, OSError):
