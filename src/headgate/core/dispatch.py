@@ -1,0 +1,401 @@
+"""Which replica gets a request, and when? The decisions of one router for one backend.
+
+A request goes to a replica while the router's window there has room, else into a bounded queue that is served in order.
+The window is what a replica runs at once; where calls are quick, as many more as take about 2 ms, so that frames travel
+together; for batch handlers the running batches and a full one more. Slow calls go to the least loaded replica, so that
+nothing waits behind a busy one while another is free; quick ones fill one replica before they open the next, since
+waking a process costs more than they do.
+
+Whatever makes room (`add_replica`, `set_limits`, `answered`, `returned`, `released`) is followed by `next` until it
+returns None. Between such loops nothing is queued while a replica has room.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import OrderedDict
+from typing import Final, Generic, TypeVar
+
+import msgspec
+
+from headgate.core import wire
+
+Item = TypeVar("Item")
+Id = TypeVar("Id")
+
+AHEAD_S: Final = 0.002
+"""Work that is sent ahead to a replica whose calls are quicker than this."""
+QUICK_S: Final = 0.001
+"""Work that one replica is given before the next is opened."""
+SLOW_S: Final = 0.005
+"""What a call is taken to last, at least, once a replica has given work back because of it."""
+SCANNED: Final = 16
+"""Up to this many replicas are all compared; of more, a drawn few."""
+
+_DRAWN = 4
+_SHORTEST_S = 1e-5  # what a request costs a replica besides user code, so what the quickest call is taken to last
+_GAIN = 0.125  # weight of the newest measurement
+_BAND = 1.25  # the window is computed anew when the mean has moved by this factor
+_RATE_ANSWERS = 8  # fewer don't say how fast the queue moves
+_RATE_S = 5.0  # the rate is that of the last one or two such periods
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What the backend's config says about dispatch; the names are those of `BackendConfig`."""
+
+    concurrency: int
+    max_batch_size: int = 1
+    is_batch: bool = False
+    max_concurrent_queries: int | None = None
+    max_queued_queries: int = 1000
+
+
+class _Replica(Generic[Id]):
+    """What the router knows of one replica."""
+
+    __slots__ = ("draining", "fill", "high_s", "id", "low_s", "mean_s", "others", "others_until", "outstanding", "window")
+
+    def __init__(self, id: Id) -> None:
+        self.id = id
+        self.outstanding = 0  # of this router
+        self.window = 0
+        self.fill = 0  # up to this load it is filled before the next is opened; 0 where calls aren't quick
+        self.mean_s = 0.0  # of recent calls; 0 until the first
+        self.low_s = math.inf  # the window stands while the mean is between the two: never before the first call
+        self.high_s = 0.0
+        self.others = 0  # what other routers had there by its last report …
+        self.others_until = 0.0  # … which is believed until then
+        self.draining = False
+
+
+class Dispatcher(Generic[Item, Id]):
+    """One router's queue, windows and choice of replica for one backend.
+
+    Items are told apart by their hash, so by identity where they define none; a replica's id is any hashable object.
+    `draw` is uniform in [0, 1), `now` a monotonic time in seconds.
+    """
+
+    __slots__ = (
+        "_again",
+        "_again_heap",
+        "_answers",
+        "_filling",
+        "_limits",
+        "_mark_answers",
+        "_mark_at",
+        "_older_answers",
+        "_older_at",
+        "_only",
+        "_queue",
+        "_ready",
+        "_replicas",
+        "_serial",
+        "_waiting",
+    )
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._replicas: dict[Id, _Replica[Id]] = {}
+        self._ready: list[_Replica[Id]] = []
+        # No other replica than this has room (it may be full itself). None: not known, look at all of them.
+        self._only: _Replica[Id] | None = None
+        self._filling: _Replica[Id] | None = None
+        self._queue: OrderedDict[Item, None] = OrderedDict()
+        # Requests that were sent before and go first now, oldest on top; what was withdrawn stays in the heap.
+        self._again: set[Item] = set()
+        self._again_heap: list[tuple[float, int, Item]] = []
+        self._serial = 0
+        self._waiting = 0
+        # Answers in all, and at two moments since which requests have always waited: the rate at which the queue moves.
+        self._answers = 0
+        self._mark_at = self._older_at = 0.0
+        self._mark_answers = self._older_answers = 0
+
+    @property
+    def limits(self) -> Limits:
+        """The limits in force."""
+        return self._limits
+
+    def set_limits(self, limits: Limits) -> None:
+        """Follow changed limits from now on. What is queued beyond a smaller bound stays queued."""
+        self._limits = limits
+        for replica in self._ready:
+            self._resize(replica)
+        self._forget_room()
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait here."""
+        return self._waiting
+
+    @property
+    def full(self) -> bool:
+        """Whether the queue is at its bound, so that a request that can't be sent at once must be refused."""
+        return self._waiting >= self._limits.max_queued_queries
+
+    @property
+    def half_full(self) -> bool:
+        """Whether shadows must not be offered any more."""
+        return self._waiting * 2 >= self._limits.max_queued_queries
+
+    @property
+    def ready(self) -> int:
+        """Replicas that take new requests."""
+        return len(self._ready)
+
+    @property
+    def outstanding(self) -> int:
+        """Requests that are at replicas, those of draining ones included."""
+        return sum(replica.outstanding for replica in self._replicas.values())
+
+    def in_flight(self, id: Id) -> int:
+        """Requests that are at one replica; 0 where it is unknown."""
+        replica = self._replicas.get(id)
+        return replica.outstanding if replica is not None else 0
+
+    def window(self, id: Id) -> int:
+        """How many requests this router may have at one replica; 0 where it is draining or unknown."""
+        replica = self._replicas.get(id)
+        return replica.window if replica is not None else 0
+
+    def add_replica(self, id: Id) -> None:
+        """A replica takes requests; a draining one does so again. No effect where it does already."""
+        replica = self._replicas.get(id)
+        if replica is None:
+            replica = self._replicas[id] = _Replica(id)
+        elif not replica.draining:
+            return
+        replica.draining = False
+        self._ready.append(replica)
+        self._resize(replica)
+        self._forget_room()
+
+    def remove_replica(self, id: Id) -> None:
+        """Nothing new goes to this replica; what is there counts until it is answered. Unknown ids are ignored."""
+        replica = self._replicas.get(id)
+        if replica is None or replica.draining:
+            return
+        replica.draining = True
+        replica.window = replica.fill = 0
+        self._ready.remove(replica)
+        self._forget_room()
+
+    def forget(self, id: Id) -> None:
+        """A replica is gone, with all that was there; `requeue` what it had not started. Unknown ids are ignored."""
+        self.remove_replica(id)
+        self._replicas.pop(id, None)
+
+    def offer(self, item: Item, now: float, draw: float) -> Id | None:
+        """Take a new request: return the replica to send it to now, or None where it was queued.
+
+        It is queued beyond the bound, too: where `full` says so, refuse the request instead of offering it.
+        """
+        if not self._waiting:
+            replica = self._only
+            if replica is None:
+                replica = self._choose(now, draw)
+            if replica is not None and replica.outstanding < replica.window:
+                replica.outstanding += 1
+                return replica.id
+            self._mark_at = self._older_at = now
+            self._mark_answers = self._older_answers = self._answers
+        self._waiting += 1
+        self._queue[item] = None
+        return None
+
+    def next(self, now: float, draw: float) -> tuple[Item, Id] | None:
+        """The request that leaves the queue now, and the replica to send it to; None where nothing waits or all are full."""
+        if not self._waiting:
+            return None
+        replica = self._only
+        if replica is None:
+            replica = self._choose(now, draw)
+        if replica is None or replica.outstanding >= replica.window:
+            return None
+        replica.outstanding += 1
+        self._waiting -= 1
+        if self._again:
+            return self._pop_again(), replica.id
+        return self._queue.popitem(last=False)[0], replica.id
+
+    def answered(self, id: Id, elapsed_s: float, load: int, now: float) -> None:
+        """A replica has answered a request of this router.
+
+        `elapsed_s` is the run time of the call of user code (a batch's for each of its members), `load` what the replica
+        has left, over all routers.
+        """
+        replica = self._replicas[id]
+        own = replica.outstanding = replica.outstanding - 1
+        mean_s = replica.mean_s
+        mean_s += (elapsed_s - mean_s) * _GAIN
+        if replica.low_s < mean_s < replica.high_s:
+            replica.mean_s = mean_s
+        else:
+            replica.mean_s = max(mean_s if replica.mean_s else elapsed_s, _SHORTEST_S)
+            self._resize(replica)
+        if load > own:
+            others = replica.others = load - own
+            replica.others_until = now + others * mean_s
+        else:
+            replica.others = 0
+        self._answers += 1
+        only = self._only
+        if only is not replica and only is not None:
+            self._note_room(replica, only)
+
+    def returned(self, id: Id, load: int, now: float) -> None:
+        """A replica has given a request back unstarted, because its current call is slow; `requeue` it, then ask `next`.
+
+        The window there falls to what the replica runs at once. So that requests don't go back and forth, a replica gives
+        back at most once in each call of user code, not what arrives later.
+        """
+        replica = self._replicas[id]
+        replica.mean_s = max(replica.mean_s, SLOW_S)
+        self.released(id, load, now)
+        self._resize(replica)
+        replica.low_s = math.inf  # so that the next answer sets the window anew
+        limits = self._limits
+        if limits.is_batch:
+            # What the replica kept is its next batch, and may be all that fits into it.
+            replica.window = min(replica.window, max(replica.outstanding, limits.max_batch_size))
+
+    def released(self, id: Id, load: int, now: float) -> None:
+        """A request is off a replica without having run: cancelled, too late, or refused there. Nothing was measured."""
+        replica = self._replicas[id]
+        replica.outstanding -= 1
+        replica.others = max(0, load - replica.outstanding)
+        replica.others_until = now + replica.others * replica.mean_s
+        only = self._only
+        if only is not replica and only is not None:
+            self._note_room(replica, only)
+
+    def requeue(self, item: Item, admitted_at: float, now: float) -> None:
+        """Queue a request that a replica had but did not start: before all new ones, in order of age, also beyond the bound."""
+        if not self._waiting:
+            self._mark_at = self._older_at = now
+            self._mark_answers = self._older_answers = self._answers
+        self._waiting += 1
+        self._serial += 1
+        self._again.add(item)
+        heapq.heappush(self._again_heap, (admitted_at, self._serial, item))
+
+    def withdraw(self, item: Item) -> bool:
+        """Take a request out of the queue, since it was cancelled or its time is up; False where it isn't queued."""
+        if item in self._queue:
+            del self._queue[item]
+        elif item in self._again:
+            self._again.remove(item)
+        else:
+            return False
+        self._waiting -= 1
+        return True
+
+    def drain(self) -> list[Item]:
+        """Take everything out of the queue, in the order in which it would have left."""
+        again = [item for _, _, item in sorted(self._again_heap, key=lambda entry: entry[:2]) if item in self._again]
+        items = [*again, *self._queue]
+        self._again.clear()
+        self._again_heap.clear()
+        self._queue.clear()
+        self._waiting = 0
+        return items
+
+    def wait_estimate_s(self, now: float) -> float | None:
+        """How long a request that is queued now would wait, from the queue and the recent rate; None: not known yet.
+
+        The rate is the measured one where requests have waited for a while; else what the replicas can do at best, so
+        that nothing is refused for want of recent traffic.
+        """
+        if now - self._mark_at > _RATE_S:
+            self._older_at, self._older_answers = self._mark_at, self._mark_answers
+            self._mark_at, self._mark_answers = now, self._answers
+        answers, span_s = self._answers - self._older_answers, now - self._older_at
+        if self._waiting and answers >= _RATE_ANSWERS and span_s > 0:
+            return (self._waiting + 1) * span_s / answers
+        limits = self._limits
+        calls = limits.concurrency * (limits.max_batch_size if limits.is_batch else 1)
+        rate = sum(calls / replica.mean_s for replica in self._ready if replica.mean_s)
+        return (self._waiting + 1) / rate if rate else None
+
+    def _choose(self, now: float, draw: float) -> _Replica[Id] | None:
+        """A replica with room, or None."""
+        filling = self._filling
+        if filling is not None and filling.outstanding + filling.others < filling.fill:
+            return filling
+        ready = self._ready
+        count = len(ready)
+        start = int(draw * count)
+        if count > SCANNED:
+            few = []
+            for _ in range(_DRAWN):
+                few.append(ready[start])
+                draw = draw * count - start  # the digits that have not been used
+                start = int(draw * count)
+            best = self._best(few, now)
+            if best is not None:
+                return best
+        # From a drawn start, so that among equals each has its turn.
+        best = self._best(ready[start:] + ready[:start], now)
+        if best is None and ready:
+            self._only = ready[0]
+        return best
+
+    def _best(self, replicas: list[_Replica[Id]], now: float) -> _Replica[Id] | None:
+        """Of quick replicas that aren't filled yet the fullest; of others that have room the least loaded."""
+        best: _Replica[Id] | None = None
+        best_load = 0
+        quick: _Replica[Id] | None = None
+        quick_load = -1
+        for replica in replicas:
+            load = replica.outstanding
+            if load < replica.window:
+                if replica.others and replica.others_until > now:
+                    load += replica.others
+                if load < replica.fill:
+                    if load > quick_load:
+                        quick, quick_load = replica, load
+                elif best is None or load < best_load:
+                    best, best_load = replica, load
+        if quick is not None:
+            self._filling = quick
+            return quick
+        return best
+
+    def _resize(self, replica: _Replica[Id]) -> None:
+        """Compute window and fill from the limits and the mean run time."""
+        if replica.draining:
+            return
+        limits = self._limits
+        mean_s = replica.mean_s
+        window = limits.concurrency
+        fill = 0
+        if limits.is_batch:
+            window = limits.max_batch_size * (limits.concurrency + 1)
+        elif mean_s:
+            window += int(AHEAD_S / mean_s)
+            if mean_s < QUICK_S:
+                fill = 1 + int(QUICK_S / mean_s)
+        if mean_s:
+            replica.low_s = mean_s / _BAND if mean_s > _SHORTEST_S else -1.0
+            replica.high_s = mean_s * _BAND
+        replica.window = min(window, limits.max_concurrent_queries or wire.PLACES, wire.PLACES)
+        replica.fill = min(fill, replica.window)
+
+    def _note_room(self, replica: _Replica[Id], only: _Replica[Id]) -> None:
+        """`replica` may have room now, besides `only`."""
+        if only.outstanding >= only.window:
+            self._only = replica
+        elif replica.outstanding < replica.window:
+            self._only = None
+
+    def _forget_room(self) -> None:
+        self._only = self._ready[0] if len(self._ready) == 1 else None
+        self._filling = None
+
+    def _pop_again(self) -> Item:
+        while True:
+            item = heapq.heappop(self._again_heap)[2]
+            if item in self._again:
+                self._again.remove(item)
+                return item
