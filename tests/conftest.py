@@ -1,0 +1,94 @@
+"""What does every test get? A runtime folder of the session's own, a check that nothing is left behind, and instances to use."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.leaks import RUNTIME_VARIABLE, Held, processes, stacks_of
+from tests.support import wait_until
+
+if TYPE_CHECKING:
+    from headgate.serve import Instance
+
+# Short, because paths of Unix sockets are; set before anything is started, so that all that tests start inherits it.
+RUNTIME_DIR = tempfile.mkdtemp(prefix="hg-", dir="/tmp")
+os.environ[RUNTIME_VARIABLE] = RUNTIME_DIR
+
+# What ends by itself just after the test is not a leak.
+SETTLE_S = 3.0
+
+
+def pytest_unconfigure() -> None:
+    """Remove what the tests have left behind, each of which has failed for it."""
+    for pid in processes():
+        os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(RUNTIME_DIR, ignore_errors=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the stacks of the processes that a test has started, when it fails by its time limit."""
+    report = yield
+    if call.excinfo is not None and call.excinfo.typename == "Failed" and "Timeout" in str(call.excinfo.value):
+        for pid, command in sorted(processes().items()):
+            report.sections.append((f"process {pid}: {command[:100]}", stacks_of(pid)))
+    return report
+
+
+def _check_nothing_left(before: Held, scope: str) -> None:
+    left = Held.now().more_than(before)
+    if not left:
+        return
+
+    def settled() -> bool:
+        nonlocal left
+        gc.collect()
+        left = Held.now().more_than(before)
+        return not left
+
+    try:
+        wait_until(settled, SETTLE_S)
+    except AssertionError:
+        pytest.fail(f"this {scope} has left behind:\n  " + "\n  ".join(sorted(left)), pytrace=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_left_by_module() -> Iterator[None]:
+    before = Held.now()
+    yield
+    _check_nothing_left(before, "module")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_by_test(_nothing_left_by_module: None) -> Iterator[None]:
+    before = Held.now()
+    yield
+    # Within an instance that the module shares, what a test has created is the module's to end.
+    if not before.processes:
+        _check_nothing_left(before, "test")
+
+
+@pytest.fixture
+def instance() -> Iterator[Instance]:
+    """An instance of the test's own, on a free port, with the resources that the contract's examples take."""
+    from headgate import serve
+
+    with serve.init(http_port=0, resources={"CPU": 4, "GPU": 1}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shared_instance(_nothing_left_by_module: None, request: pytest.FixtureRequest) -> Iterator[Instance]:
+    """An instance that the tests of a module share: give backends and endpoints names that no other test uses."""
+    from headgate import serve
+
+    with serve.init(f"shared-{request.module.__name__}", http_port=0, resources={"CPU": 4, "GPU": 1}) as running:
+        yield running

@@ -1,0 +1,31 @@
+"""What do tests share? Waiting for a condition with a deadline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def wait_until(condition: Callable[[], T], timeout_s: float = 5.0, what: str = "") -> T:
+    """Call `condition` until it returns something true, and return that; fail the test after `timeout_s`.
+
+    An AssertionError that it raises counts as "not yet", so that it can be written with asserts; the last one is shown.
+    """
+    deadline = time.monotonic() + timeout_s
+    pause_s = 0.001
+    while True:
+        failure: AssertionError | None = None
+        try:
+            value = condition()
+            if value:
+                return value
+        except AssertionError as error:
+            failure = error
+        if time.monotonic() > deadline:
+            name = what or getattr(condition, "__name__", "condition")
+            raise AssertionError(f"{name}: not within {timeout_s:g} s") from failure
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 2, 0.05)
