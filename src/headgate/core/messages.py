@@ -311,11 +311,14 @@ class Applied(msgspec.Struct, frozen=True, tag="applied"):
 
 
 class Idle(msgspec.Struct, frozen=True, tag="idle"):
-    """A router has nothing left of what the table of this version no longer has (or never had)."""
+    """A router has nothing left of what the table of this version no longer has, except for these, which it still serves.
+
+    Sent after each `Applied`, and whenever the exceptions have become fewer.
+    """
 
     version: int
-    endpoints: tuple[str, ...] = ()
-    backends: tuple[str, ...] = ()
+    except_endpoints: tuple[str, ...] = ()
+    except_backends: tuple[str, ...] = ()
 
 
 class ReplicaReady(msgspec.Struct, frozen=True, tag="replica_ready"):
