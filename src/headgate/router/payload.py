@@ -1,0 +1,108 @@
+"""How do Python arguments and answers become bytes, and back?
+
+Pickle, protocol 5, with the buffers of large arrays beside it, so that they are copied once by the sender, who may change
+them as soon as `dump` has returned, and not at all by the receiver. A payload is
+
+    count        u32   buffers that stand beside the pickle
+    if count is 0:     the pickle, to the end
+    otherwise:
+    reserved     u32
+    sizes        u64   of the pickle, then of each buffer
+    pickle, buffers    each padded to a multiple of 8 bytes
+
+all little-endian.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from typing import Any, Final
+
+from headgate.errors import EncodeError, WireError
+from headgate.router import byvalue
+
+_PLAIN: Final = b"\0\0\0\0"
+_COUNT = struct.Struct("<I")
+_IN_BAND_BYTES = 1024
+"""Buffers smaller than this go into the pickle: their bookkeeping would cost more than the copy."""
+_PADDING = b"\0" * 8
+
+
+def dump(value: object) -> list[bytes]:
+    """Turn `value` into the parts of a payload, to be sent one after the other. They don't change with `value` afterwards.
+
+    Classes and functions that can't be imported elsewhere, such as those of `__main__`, go by value.
+    Raises `EncodeError` that names what can't be pickled.
+    """
+    buffers: list[pickle.PickleBuffer] = []
+
+    def keep(buffer: pickle.PickleBuffer) -> bool:
+        if len(buffer.raw()) < _IN_BAND_BYTES:
+            return True
+        buffers.append(buffer)
+        return False
+
+    try:
+        data = pickle.dumps(value, 5, buffer_callback=keep)
+        by_value = b"__main__" in data
+    except Exception:  # noqa: BLE001 - classes may fail to pickle in any way; most of them go by value
+        by_value = True
+    if by_value:
+        # A reference to a class of `__main__` would name another module in the process that opens it.
+        buffers.clear()
+        try:
+            data = byvalue.dumps(value, keep)
+        except Exception as error:
+            raise EncodeError(f"{culprit(value)} can't be sent to another process: {type(error).__name__}: {error}") from error
+    if not buffers:
+        return [_PLAIN + data]
+    views = [buffer.raw() for buffer in buffers]
+    sizes = [len(data), *map(len, views)]
+    parts: list[Any] = [struct.pack(f"<II{len(sizes)}Q", len(views), 0, *sizes)]
+    for part in (data, *views):
+        parts.append(part)
+        parts.append(_PADDING[: -len(part) % 8])
+    return [b"".join(parts)]
+
+
+def load(data: bytes | bytearray) -> Any:
+    """Open a payload. It runs code that the sender chose, so do so only inside the call.
+
+    Arrays can be written to. Over a bytearray they are views of it: it lives as long as any of them, and belongs to them.
+    Raises `WireError` where the payload is cut, and whatever the pickle raises.
+    """
+    if data[:4] == _PLAIN:
+        return pickle.loads(memoryview(data)[4:])
+    if len(data) < 16:
+        raise WireError(f"not a payload: {len(data)} bytes")
+    if isinstance(data, bytes):
+        data = bytearray(data)  # small ones arrive like this; arrays over bytes could not be written to
+    (count,) = _COUNT.unpack_from(data)
+    at = 8 + 8 * (count + 1)
+    if at > len(data):
+        raise WireError(f"not a payload: {count} buffers in {len(data)} bytes")
+    view = memoryview(data)
+    pieces: list[memoryview] = []
+    for size in struct.unpack_from(f"<{count + 1}Q", data, 8):
+        if size > len(data) - at:
+            raise WireError(f"not a payload: a part of {size} bytes at {at}, of {len(data)} in all")
+        pieces.append(view[at : at + size])
+        at += size + -size % 8
+    return pickle.loads(pieces[0], buffers=pieces[1:])
+
+
+def culprit(value: object, name: str = "") -> str:
+    """Name the innermost part of `value` that can't be pickled, for the message of an error."""
+    children: list[tuple[str, object]] = []
+    if type(value) in (list, tuple):
+        children = [(f"{name}[{index}]", item) for index, item in enumerate(value)]  # type: ignore[var-annotated, arg-type]  # checked above
+    elif type(value) is dict:
+        children = [(f"{name}[{key!r}]", item) for key, item in value.items()]
+    for child_name, child in children:
+        try:
+            byvalue.dumps(child)
+        except Exception:  # noqa: BLE001 - whatever it raises, this is the part to name
+            return culprit(child, child_name)
+    kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    return f"{name} (of type {kind})" if name else f"an object of type {kind}"
