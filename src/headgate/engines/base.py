@@ -53,6 +53,7 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     control_path: str
     instance: str
     debug: bool = False
+    generation: int = 0  # which version of the backend's code it runs: tells a new controller whether it is still wanted
     gpus: tuple[str, ...] = ()  # filled in by the engine: the devices it gave
 
 
