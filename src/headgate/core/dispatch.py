@@ -301,6 +301,14 @@ class Dispatcher(Generic[Item, Id]):
         self._waiting = 0
         return items
 
+    def drain(self) -> list[Item]:
+        """Take all that waits out of the queue, in the order in which it would have left."""
+        waiting = [self._pop_again() for _ in range(len(self._again))]
+        waiting += self._queue
+        self._queue.clear()
+        self._waiting = 0
+        return waiting
+
     def wait_estimate_s(self, now: float) -> float | None:
         """How long a request that is queued now would wait, from the queue and the recent rate; None: not known yet.
 
