@@ -292,16 +292,6 @@ class Dispatcher(Generic[Item, Id]):
         return True
 
     def drain(self) -> list[Item]:
-        """Take everything out of the queue, in the order in which it would have left."""
-        again = [item for _, _, item in sorted(self._again_heap, key=lambda entry: entry[:2]) if item in self._again]
-        items = [*again, *self._queue]
-        self._again.clear()
-        self._again_heap.clear()
-        self._queue.clear()
-        self._waiting = 0
-        return items
-
-    def drain(self) -> list[Item]:
         """Take all that waits out of the queue, in the order in which it would have left."""
         waiting = [self._pop_again() for _ in range(len(self._again))]
         waiting += self._queue
