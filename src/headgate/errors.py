@@ -155,6 +155,13 @@ class DeadlineExceededError(HeadgateError, TimeoutError):
     retry = True
 
 
+class ReplyTimeoutError(HeadgateError, TimeoutError):
+    """`result(timeout_s)` or `serve.get` has waited that long; the call runs on, and its reply can be asked again."""
+
+    status = 504
+    retry = True
+
+
 class ReplicaDiedError(HeadgateError, ConnectionError):
     """The replica died while it ran the request; whether its effects took place is unknown."""
 

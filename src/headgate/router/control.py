@@ -27,8 +27,8 @@ class ControlLink:
     """One process's connection with the controller; reconnects until closed; verbs are re-sent under the same id.
 
     `path` is the controller's Unix socket; `hello` is asked for at each connection, so that it can tell the state of
-    then. `on_message` gets everything but answers to verbs; `on_lost` is called whenever a connection has ended. Both
-    run on the loop.
+    then. `on_message` gets everything but answers to verbs and welcomes; `on_lost` is called whenever a connection has
+    ended; `on_gone` when the instance's folder is gone, or the controller out of reach for 10 s. All run on the loop.
     """
 
     def __init__(
@@ -38,12 +38,14 @@ class ControlLink:
         on_message: Callable[[Message], None],
         on_lost: Callable[[], None] | None = None,
         *,
+        on_gone: Callable[[], None] | None = None,
         gone_after_s: float = GONE_AFTER_S,
     ) -> None:
         self._path = path
         self._hello = hello
         self._on_message = on_message
         self._on_lost = on_lost
+        self._on_gone = on_gone
         self._gone_after_s = gone_after_s
         self._transport: asyncio.WriteTransport | None = None
         self._welcome: Welcome | None = None
@@ -105,6 +107,15 @@ class ControlLink:
             self._task = None
         self._fail_waiting("the connection with the instance was closed")
 
+    def forked(self) -> None:
+        """Called in a forked child: let go of its copy of the socket, so that the controller sees the parent's end."""
+        if self._transport is None:
+            return
+        # The number stays taken, so that nothing which still believes in the socket can close another file.
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, self._transport.get_extra_info("socket").fileno(), inheritable=False)
+        os.close(null)
+
     async def _stay_connected(self) -> None:
         delay_s = FIRST_DELAY_S
         lost_at = self._loop.time()
@@ -126,7 +137,10 @@ class ControlLink:
             out_of_reach = self._loop.time() - lost_at > self._gone_after_s
             if out_of_reach or not os.path.exists(os.path.dirname(self._path)):
                 self._gone = True
-                self._fail_waiting("the instance has ended" if not out_of_reach else f"the controller could not be reached for {self._gone_after_s:g} s")
+                if self._on_gone is not None:
+                    self._on_gone()
+                why = f"the controller could not be reached for {self._gone_after_s:g} s" if out_of_reach else "the instance has ended"
+                self._fail_waiting(why)
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, LONGEST_DELAY_S)
 

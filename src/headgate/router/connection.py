@@ -1,0 +1,438 @@
+"""How does this process reach an instance, from any of its threads?
+
+A `Connection` keeps one daemon thread with an event loop. On it live the control link for verbs and, once a handle is
+wanted, a second control link that brings routing tables, and the router that follows them. Verbs block the calling
+thread; calls of handles are handed over through a queue that wakes the loop once for many of them.
+
+A fork takes nothing of this along but the memory: a child is told to connect anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import importlib
+import os
+import secrets
+import sys
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Coroutine
+from types import FrameType
+from typing import Any, TypeVar
+
+from headgate.core import messages
+from headgate.core.messages import Count, Counted, Hello, Message, RoutingTable, Verb, Welcome
+from headgate.errors import ErrorInfo, HeadgateError, NotRunningError, rebuild
+from headgate.router.call import Call
+from headgate.router.control import ControlLink
+from headgate.router.router import Router
+
+T = TypeVar("T")
+
+_JOIN_S = 5.0
+"""The loop's thread ends in milliseconds; more than this means that it is stuck, and a daemon thread may be left."""
+
+_FORKED = "this process was forked after serve.init(); call serve.init() again in it"
+
+
+class Connection:
+    """One instance, as seen from this process. Nothing runs before it is first used."""
+
+    def __init__(self, name: str, folder: str, *, replica: str = "", backend: str = "") -> None:
+        self.name = name
+        self.folder = folder
+        self.replica = replica  # set inside a replica, as are …
+        self.backend = backend
+        self.constructing = False  # inside a replica whose definition is being imported or constructed
+        self.id = f"{replica or 'c'}{os.getpid()}-{secrets.token_hex(3)}"
+        self.over = ""  # why nothing can be done through it any more
+        self.users = 0
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._links: list[ControlLink] = []
+        self._control: ControlLink | None = None
+        self._routes: ControlLink | None = None
+        self._router: Router | None = None
+        self._changed: asyncio.Event | None = None  # set by the first routing table, and when the instance is gone
+        self._routed = False
+        self._inbox: deque[Call | tuple[str, Call, int]] = deque()
+        self._scheduled = False
+        self._early: list[Call] = []  # calls that wait for the first routing table
+
+    # Verbs.
+
+    def verb(self, verb: Verb) -> bytes:
+        """Have the controller apply a verb, wait for its end, and return its result as msgpack.
+
+        Raises the verb's error; `NotRunningError` when the instance is gone, or its controller out of reach for 10 s.
+        Where the wait is interrupted, as by Ctrl-C, the verb goes on.
+        """
+        done = self._wait(self._call(verb))
+        for text in done.warnings:
+            warnings.warn(text, RuntimeWarning, stacklevel=_frames_to_the_caller())
+        if done.error is not None:
+            raise rebuild(done.error)
+        return done.result
+
+    def welcome(self) -> Welcome:
+        """Wait until the controller has been reached, and return what it said of the instance."""
+        return self._wait(self._connected())
+
+    # Calls of handles.
+
+    def submit(self, call: Call) -> None:
+        """Hand a call to the router; never blocks. Raises `NotRunningError` where this connection is over."""
+        if self._routes is None:
+            self._open_routes()
+        self._post(call)
+
+    def cancel(self, call: Call) -> None:
+        """Give a call up; it ends with `RequestCancelledError` unless it has ended."""
+        self._post(("cancel", call, 0))
+
+    def credit(self, call: Call, count_bytes: int) -> None:
+        """The reader of this call's stream has taken that many bytes."""
+        self._post(("credit", call, count_bytes))
+
+    def wait_for_routes(self) -> None:
+        """Wait for the first routing table, so that the first call finds its way at once."""
+        self._open_routes()
+        self._wait(self._first_table())
+
+    def forbid_waiting(self) -> None:
+        """Raise where waiting would never end: in a forked child, and in the thread that all answers come through."""
+        if self.over is _FORKED:
+            raise NotRunningError(_FORKED)
+        if self._thread is not None and threading.get_ident() == self._thread.ident:
+            raise HeadgateError(f"the thread {self._thread.name!r} carries all answers; waiting for one in it would never end")
+
+    # Life.
+
+    def close(self) -> None:
+        """End links, loop and thread; what still waits fails. Can be called again."""
+        with self._lock:
+            self.over = self.over or "this process has disconnected from it, or shut it down; call serve.init() again"
+            loop, thread = self._loop, self._thread
+            self._loop = None
+        _forget(self)
+        if loop is not None and thread is not None and thread.ident != threading.get_ident():
+            try:
+                asyncio.run_coroutine_threadsafe(self._end(), loop)
+            except RuntimeError:  # it ended by itself
+                pass
+            thread.join(_JOIN_S)
+        self._fail_all()
+
+    def forked(self) -> None:
+        """This is a child of the process that made the connection: leave its sockets alone, and refuse everything."""
+        self.over = _FORKED
+        self._lock = threading.Lock()
+        self._loop = self._thread = None
+        for link in self._links:
+            link.forked()
+
+    # On any thread.
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        loop = self._loop
+        if loop is not None:
+            return loop
+        with self._lock:
+            if self.over:
+                raise NotRunningError(f"instance {self.name!r}: {self.over}" if self.over is not _FORKED else _FORKED)
+            if self._loop is None:
+                import uvloop
+
+                self._loop = uvloop.new_event_loop()
+                self._thread = threading.Thread(target=_run, args=(self._loop,), name=f"headgate-{self.name}", daemon=True)
+                self._thread.start()
+            return self._loop
+
+    def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        try:
+            self.forbid_waiting()
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
+        except BaseException as error:
+            coroutine.close()
+            if isinstance(error, RuntimeError) and not isinstance(error, HeadgateError):  # the loop was closed just now
+                raise NotRunningError(f"instance {self.name!r}: {self.over}") from None
+            raise
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _open_routes(self) -> None:
+        loop = self._running_loop()
+        with self._lock:
+            if self._routes is not None:
+                return
+            link = ControlLink(f"{self.folder}/control.sock", lambda: self._hello(routes=True), self._received, on_gone=self._routes_gone)
+            self._links.append(link)
+            try:
+                loop.call_soon_threadsafe(self._start_router, link)
+            except RuntimeError:  # closed just now
+                raise NotRunningError(f"instance {self.name!r}: {self.over}") from None
+            self._routes = link  # after its start is on its way, so that whoever sees it comes later
+
+    def _post(self, item: Call | tuple[str, Call, int]) -> None:
+        # The flag is cleared before the inbox is emptied, so what is added to it later finds the flag down and wakes the loop.
+        self._inbox.append(item)
+        if not self._scheduled:
+            self._scheduled = True
+            try:
+                self._running_loop().call_soon_threadsafe(self._empty_inbox)
+            except RuntimeError:  # over, or closed just now; NotRunningError is one too
+                self._scheduled = False
+                self._fail_all()
+        elif self.over:
+            self._fail_all()
+
+    def _fail_all(self) -> None:
+        """End what will never be looked at again."""
+        error = ErrorInfo("NotRunningError", f"instance {self.name!r}: {self.over}")
+        with contextlib.suppress(IndexError):
+            while True:
+                item = self._inbox.popleft()
+                if isinstance(item, Call):
+                    item.failed(error)
+        early, self._early = self._early, []
+        for call in early:
+            call.failed(error)
+
+    # On the loop.
+
+    async def _call(self, verb: Verb) -> messages.VerbDone:
+        return await self._open_control().call(verb)
+
+    async def _connected(self) -> Welcome:
+        return await self._open_control().connected()
+
+    def _open_control(self) -> ControlLink:
+        if self._control is None:
+            self._control = ControlLink(f"{self.folder}/control.sock", lambda: self._hello(routes=False), lambda message: None)
+            self._links.append(self._control)
+            self._control.start()
+        return self._control
+
+    def _hello(self, *, routes: bool) -> Hello:
+        return Hello(messages.PROTOCOL, "client", self.id if routes else f"{self.id}-v", os.getpid(), routes=routes)
+
+    def _start_router(self, link: ControlLink) -> None:
+        self._changed = asyncio.Event()
+        self._router = Router(self.id, self.folder, link.send)
+        link.start()
+
+    async def _first_table(self) -> None:
+        assert self._routes is not None
+        assert self._changed is not None
+        await self._routes.connected()
+        await self._changed.wait()
+        if not self._routed:
+            raise NotRunningError(self._gone())
+
+    def _received(self, message: Message) -> None:
+        assert self._router is not None
+        assert self._routes is not None
+        assert self._changed is not None
+        if isinstance(message, RoutingTable):
+            self._router.apply(message)
+            self._routed = True
+            self._changed.set()
+            early, self._early = self._early, []
+            for call in early:
+                self._router.submit(call)
+        elif isinstance(message, Count):
+            self._routes.send(Counted(message.number, self._router.counters()))
+
+    def _routes_gone(self) -> None:
+        assert self._changed is not None
+        self._changed.set()
+        error = ErrorInfo("NotRunningError", self._gone())
+        early, self._early = self._early, []
+        for call in early:
+            call.failed(error)
+
+    def _gone(self) -> str:
+        return f"instance {self.name!r} has ended, or its controller can't be reached; call serve.init() again"
+
+    def _empty_inbox(self) -> None:
+        self._scheduled = False
+        inbox = self._inbox
+        router, routed = self._router, self._routed
+        assert router is not None
+        for _ in range(len(inbox)):
+            item = inbox.popleft()
+            if isinstance(item, Call):
+                if routed:
+                    router.submit(item)
+                else:
+                    self._early.append(item)
+                continue
+            what, call, count_bytes = item
+            if what == "credit":
+                router.credit(call, count_bytes)
+            else:
+                self._cancel(call, router)
+
+    def _cancel(self, call: Call, router: Router) -> None:
+        if call in self._early:
+            self._early.remove(call)
+        else:
+            router.cancel(call)
+        call.failed(ErrorInfo("RequestCancelledError", f"the call to endpoint {call.endpoint!r} was cancelled by its caller"))
+
+    async def _end(self) -> None:
+        if self._router is not None:
+            await self._router.close(0)
+        for link in self._links:
+            await link.close()
+        await asyncio.sleep(0)  # transports end in the next turn of the loop
+        asyncio.get_running_loop().stop()
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+def _frames_to_the_caller() -> int:
+    """How far up the stack user code is, so that a warning names a line of it."""
+    depth = 1
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("headgate."):
+        depth += 1
+        frame = frame.f_back
+    return depth
+
+
+# The connections of this process.
+
+locate: Callable[[str], str | None] | None = None
+"""Finds the folder of the running instance of a name. Set by `headgate.serve`, which knows the engines."""
+
+_guard = threading.Lock()
+_all: set[Connection] = set()
+_connections: dict[str, Connection] = {}  # the latest of each name
+_disconnected: set[str] = set()  # names that this process has left on purpose: a handle doesn't bring them back
+_adopted: Connection | None = None
+_child_of: set[str] = set()  # names whose connections stayed with the parent process
+
+
+def open_to(name: str, folder: str) -> Connection:
+    """The connection of this process with the instance of that name; one user more of it. Pair it with `release`."""
+    with _guard:
+        connection = _connections.get(name)
+        if connection is None or connection.over or connection.folder != folder:
+            connection = _add(name, folder)
+        _disconnected.discard(name)
+        _child_of.discard(name)
+        connection.users += 1
+        return connection
+
+
+def release(connection: Connection) -> None:
+    """One user less; the last one closes it."""
+    with _guard:
+        connection.users -= 1
+        last = connection.users <= 0
+        if last:
+            _disconnected.add(connection.name)
+    if last:
+        connection.close()
+
+
+def of(name: str) -> Connection:
+    """The connection that handles of that instance use; made where there is none yet, as after unpickling.
+
+    Raises `NotRunningError` where no such instance runs, or where this process has disconnected from it.
+    """
+    connection = _connections.get(name)
+    if connection is not None and not connection.over:
+        return connection
+    if _adopted is not None and _adopted.name == name:
+        return _adopted
+    if name in _child_of:
+        raise NotRunningError(_FORKED)
+    folder = _find(name)
+    if folder is None:
+        why = "is not running, or this process has disconnected from it"
+        raise NotRunningError(f"instance {name!r} {why}; call serve.init({name!r}) first")
+    with _guard:
+        connection = _connections.get(name)
+        if connection is None or connection.over:
+            connection = _add(name, folder)
+        return connection
+
+
+def _find(name: str) -> str | None:
+    if name in _disconnected:
+        return None
+    if locate is None:
+        importlib.import_module("headgate.serve")
+    assert locate is not None
+    return locate(name)
+
+
+def _add(name: str, folder: str) -> Connection:
+    connection = _connections[name] = Connection(name, folder)
+    _all.add(connection)
+    return connection
+
+
+def adopt_process(folder: str, name: str, replica: str, backend: str) -> Connection:
+    """This process is a replica of that instance: verbs and handles in it act on the instance. Connects on first use.
+
+    `constructing` of the connection is True from here on, until `constructed` is called.
+    """
+    global _adopted
+    _adopted = Connection(name, folder, replica=replica, backend=backend)
+    _adopted.constructing = True
+    return _adopted
+
+
+def constructed() -> None:
+    """The replica's definition has been constructed: verbs that change state are allowed from now on."""
+    if _adopted is not None:
+        _adopted.constructing = False
+
+
+def adopted() -> Connection | None:
+    """The connection of the replica that this process is; None elsewhere."""
+    return _adopted
+
+
+def _forget(connection: Connection) -> None:
+    with _guard:
+        _all.discard(connection)
+        if _connections.get(connection.name) is connection:
+            del _connections[connection.name]
+
+
+def _after_fork() -> None:
+    global _guard, _adopted
+    _guard = threading.Lock()
+    for connection in [*_all, *([_adopted] if _adopted is not None else [])]:
+        _child_of.add(connection.name)
+        connection.forked()
+    _all.clear()
+    _connections.clear()
+    _adopted = None
+
+
+def _close_all() -> None:
+    for connection in list(_all):
+        connection.close()
+    if _adopted is not None:
+        _adopted.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_close_all)

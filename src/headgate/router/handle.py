@@ -1,0 +1,411 @@
+"""How does Python code call an endpoint, and get its answer in whichever thread or event loop it waits?
+
+`Handle.remote` makes a call and posts it to the connection's thread; nothing else happens in the caller's. The answer is set
+there, as it came; whoever waits is woken, and opens the answer in the thread that asked for it.
+"""
+
+from __future__ import annotations
+
+import _thread
+import asyncio
+import itertools
+import math
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from headgate.errors import ErrorInfo, InvalidTypeError, InvalidValueError, ReplyTimeoutError, rebuild
+from headgate.router import connection as connections
+from headgate.router import payload
+from headgate.router.call import Call
+from headgate.router.context import current_deadline
+
+if TYPE_CHECKING:
+    from headgate.core import wire
+    from headgate.router.connection import Connection
+
+_PUBLIC: Final = "headgate.serve"
+"""Where users find these classes, and where pickles refer to."""
+
+_ids = partial(next, itertools.count(1))
+
+
+class Handle:
+    """Calls an endpoint from Python: `handle.remote(*args, **kwargs)`.
+
+    Get one by `serve.get_handle`. Handles can be kept, shared between threads and event loops, used inside backends, and
+    pickled: a pickle holds the names of the instance and the endpoint, and what was given to `options`.
+    """
+
+    __module__ = _PUBLIC
+    __slots__ = ("_connection", "_endpoint", "_instance", "_method", "_prefix", "_shard_key", "_timeout_s")
+
+    def __init__(
+        self, instance: str, endpoint: str, method_name: str | None = None, shard_key: str | None = None, timeout_s: float | None = None
+    ) -> None:
+        self._instance = instance
+        self._endpoint = endpoint
+        self._method = method_name
+        self._shard_key = shard_key
+        self._timeout_s = timeout_s
+        self._connection: Connection | None = None
+        self._prefix = ""
+
+    def remote(self, /, *args: Any, **kwargs: Any) -> Reply:
+        """Call the endpoint with these arguments, and return at once. What becomes of the call is in the reply.
+
+        The arguments are pickled before this returns, so they may be changed afterwards. Inside a backend, the time left
+        of the request that is being answered limits this call too.
+
+        Raises `EncodeError` (a `TypeError`) for an argument that can't be pickled, and `NotRunningError` where there is no
+        instance to send to.
+        """
+        connection = self._connection
+        if connection is None or connection.over:
+            connection = self._connect()
+        call = _PyCall()
+        call.connection = connection
+        call.endpoint = self._endpoint
+        call.method = self._method or ""
+        call.request_id = f"{self._prefix}{_ids()}"
+        call.shard_key = self._shard_key
+        call.http = b""
+        call.positional = len(args)
+        call.keywords = tuple(sorted(kwargs)) if kwargs else ()
+        call.body = body = payload.dump((args, kwargs))
+        call.body_bytes = len(body[0]) if len(body) == 1 else sum(map(len, body))
+        call.admitted_at = time.monotonic()
+        limit = self._timeout_s
+        deadline = current_deadline()
+        if deadline is not None:
+            left = max(deadline - call.admitted_at, 0.0)
+            limit = left if limit is None or left < limit else limit
+        call.caller_timeout_s = limit
+        connection.submit(call)
+        return Reply(call)
+
+    def options(self, *, method_name: str | None = None, shard_key: str | None = None, timeout_s: float | None = None) -> Handle:
+        """A new handle with these settings; what isn't given is taken from this one.
+
+        Args:
+            method_name: the method of the backend's class to call.
+            shard_key: calls with the same key go to the same backend.
+            timeout_s: seconds from `remote` to the answer, for streams to the first chunk; can only shorten the backend's
+                `request_timeout`.
+
+        Raises `InvalidTypeError` (a `TypeError`), or `InvalidValueError` (a `ValueError`) for a key that can't be encoded
+        as UTF-8 and for a time that isn't above 0.
+        """
+        for what, text in (("method_name", method_name), ("shard_key", shard_key)):
+            if text is None:
+                continue
+            if not isinstance(text, str):
+                raise InvalidTypeError(f"{what} must be a string, got {type(text).__name__}: {text!r}")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise InvalidValueError(f"{what} can't be encoded as UTF-8: {error}") from None
+        if timeout_s is not None:
+            if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float):
+                raise InvalidTypeError(f"timeout_s must be a number of seconds, got {type(timeout_s).__name__}: {timeout_s!r}")
+            if not (math.isfinite(timeout_s) and timeout_s > 0):
+                raise InvalidValueError(f"timeout_s must be finite and above 0, got {timeout_s!r}")
+        made = Handle(
+            self._instance,
+            self._endpoint,
+            self._method if method_name is None else method_name,
+            self._shard_key if shard_key is None else shard_key,
+            self._timeout_s if timeout_s is None else timeout_s,
+        )
+        made._connection = self._connection
+        made._prefix = self._prefix
+        return made
+
+    def _connect(self) -> Connection:
+        connection = self._connection = connections.of(self._instance)
+        self._prefix = f"{secrets.token_hex(6)}-"
+        return connection
+
+    def _key(self) -> tuple[str, str, str | None, str | None, float | None]:
+        return self._instance, self._endpoint, self._method, self._shard_key, self._timeout_s
+
+    def __reduce__(self) -> tuple[type[Handle], tuple[str, str, str | None, str | None, float | None]]:
+        return Handle, self._key()
+
+    def __eq__(self, other: object) -> bool:
+        return self._key() == other._key() if isinstance(other, Handle) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        given = {"method_name": self._method, "shard_key": self._shard_key, "timeout_s": self._timeout_s}
+        settings = "".join(f", {name}={value!r}" for name, value in given.items() if value is not None)
+        return f"<Handle of endpoint {self._endpoint!r} at instance {self._instance!r}{settings}>"
+
+
+class Reply:
+    """The answer to one call, on its way. `result()` blocks, `await` doesn't; streams are read by `for` or `async for`.
+
+    Dropping a reply doesn't cancel its call, and neither does cancelling the task that awaits it; `cancel()` does.
+    """
+
+    __module__ = _PUBLIC
+    __slots__ = ("_call", "_value")
+
+    def __init__(self, call: _PyCall) -> None:
+        self._call = call
+        self._value: Any = _NOTHING
+
+    def result(self, timeout_s: float | None = None) -> Any:
+        """Wait for the answer and return it; it can be asked for again.
+
+        Args:
+            timeout_s: seconds to wait at most. After them `ReplyTimeoutError` (a `TimeoutError`) is raised, and the call
+                runs on.
+
+        Raises what became of the call otherwise: `UserCodeError` where user code raised, which is also an instance of the
+        class that it raised; `UnavailableError`, `DeadlineExceededError`, `ReplicaDiedError`, `RequestCancelledError`,
+        `EndpointRemovedError`; `InvalidTypeError` where the answer is a stream.
+        """
+        call = self._call
+        if not call.over:
+            call.wait(timeout_s)
+        return self._take()
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        call = self._call
+        while not call.ready():
+            yield from call.change().__await__()
+        return self._take()
+
+    def cancel(self) -> None:
+        """Give the call up: it never starts where it has not, and `async` user code is cancelled.
+
+        The reply then raises `RequestCancelledError`, unless the call has ended before.
+        """
+        if not self._call.over:
+            self._call.connection.cancel(self._call)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        """The next chunk of a stream. Raises what ended the stream early, after the chunks that had come before that."""
+        call = self._call
+        while True:
+            over = call.over  # first: a chunk may come between the two
+            if call.chunks:
+                return self._next_chunk()
+            if over:
+                self._check_end()
+                raise StopIteration
+            call.wait(None)
+
+    def __aiter__(self) -> Reply:
+        return self
+
+    async def __anext__(self) -> Any:
+        """The next chunk of a stream, as in `for`."""
+        call = self._call
+        while True:
+            over = call.over
+            if call.chunks:
+                return self._next_chunk()
+            if over:
+                self._check_end()
+                raise StopAsyncIteration
+            await call.change()
+
+    def _take(self) -> Any:
+        if self._value is not _NOTHING:
+            return self._value
+        call = self._call
+        if call.frame is not None:
+            value = self._value = payload.load(call.frame.body)
+            return value
+        if call.error is not None and not call.streams:
+            raise rebuild(call.error)
+        raise InvalidTypeError(f"endpoint {call.endpoint!r} answers with a stream: read it by `for` or `async for` over the reply")
+
+    def _next_chunk(self) -> Any:
+        frame = self._call.chunks.popleft()
+        if not self._call.over:
+            self._call.connection.credit(self._call, len(frame.body))
+        return payload.load(frame.body)
+
+    def _check_end(self) -> None:
+        call = self._call
+        if call.error is not None:
+            raise rebuild(call.error)
+        if call.frame is not None:
+            raise InvalidTypeError(f"endpoint {call.endpoint!r} answers in one piece, not with a stream: take it by result() or await")
+
+    def __repr__(self) -> str:
+        call = self._call
+        state = "waiting" if not call.over else "failed" if call.error is not None else "answered"
+        return f"<Reply of endpoint {call.endpoint!r}, {state}>"
+
+
+def get(reply_or_replies: Reply | Iterable[Reply], timeout_s: float | None = None) -> Any:
+    """Wait for one reply and return its answer, or for many and return the list of their answers, in order.
+
+    Args:
+        reply_or_replies: what `handle.remote` returned, or several of them.
+        timeout_s: seconds to wait at most, for all of them together; then `ReplyTimeoutError` (a `TimeoutError`) is
+            raised, and the calls run on.
+
+    Raises what `Reply.result` raises; of many, the first in their order that failed. `InvalidTypeError` (a `TypeError`) for
+    anything that isn't a reply.
+    """
+    if isinstance(reply_or_replies, Reply):
+        return reply_or_replies.result(timeout_s)
+    if not isinstance(reply_or_replies, Iterable):
+        kind = type(reply_or_replies).__name__
+        raise InvalidTypeError(f"serve.get waits for a reply or several of them, got {kind}: {reply_or_replies!r}")
+    replies = list(reply_or_replies)
+    for reply in replies:
+        if not isinstance(reply, Reply):
+            raise InvalidTypeError(f"serve.get waits for replies, got {type(reply).__name__}: {reply!r}")
+    _check_timeout(timeout_s)
+    if timeout_s is None:
+        return [reply.result() for reply in replies]
+    until = time.monotonic() + timeout_s
+    return [reply.result(max(until - time.monotonic(), 0.0)) for reply in replies]
+
+
+_NOTHING: Final = object()
+
+
+class _PyCall(Call):
+    """A call from Python. Its end is set on the connection's loop and read anywhere.
+
+    Whoever waits adds a function to `waiters`, looks once more whether something has come or `waiters` was swapped, and
+    then sleeps; whoever sets something sets it first, then swaps `waiters` and calls them. So nobody sleeps through it.
+    """
+
+    __slots__ = ("chunks", "connection", "error", "frame", "over", "streams", "waiters")
+
+    def __init__(self) -> None:
+        self.over = False
+        self.frame: wire.Frame | None = None
+        self.error: ErrorInfo | None = None
+        self.streams = False
+        self.chunks: deque[wire.Frame] = deque()
+        self.waiters: list[Callable[[], object]] = []
+        self.connection: Connection
+
+    # On the loop, or on any thread once the loop has ended.
+
+    def answered(self, frame: wire.Frame) -> None:
+        self.frame = frame
+        self.over = True
+        self._wake()
+
+    def chunk(self, frame: wire.Frame) -> None:
+        self.streams = True
+        self.chunks.append(frame)
+        self._wake()
+
+    def ended(self) -> None:
+        self.streams = True
+        self.over = True
+        self._wake()
+
+    def failed(self, error: ErrorInfo) -> None:
+        if self.over:
+            return
+        self.error = error
+        self.over = True
+        self._wake()
+
+    def _wake(self) -> None:
+        waiters = self.waiters
+        if waiters:
+            self.waiters = []
+            for waiter in waiters:
+                waiter()
+
+    # In the thread that waits.
+
+    def ready(self) -> bool:
+        """Whether a chunk or the end has come."""
+        return self.over or bool(self.chunks)
+
+    def wait(self, timeout_s: float | None) -> None:
+        """Block until a chunk or the end has come. Raises `ReplyTimeoutError`."""
+        _check_timeout(timeout_s)
+        self.connection.forbid_waiting()
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self.ready():
+            lock = _thread.allocate_lock()
+            lock.acquire()
+            if not self._add_waiter(lock.release):
+                continue
+            left = -1.0 if until is None else min(max(until - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
+            if not lock.acquire(True, left):
+                raise ReplyTimeoutError(f"endpoint {self.endpoint!r}: no answer within {timeout_s:g} s; the call runs on")
+
+    def change(self) -> asyncio.Future[None]:
+        """A future of the running loop that is done when something may have come: look, and ask again."""
+        self.connection.forbid_waiting()
+        bell = _bell()
+        future: asyncio.Future[None] = bell.loop.create_future()
+        if not self._add_waiter(partial(bell.ring, future)) and not future.done():
+            future.set_result(None)
+        return future
+
+    def _add_waiter(self, waiter: Callable[[], object]) -> bool:
+        """False where something has come in the meantime: look again instead of sleeping."""
+        waiters = self.waiters
+        waiters.append(waiter)
+        return not self.ready() and self.waiters is waiters
+
+
+class _Bell:
+    """Wakes one event loop once for many answers."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._ready: deque[asyncio.Future[None]] = deque()
+        self._rung = False
+
+    def ring(self, future: asyncio.Future[None]) -> None:
+        self._ready.append(future)
+        if not self._rung:  # as in `Connection._post`
+            self._rung = True
+            try:
+                self.loop.call_soon_threadsafe(self._answer)
+            except RuntimeError:  # that loop was closed: nobody waits on it any more
+                self._ready.clear()
+
+    def _answer(self) -> None:
+        self._rung = False
+        for _ in range(len(self._ready)):
+            future = self._ready.popleft()
+            if not future.done():
+                future.set_result(None)
+
+
+_of_thread = threading.local()
+
+
+def _bell() -> _Bell:
+    loop = asyncio.get_running_loop()
+    bell: _Bell | None = getattr(_of_thread, "bell", None)
+    if bell is None or bell.loop is not loop:
+        bell = _of_thread.bell = _Bell(loop)
+    return bell
+
+
+def _check_timeout(timeout_s: object) -> None:
+    if timeout_s is None:
+        return
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float):
+        raise InvalidTypeError(f"timeout_s must be a number of seconds, got {type(timeout_s).__name__}: {timeout_s!r}")
+    if not timeout_s >= 0:
+        raise InvalidValueError(f"timeout_s must be at least 0, got {timeout_s!r}")
