@@ -37,6 +37,9 @@ _DRAWN = 4
 _SHORTEST_S = 1e-5  # what a request costs a replica besides user code, so what the quickest call is taken to last
 _GAIN = 0.125  # weight of the newest measurement
 _BAND = 1.25  # the window is computed anew when the mean has moved by this factor
+# What others had at a replica is believed for that many times as long as it takes to run: longer than it may last, since
+# more of theirs will have come. Two routers wait 1.31 times as long as one queue; with 1 instead 1.35, without end 1.30.
+_BELIEVED = 10.0
 _RATE_ANSWERS = 8  # fewer don't say how fast the queue moves
 _RATE_S = 5.0  # the rate is that of the last one or two such periods
 
@@ -236,7 +239,7 @@ class Dispatcher(Generic[Item, Id]):
             self._resize(replica)
         if load > own:
             others = replica.others = load - own
-            replica.others_until = now + others * mean_s
+            replica.others_until = now + _BELIEVED * others * mean_s
         else:
             replica.others = 0
         self._answers += 1
@@ -265,7 +268,7 @@ class Dispatcher(Generic[Item, Id]):
         replica = self._replicas[id]
         replica.outstanding -= 1
         replica.others = max(0, load - replica.outstanding)
-        replica.others_until = now + replica.others * replica.mean_s
+        replica.others_until = now + _BELIEVED * replica.others * replica.mean_s
         only = self._only
         if only is not replica and only is not None:
             self._note_room(replica, only)
