@@ -1,0 +1,427 @@
+"""What does an HTTP client get for what user code returned or raised?
+
+`encode_http` turns a result into status, header lines and body; `stream_of`, `encode_first` and `encode_chunk` do so for
+results that come in parts; `answer_of` and `raised` for exceptions. Types of other libraries are recognised without
+importing those libraries.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import datetime as dt
+import http
+import re
+import sys
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from headgate import errors
+from headgate.errors import (
+    BadRequestError,
+    BatchResultError,
+    EncodeError,
+    ErrorInfo,
+    HeadgateError,
+    InvalidTypeError,
+    InvalidValueError,
+    UserCodeError,
+)
+
+_OCTETS: Final = b"content-type: application/octet-stream\r\n"
+_TEXT: Final = b"content-type: text/plain; charset=utf-8\r\n"
+_JSON: Final = b"content-type: application/json\r\n"
+_PROBLEM: Final = "application/problem+json"
+
+_DROPPED = frozenset(
+    (
+        b"connection",
+        b"content-length",
+        b"date",
+        b"keep-alive",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"x-request-id",
+    )
+)
+"""Headers of the connection rather than the answer, and those that the ingress writes itself."""
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_WITHOUT_BODY = frozenset((204, 205, 304))
+
+
+class Encoded(msgspec.Struct, frozen=True, gc=False):
+    """An answer, ready to be sent. `header_lines` end in CR LF each and lack those that the ingress writes."""
+
+    status: int
+    header_lines: bytes
+    body: bytes
+
+
+class Response:
+    """An answer with a status and headers of its own: `serve.Response`.
+
+    `body` is what a handler may also return by itself: None, bytes, str, something for JSON, or an iterator to stream.
+    `status` is 200 to 599. `headers` is a mapping or pairs of strings; headers of the connection are dropped.
+    `media_type` overrides the content type. Raises `InvalidValueError` or `InvalidTypeError`.
+    """
+
+    __slots__ = ("_header_lines", "_headers", "_media_type", "_names", "_status", "body")
+
+    def __init__(
+        self,
+        body: Any = None,
+        status: int = 200,
+        headers: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
+        media_type: str | None = None,
+    ) -> None:
+        if isinstance(status, bool) or not isinstance(status, int):
+            raise InvalidTypeError(f"Response: status must be a whole number, got {type(status).__name__}: {status!r}")
+        if not 200 <= status <= 599:
+            raise InvalidValueError(f"Response: status must be 200 to 599, got {status}")
+        if media_type is not None:
+            if not isinstance(media_type, str):
+                raise InvalidTypeError(f"Response: media_type must be a string, got {type(media_type).__name__}: {media_type!r}")
+            _header_value("content-type", media_type)
+        self.body = body
+        self._status = int(status)
+        self._media_type = media_type
+        self._headers: tuple[tuple[str, str], ...] = ()
+        if headers is not None:
+            items = headers.items() if isinstance(headers, Mapping) else headers
+            self._headers = tuple((name, value) for name, value in items)
+        self._header_lines, self._names = _header_lines(self._headers, without_content_type=media_type is not None)
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        return self._status
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """The headers as given, in pairs."""
+        return self._headers
+
+    @property
+    def media_type(self) -> str | None:
+        """The content type, where it was given."""
+        return self._media_type
+
+    def __repr__(self) -> str:
+        return f"<Response {self.status} of {type(self.body).__name__}>"
+
+
+_EMPTY = Encoded(200, b"", b"")
+
+
+def encode_http(result: Any) -> Encoded:
+    """Encode what a handler returned. Raises `EncodeError` that names the type that can't be sent, and where it is."""
+    kind = type(result)
+    if kind is bytes:
+        return Encoded(200, _OCTETS, result)
+    if kind is str:
+        return Encoded(200, _TEXT, _utf8(result))
+    if kind is dict or kind is list:
+        return Encoded(200, _JSON, _json(result))
+    if result is None:
+        return _EMPTY
+    if isinstance(result, Response):
+        lines, body = _content(result.body)
+        status = result.status
+        if status in _WITHOUT_BODY:
+            return Encoded(status, result._header_lines, b"")
+        return Encoded(status, _with_content_type(result, lines, text=isinstance(result.body, str)), body)
+    foreign = _foreign_response(result)
+    if foreign is not None:
+        return foreign
+    lines, body = _content(result)
+    return Encoded(200, lines, body)
+
+
+def stream_of(result: Any) -> tuple[Iterator[Any] | AsyncIterator[Any], Response | None] | None:
+    """The iterator to stream, and the `Response` that it came in, if any; None where the result is one piece."""
+    kind = type(result)
+    if kind in _NEVER_STREAMS:
+        return None
+    if kind is Response:
+        return (result.body, result) if _is_iterator(result.body) else None
+    return (result, None) if _is_iterator(result) else None
+
+
+def encode_first(chunk: Any, response: Response | None) -> Encoded:
+    """Encode the first chunk of a stream, with the head that it decides. Raises `EncodeError`."""
+    body = encode_chunk(chunk)
+    is_text = isinstance(chunk, str)
+    lines = _TEXT if is_text else _OCTETS
+    if response is None:
+        return Encoded(200, lines, body)
+    return Encoded(response.status, _with_content_type(response, lines, text=is_text), body)
+
+
+def encode_chunk(chunk: Any) -> bytes:
+    """Encode a chunk of a stream: bytes or str. Raises `EncodeError` that names any other type."""
+    if isinstance(chunk, str):
+        return _utf8(chunk)
+    if isinstance(chunk, bytes | bytearray | memoryview):
+        return bytes(chunk)
+    raise EncodeError(
+        f"a stream's chunks must be bytes or str, got {_type_name(chunk)}; encode it before you yield it, such as with json.dumps"
+    )
+
+
+def encode_empty(response: Response | None) -> Encoded:
+    """The head of a stream that ended before its first chunk."""
+    return _EMPTY if response is None else Encoded(response.status, _with_content_type(response, b"", text=False), b"")
+
+
+def answer_of(error: BaseException) -> Encoded | None:
+    """The answer that an exception stands for, where it is one of Werkzeug's or Starlette's HTTP exceptions; else None."""
+    try:
+        return _answer_of(error)
+    except HeadgateError:  # a status, header or detail that can't be sent: it stays an error
+        return None
+
+
+def _answer_of(error: BaseException) -> Encoded | None:
+    module = sys.modules.get("werkzeug.exceptions")
+    if module is not None and isinstance(error, module.HTTPException):
+        if error.response is not None:
+            return _foreign_response(error.response)
+        if error.code is None:
+            return None
+        headers = [(name, value) for name, value in error.get_headers() if name.lower() != "content-type"]
+        return _problem(error.code, error.description, headers)
+    module = sys.modules.get("starlette.exceptions")
+    if module is not None and isinstance(error, module.HTTPException):
+        return _problem(error.status_code, error.detail, list((error.headers or {}).items()))
+    return None
+
+
+def raised(error: BaseException) -> ErrorInfo:
+    """The record of what ended a call, for the caller.
+
+    A `BadRequestError` stays one: the request was wrong, whoever noticed it first. So do `EncodeError` and
+    `BatchResultError`, which say what is wrong with the answer. All else is an error of user code, also errors of calls that
+    it made itself through a handle: of this call something did run.
+    """
+    if isinstance(error, BadRequestError | EncodeError | BatchResultError) and not isinstance(error, UserCodeError):
+        return errors.describe(error)
+    if isinstance(error, UserCodeError):
+        # From a call that user code made: its class was put together in this process, but its cause can travel on.
+        inner = errors.describe(error)
+        return msgspec.structs.replace(inner, traceback=errors.format_traceback(error))
+    return errors.describe_user_error(error)
+
+
+# Bodies.
+
+
+def _content(body: Any) -> tuple[bytes, bytes]:
+    if body is None:
+        return b"", b""
+    if isinstance(body, str):
+        return _TEXT, _utf8(body)
+    if isinstance(body, bytes | bytearray | memoryview):
+        return _OCTETS, bytes(body)
+    return _JSON, _json(body)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise EncodeError(f"a string can't be sent as UTF-8: {error}") from None
+
+
+def _json(value: Any) -> bytes:
+    try:
+        return _encoder.encode(value)
+    except Exception as error:
+        # Also what methods of user classes raise on the way; and what is nested too deeply, such as in itself.
+        raise EncodeError(f"the answer can't be encoded as JSON: {_culprit(value, '')}: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """Turn what `msgspec` doesn't know into what it does."""
+    kind = type(value)
+    if value is None or kind is bool:  # asked for keys only
+        return "null" if value is None else str(value).lower()
+    if kind in _ONLY_AS_KEYS:
+        raise NotImplementedError("it can't be a key in JSON")
+    if hasattr(kind, "tolist"):  # NumPy arrays and scalars, tensors, Series
+        if getattr(getattr(value, "dtype", None), "kind", "") in ("M", "m"):
+            # Finer than microseconds they would come out as bare numbers.
+            value = value.astype(f"{value.dtype.kind}8[us]") if kind.__module__ == "numpy" else value
+        return value.tolist()
+    if hasattr(kind, "model_dump"):  # pydantic
+        return value.model_dump(mode="json")
+    if kind.__module__.partition(".")[0] == "pandas":
+        if hasattr(kind, "to_dict"):  # a DataFrame
+            return value.to_dict(orient="records")
+        if kind.__name__ in ("NaTType", "NAType"):
+            return None
+    for base, turn in _BASES:
+        if isinstance(value, base):
+            return turn(value)
+    raise NotImplementedError("it has no form in JSON")
+
+
+def _plain_datetime(value: dt.datetime) -> dt.datetime:
+    return dt.datetime.combine(value.date(), value.timetz())
+
+
+def _plain_timedelta(value: dt.timedelta) -> dt.timedelta:
+    return dt.timedelta(value.days, value.seconds, value.microseconds)
+
+
+_BASES: tuple[tuple[Any, Any], ...] = (
+    (str, str.__str__),
+    (int, int.__int__),
+    (float, float.__float__),
+    (dt.datetime, _plain_datetime),
+    (dt.timedelta, _plain_timedelta),
+    (collections.abc.Mapping, dict),
+    ((collections.abc.Sequence, collections.abc.Set, collections.abc.MappingView), list),
+)
+"""Subclasses, and containers, of what `msgspec` takes."""
+
+_ONLY_AS_KEYS = frozenset((list, tuple, dict, set, frozenset))
+"""Types that `msgspec` knows, except as keys of an object."""
+
+_encoder = msgspec.json.Encoder(enc_hook=_plain)
+
+_NEVER_STREAMS = frozenset((type(None), bytes, str, dict, list, tuple, int, float, bool))
+
+
+def _is_iterator(value: Any) -> bool:
+    kind = type(value)
+    return hasattr(kind, "__next__") or hasattr(kind, "__anext__")
+
+
+def _culprit(value: Any, name: str) -> str:
+    """Name the innermost part that can't be encoded."""
+    children: list[tuple[str, Any]] = []
+    if len(name) < 200:  # what contains itself has no innermost part
+        if isinstance(value, dict):
+            for key, item in value.items():
+                if not _encodes({key: None}):
+                    return f"a key of type {_type_name(key)}{_at(name)}"
+                children.append((f"{name}[{key!r}]", item))
+        elif isinstance(value, list | tuple):
+            children = [(f"{name}[{index}]", item) for index, item in enumerate(value)]
+        elif isinstance(value, msgspec.Struct):
+            children = [(f"{name}.{field}", getattr(value, field)) for field in value.__struct_fields__]
+        elif hasattr(type(value), "__dataclass_fields__"):
+            children = [(f"{name}.{field}", getattr(value, field)) for field in type(value).__dataclass_fields__ if hasattr(value, field)]
+    for child_name, child in children:
+        if not _encodes(child):
+            return _culprit(child, child_name)
+    return f"an object of type {_type_name(value)}{_at(name)}"
+
+
+def _encodes(value: Any) -> bool:
+    try:
+        _encoder.encode(value)
+    except Exception:  # noqa: BLE001 - whatever it raises, this is the part to name
+        return False
+    return True
+
+
+def _at(name: str) -> str:
+    return f" at {name}" if name else ""
+
+
+def _type_name(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+
+
+# Heads.
+
+
+def _header_lines(pairs: Iterable[tuple[Any, Any]], *, without_content_type: bool = False) -> tuple[bytes, frozenset[bytes]]:
+    lines: list[bytes] = []
+    names: set[bytes] = set()
+    for name, value in pairs:
+        if isinstance(name, str):
+            name = name.encode("utf-8", "replace")
+        if not isinstance(name, bytes):
+            raise InvalidTypeError(f"headers: names are strings, got {type(name).__name__}: {name!r}")
+        if not _TOKEN.fullmatch(name):
+            raise InvalidValueError(f"headers: {name!r} is not the name of a header")
+        lower = name.lower()
+        encoded = _header_value(name.decode(), value)
+        if lower in _DROPPED or (without_content_type and lower == b"content-type"):
+            continue
+        names.add(lower)
+        lines.append(b"%b: %b\r\n" % (lower, encoded))
+    return b"".join(lines), frozenset(names)
+
+
+def _header_value(name: str, value: Any) -> bytes:
+    if isinstance(value, str):
+        try:
+            value = value.encode("latin-1")
+        except UnicodeEncodeError:
+            try:
+                value = value.encode()
+            except UnicodeEncodeError:
+                raise InvalidValueError(f"headers: the value of {name!r} can't be encoded as UTF-8: {value!r}") from None
+    if not isinstance(value, bytes):
+        raise InvalidTypeError(f"headers: the value of {name!r} must be a string, got {type(value).__name__}: {value!r}")
+    if _CONTROL.search(value):
+        raise InvalidValueError(f"headers: the value of {name!r} has control characters: {value!r}")
+    return value.strip(b" \t")
+
+
+def _with_content_type(response: Response, default: bytes, *, text: bool) -> bytes:
+    given = response.media_type
+    if given is None:
+        return response._header_lines if b"content-type" in response._names else default + response._header_lines
+    if text and given.startswith("text/") and "charset" not in given:
+        given += "; charset=utf-8"
+    return b"content-type: %b\r\n%b" % (_header_value("content-type", given), response._header_lines)
+
+
+def _foreign_response(result: Any) -> Encoded | None:
+    module = sys.modules.get("starlette.responses")
+    if module is not None and isinstance(result, module.Response):
+        if getattr(result, "background", None) is not None:
+            raise EncodeError(f"a Starlette response with a background task can't be sent: {_type_name(result)}; start the task yourself")
+        body = getattr(result, "body", None)
+        if not isinstance(body, bytes | bytearray | memoryview):
+            raise _not_ready(result)
+        return _foreign(result.status_code, result.raw_headers, body)
+    module = sys.modules.get("werkzeug.wrappers")
+    if module is not None and isinstance(result, module.Response):
+        if result.direct_passthrough or not result.is_sequence:
+            raise _not_ready(result)
+        return _foreign(result.status_code, result.headers.to_wsgi_list(), result.get_data())
+    return None
+
+
+def _foreign(status: int, headers: Iterable[tuple[Any, Any]], body: bytes | bytearray | memoryview) -> Encoded:
+    if not 200 <= status <= 599:
+        raise EncodeError(f"a response's status must be 200 to 599, got {status}")
+    return Encoded(status, _header_lines(headers)[0], b"" if status in _WITHOUT_BODY else bytes(body))
+
+
+def _not_ready(result: Any) -> EncodeError:
+    return EncodeError(
+        f"a response of type {_type_name(result)} can't be sent, since its body isn't ready; "
+        "return bytes, or stream with serve.Response(generator, media_type=...)"
+    )
+
+
+def _problem(status: int, detail: Any, headers: list[tuple[str, str]]) -> Encoded:
+    try:
+        title = http.HTTPStatus(status).phrase
+    except ValueError:
+        title = "Error"
+    problem = {"type": "about:blank", "title": title, "status": status}
+    if detail is not None:
+        problem["detail"] = detail
+    return encode_http(Response(problem, status, headers, _PROBLEM))
