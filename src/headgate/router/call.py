@@ -13,6 +13,7 @@ from headgate.core import wire
 if TYPE_CHECKING:
     from headgate.errors import ErrorInfo
     from headgate.router.link import Link
+    from headgate.router.router import BackendRoute, EndpointRoute
 
 WAITING = 0
 """In a router's queue."""
@@ -28,6 +29,7 @@ class Call:
     __slots__ = (
         "admitted_at",
         "backend",
+        "backend_route",
         "body",
         "body_bytes",
         "bucket",
@@ -35,6 +37,7 @@ class Call:
         "deadline",
         "deaths",
         "endpoint",
+        "endpoint_route",
         "http",
         "keywords",
         "link",
@@ -59,13 +62,15 @@ class Call:
     keywords: tuple[str, ...]
     body: bytes | bytearray | list[bytes]
     body_bytes: int
-    admitted_at: float  # loop.time() at which the whole request had arrived
+    admitted_at: float  # time.monotonic() at which the whole request had arrived
     caller_timeout_s: float | None  # the caller's own limit, which can only shorten the backend's
 
     # Set by the router:
     backend: str
+    backend_route: BackendRoute  # what it was admitted to, also when the table has changed since
+    endpoint_route: EndpointRoute
     state: int
-    deadline: float  # loop.time(); infinity for none. For a stream, of its next chunk
+    deadline: float  # time.monotonic(); infinity for none. For a stream, of its next chunk
     deaths: int  # replicas that died while they had it
     number: int  # its number on its link
     place: int

@@ -1,0 +1,309 @@
+"""How does a router talk to one replica, and what becomes of its calls when the link dies?
+
+A link is one Unix socket and one page of shared memory. The page has a byte for each place of the router's window; the
+replica sets it just before it calls user code. So when the socket closes, the router knows which calls had started,
+however suddenly the replica died. Those that had not are sent elsewhere, but only once the process is seen dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+
+from headgate.core import wire
+from headgate.core.messages import ReplicaEntry
+from headgate.errors import ErrorInfo, WireError
+from headgate.router.call import OVER, Call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headgate.router.router import BackendRoute
+
+_meta_encoder = msgspec.msgpack.Encoder()
+_error_decoder = msgspec.msgpack.Decoder(ErrorInfo)
+_NO_RAW = msgspec.Raw(b"\xc0")
+_RETRY_S = 0.02
+_JOIN_BYTES = 64 * 1024
+_DEATH_WAIT_S = 1.0
+
+CONNECTING, OPEN, CLOSED = range(3)
+
+
+class Link(asyncio.BufferedProtocol):
+    """The link of one router to one replica. Everything here runs on the router's loop."""
+
+    def __init__(self, backend: BackendRoute, entry: ReplicaEntry, router: str, page_path: str) -> None:
+        self.replica = entry.id
+        self.entry = entry
+        self.state = CONNECTING
+        self.calls: dict[int, Call] = {}
+        self._backend = backend
+        self._router = router
+        self._page_path = page_path
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._decoder = wire.Decoder()
+        self._out: list[bytes | bytearray] = []
+        self._last = 0
+        self._free: list[int] = []
+        self._next_place = 0
+        self._pid_fd = -1
+        self._connecting: asyncio.Task[None] | None = None
+        self._dead: asyncio.TimerHandle | None = None
+        descriptor = os.open(page_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(descriptor, wire.PLACES)
+            self._page = mmap.mmap(descriptor, wire.PLACES)
+        finally:
+            os.close(descriptor)
+
+    # Opening and closing.
+
+    def connect(self) -> None:
+        """Connect, and try again until it succeeds or the link is closed: the replica may not listen yet."""
+        self._connecting = self._loop.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        hello = wire.Hello(wire.VERSION, self._router, self.entry.token, self._page_path)
+        while self.state == CONNECTING:
+            try:
+                await self._loop.create_unix_connection(lambda: self, self.entry.address)
+            except OSError:
+                await asyncio.sleep(_RETRY_S)
+                continue
+            assert self._transport is not None
+            self._transport.write(wire.encode(wire.HELLO, 0, meta=_meta_encoder.encode(hello)))
+            return
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # not asserted: uvloop's has no such base
+
+    def close(self) -> None:
+        """End the link; calls still on it are the caller's affair."""
+        self.state = CLOSED
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._transport is not None:
+            self._flush()
+            self._transport.close()
+        self._release()
+
+    def _release(self) -> None:
+        if self._dead is not None:
+            self._dead.cancel()
+            self._dead = None
+        if self._pid_fd >= 0:
+            self._loop.remove_reader(self._pid_fd)
+            os.close(self._pid_fd)
+            self._pid_fd = -1
+        if not self._page.closed:
+            self._page.close()
+        self._unlink_page()
+
+    def _unlink_page(self) -> None:
+        if self._page_path:
+            try:
+                os.unlink(self._page_path)
+            except FileNotFoundError:
+                pass
+            self._page_path = ""
+
+    # Sending.
+
+    def send(self, call: Call, now: float) -> None:
+        """Send a call; the dispatcher has found room for it in the window."""
+        self._last = number = (self._last + 1) & 0xFFFFFFFF
+        if self._free:
+            place = self._free.pop()
+        else:
+            place = self._next_place
+            self._next_place += 1
+        self._page[place] = 0
+        self.calls[number] = call
+        call.link = self
+        call.number = number
+        call.place = place
+        http = call.http
+        if http:
+            meta = _meta_encoder.encode(wire.CallMeta(call.endpoint, call.request_id, call.method, 0, (), msgspec.Raw(http)))
+            flags = wire.FROM_HTTP
+        else:
+            meta = _meta_encoder.encode(
+                wire.CallMeta(call.endpoint, call.request_id, call.method, call.positional, call.keywords, _NO_RAW)
+            )
+            flags = 0
+        if call.shadow:
+            flags |= wire.SHADOW
+        left = call.deadline - now
+        millis = int(left * 1000) + 1 if left < 4_000_000 else wire.NO_LIMIT
+        micros = min(int((now - call.admitted_at) * 1e6), wire.MAX_MICROS)
+        out = self._out
+        if not out:
+            self._loop.call_soon(self._flush)
+        out.append(wire.HEAD.pack(len(meta), call.body_bytes, number, micros, max(millis, 1), place, 0, wire.CALL, flags))
+        out.append(meta)
+        body = call.body
+        if body:
+            if isinstance(body, list):
+                out += body
+            else:
+                out.append(body)
+
+    def cancel(self, call: Call) -> None:
+        """Tell the replica that nobody waits for this call; its place stays taken until the replica answers."""
+        self._send_small(wire.encode(wire.CANCEL, call.number))
+
+    def credit(self, call: Call, count_bytes: int) -> None:
+        """Let the replica send that many more bytes of this call's stream."""
+        if call.number in self.calls:
+            self._send_small(wire.encode(wire.CREDIT, call.number, millis=count_bytes))
+
+    def _send_small(self, frame: bytes) -> None:
+        if self.state != OPEN:
+            return
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(frame)
+
+    def _flush(self) -> None:
+        out, transport = self._out, self._transport
+        if not out or transport is None:
+            return
+        self._out = []
+        if max(map(len, out)) < _JOIN_BYTES:
+            transport.write(b"".join(out))
+            return
+        small: list[bytes | bytearray] = []
+        for part in out:
+            if len(part) < _JOIN_BYTES:
+                small.append(part)
+                continue
+            if small:
+                transport.write(b"".join(small))
+                small = []
+            transport.write(part)
+        if small:
+            transport.write(b"".join(small))
+
+    # Receiving.
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._decoder.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        try:
+            frames = self._decoder.received(nbytes)
+            now = self._backend.router.now()
+            for frame in frames:
+                self._receive(frame, now)
+        except (WireError, msgspec.DecodeError, KeyError) as error:
+            self._backend.report_broken(self.replica, f"garbage on its link: {error!r}")
+            if self._transport is not None:
+                self._transport.abort()
+            return
+        self._backend.pump(now)
+
+    def _receive(self, frame: wire.Frame, now: float) -> None:
+        kind = frame.kind
+        if kind == wire.ANSWER:
+            call = self._take(frame.number)
+            backend = self._backend
+            backend.dispatcher.answered(self.replica, frame.micros / 1e6, frame.place, now)
+            if call.state != OVER:
+                backend.router.over(call, frame.code or 200, now)
+                call.answered(frame)
+        elif kind == wire.CHUNK:
+            call = self.calls[frame.number]
+            if call.state != OVER:
+                self._backend.router.extend(call, now)
+                call.started_stream = True
+                call.chunk(frame)
+        elif kind == wire.END:
+            call = self._take(frame.number)
+            self._backend.dispatcher.answered(self.replica, frame.micros / 1e6, frame.place, now)
+            if call.state != OVER:
+                self._backend.router.over(call, frame.code or 200, now)
+                call.ended()
+        elif kind == wire.FAIL:
+            call = self._take(frame.number)
+            error = _error_decoder.decode(frame.meta)
+            self._backend.dispatcher.answered(self.replica, frame.micros / 1e6, frame.place, now)
+            self._backend.router.fail(call, error, now)
+        elif kind == wire.GIVE_BACK:
+            call = self._take(frame.number)
+            if frame.flags & wire.DROPPED:
+                self._backend.dispatcher.released(self.replica, frame.place, now)
+                return  # this router has ended it, or is about to
+            self._backend.dispatcher.returned(self.replica, frame.place, now)
+            if call.state != OVER:
+                self._backend.requeue(call)
+        elif kind == wire.WELCOME:
+            self._welcomed(frame.number)
+        else:
+            raise WireError(f"a replica must not send frames of kind {kind}")
+
+    def _take(self, number: int) -> Call:
+        call = self.calls.pop(number)
+        self._free.append(call.place)
+        return call
+
+    def _welcomed(self, pid: int) -> None:
+        if self.state != CONNECTING:
+            return
+        self.state = OPEN
+        self._unlink_page()  # both sides have it open now
+        try:
+            self._pid_fd = os.pidfd_open(pid)
+        except (OSError, AttributeError):  # it is dead already, or this system has no pidfd: the socket will tell
+            self._pid_fd = -1
+        self._backend.opened(self)
+
+    def eof_received(self) -> bool:
+        return False
+
+    # The end.
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self.state == CLOSED:
+            return
+        was_open = self.state == OPEN
+        self.state = CLOSED
+        started = [call for call in self.calls.values() if self._page[call.place]]
+        rest = [call for call in self.calls.values() if not self._page[call.place]]
+        self.calls.clear()
+        self._backend.lost(self, started)
+        if not was_open and not rest:
+            self._settle(rest)
+        elif self._pid_fd < 0:
+            # Without a pidfd the closed socket is all the news there is.
+            self._settle(rest)
+        else:
+            self._loop.add_reader(self._pid_fd, self._settle, rest)
+            self._dead = self._loop.call_later(_DEATH_WAIT_S, self._still_alive)
+
+    def _still_alive(self) -> None:
+        self._dead = None
+        self._backend.report_broken(self.replica, "its link closed while the process lives")
+
+    def _settle(self, rest: list[Call]) -> None:
+        """The process is dead: what had not started runs elsewhere."""
+        self._release()
+        self._backend.settled(self, rest)
+
+
+def page_paths(folder: str, router: str) -> Callable[[], str]:
+    """A source of names for pages: short, in the instance's folder, never used twice by this router."""
+    count = 0
+
+    def next_path() -> str:
+        nonlocal count
+        count += 1
+        return f"{folder}/p-{router}-{count}"
+
+    return next_path

@@ -1,0 +1,533 @@
+"""Which backend and which replica does a request go to, and how is it seen to its end?
+
+The shell around the pure decisions: `core/traffic.py` chooses the backend, `core/dispatch.py` the replica and the moment,
+`core/deadlines.py` knows what is too late. One router per ingress and per process with handles; it lives on one event
+loop. Between a check and its act there is no `await`, so no locks are needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import random
+import time
+from typing import TYPE_CHECKING
+
+from headgate.core import wire
+from headgate.core.deadlines import DeadlineWheel
+from headgate.core.dispatch import Dispatcher, Limits
+from headgate.core.messages import (
+    Applied,
+    BackendEntry,
+    BrokenReplica,
+    Counters,
+    EndpointEntry,
+    Idle,
+    Message,
+    QueueDepth,
+    RequestCount,
+    RoutingTable,
+)
+from headgate.core.traffic import TrafficPolicy
+from headgate.errors import ErrorInfo
+from headgate.router.call import OVER, SENT, WAITING, Call
+from headgate.router.link import OPEN, Link, page_paths
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SHADOW_S = 60.0
+"""A copy is given up after that long where its backend has no limit."""
+_MOST_DEATHS = 3
+"""A request that met that many deaths of replicas is given up: it may be what kills them."""
+
+
+class EndpointRoute:
+    """An endpoint as this router sees it."""
+
+    __slots__ = ("entry", "has_shadows", "in_flight", "only", "policy")
+
+    def __init__(self, entry: EndpointEntry) -> None:
+        self.in_flight = 0
+        self.update(entry)
+
+    def update(self, entry: EndpointEntry) -> None:
+        self.entry = entry
+        self.policy = TrafficPolicy(entry.name, entry.weights, entry.shadows)
+        self.has_shadows = bool(entry.shadows)
+        with_traffic = [tag for tag, weight in entry.weights.items() if weight > 0]
+        self.only = with_traffic[0] if len(with_traffic) == 1 else None
+
+
+class BackendRoute:
+    """A backend as this router sees it: its queue, and its links by replica id."""
+
+    def __init__(self, router: Router, entry: BackendEntry) -> None:
+        self.router = router
+        self.tag = entry.tag
+        self.dispatcher: Dispatcher[Call, str] = Dispatcher(_limits(entry))
+        self.links: dict[str, Link] = {}
+        self.in_flight = 0
+        self._leaving: set[str] = set()  # replicas that get nothing new, but still have calls
+        self.update(entry)
+
+    def update(self, entry: BackendEntry) -> None:
+        """Follow the table: limits, new replicas, and those that are no longer listed."""
+        self.entry = entry
+        self.timeout_s = math.inf if entry.request_timeout is None else entry.request_timeout
+        self.dispatcher.set_limits(_limits(entry))
+        listed = {replica.id: replica for replica in entry.replicas}
+        for name, replica in listed.items():
+            if name not in self.links:
+                link = self.links[name] = Link(self, replica, self.router.name, self.router.next_page())
+                link.connect()
+        for name in [name for name in self.links if name not in listed]:
+            self.leave(name)
+        if not entry.replicas and not entry.starting:
+            self.refuse_queued("no replica of this backend is ready or starting")
+
+    def leave(self, replica: str) -> None:
+        """Give this replica nothing new; close its link when it has nothing left."""
+        link = self.links[replica]
+        if link.calls:
+            if replica not in self._leaving:
+                self._leaving.add(replica)
+                self.dispatcher.remove_replica(replica)
+            return
+        self._leaving.discard(replica)
+        del self.links[replica]
+        self.dispatcher.forget(replica)
+        link.close()
+
+    def opened(self, link: Link) -> None:
+        """The replica accepted the link."""
+        if link.replica not in self._leaving:
+            self.dispatcher.add_replica(link.replica)
+        self.pump(self.router.now())
+
+    def pump(self, now: float) -> None:
+        """Send what waits and fits; then close links that were only waiting for their last answer."""
+        take = self.dispatcher.next
+        while (found := take(now, self.router.draw())) is not None:
+            call, chosen = found
+            call.state = SENT
+            self.links[chosen].send(call, now)
+        if self._leaving:
+            for replica in [replica for replica in self._leaving if not self.links[replica].calls]:
+                self.leave(replica)
+
+    def requeue(self, call: Call) -> None:
+        """Not started: it takes its place in the queue again, by age."""
+        call.state = WAITING
+        call.link = None
+        self.dispatcher.requeue(call, call.admitted_at, self.router.now())
+
+    def refuse_queued(self, why: str) -> None:
+        """End everything that waits: nobody will come to take it."""
+        now = self.router.now()
+        for call in self.dispatcher.drain():
+            self.router.fail(call, _unavailable(f"backend {self.tag!r}: {why}", "no replica", 1.0), now)
+
+    def report_broken(self, replica: str, reason: str) -> None:
+        """Have the controller end a replica that can't be talked to."""
+        self.router.report(BrokenReplica(replica, reason))
+
+    def lost(self, link: Link, started: list[Call]) -> None:
+        """The link died: what had started fails now, or runs again where that is allowed."""
+        now = self.router.now()
+        self._leaving.discard(link.replica)
+        if self.links.get(link.replica) is link:
+            del self.links[link.replica]
+        self.dispatcher.forget(link.replica)
+        again = [call for call in started if self.entry.idempotent and not call.started_stream]
+        for call in started:
+            if call.state == OVER:
+                continue
+            if not (self.entry.idempotent and not call.started_stream) or self._given_up(call):
+                self.router.fail(call, _died(self.tag, link.replica, call), now)
+        self._send_elsewhere(again)
+        self.pump(now)
+
+    def settled(self, link: Link, rest: list[Call]) -> None:
+        """The process is seen dead: what had not started runs elsewhere."""
+        now = self.router.now()
+        for call in rest:
+            if call.state != OVER and self._given_up(call):
+                self.router.fail(call, _died(self.tag, link.replica, call), now)
+        self._send_elsewhere(rest)
+        self.pump(now)
+
+    def _given_up(self, call: Call) -> bool:
+        call.deaths += 1
+        if call.deaths < _MOST_DEATHS:
+            return False
+        if not call.shadow:
+            self.router.log_given_up(call)
+        return True
+
+    def _send_elsewhere(self, calls: list[Call]) -> None:
+        for call in sorted((call for call in calls if call.state != OVER), key=lambda call: call.admitted_at):
+            self.router.retried += 1
+            self.requeue(call)
+
+    def close(self) -> None:
+        for link in self.links.values():
+            link.close()
+        self.links.clear()
+
+
+class Router:
+    """Takes calls, and sees each to exactly one end. Made on a running event loop, and used only from it.
+
+    `report` takes messages for the controller; they may be dropped while it is away.
+    """
+
+    def __init__(self, name: str, folder: str, report: Callable[[Message], None]) -> None:
+        self.name = name
+        self.table = RoutingTable(version=0)
+        self.report = report
+        self.next_page = page_paths(folder, name)
+        self.retried = 0
+        self._loop = asyncio.get_running_loop()
+        self.now = time.monotonic
+        self.draw = random.Random(os.urandom(16)).random
+        self._endpoints: dict[str, EndpointRoute] = {}
+        self._backends: dict[str, BackendRoute] = {}
+        self._old_endpoints: list[EndpointRoute] = []
+        self._old_backends: list[BackendRoute] = []
+        self._wheel: DeadlineWheel[Call] = DeadlineWheel()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = math.inf
+        self._counts: dict[tuple[str, str, int], list[float]] = {}
+        self._shadows_dropped = 0
+        self._active = 0
+        self._closed = False
+
+    # The table.
+
+    def apply(self, table: RoutingTable) -> None:
+        """Follow this table from now on, and say so. What the table no longer has is seen to its end."""
+        if table.version < self.table.version:
+            return
+        self.table = table
+        for name in [name for name in self._endpoints if name not in table.endpoints]:
+            self._old_endpoints.append(self._endpoints.pop(name))
+        for tag, entry in table.backends.items():
+            if tag in self._backends:
+                self._backends[tag].update(entry)
+            else:
+                self._backends[tag] = BackendRoute(self, entry)
+        for name, endpoint in table.endpoints.items():
+            known = self._endpoints.get(name)
+            if known is None:
+                self._endpoints[name] = EndpointRoute(endpoint)
+            elif known.entry != endpoint:
+                known.update(endpoint)
+        for tag in [tag for tag in self._backends if tag not in table.backends]:
+            self._old_backends.append(self._backends.pop(tag))
+        self.report(Applied(table.version))
+        self._report_idle(followed=True)
+
+    def _report_idle(self, *, followed: bool = False) -> None:
+        """Tell the controller what is still served of what the table no longer has: after each table, and when it gets less."""
+        before = len(self._old_endpoints) + len(self._old_backends)
+        self._old_endpoints = [route for route in self._old_endpoints if route.in_flight]
+        for backend in self._old_backends:
+            if not backend.in_flight:
+                backend.close()
+        self._old_backends = [route for route in self._old_backends if route.in_flight]
+        if followed or len(self._old_endpoints) + len(self._old_backends) < before:
+            endpoints = tuple(route.entry.name for route in self._old_endpoints)
+            self.report(Idle(self.table.version, endpoints, tuple(route.tag for route in self._old_backends)))
+
+    # One request.
+
+    def submit(self, call: Call) -> None:
+        """Admit a call and send or queue it; or end it at once, by the rule that refuses it."""
+        call.state = WAITING
+        call.deaths = 0
+        call.link = None
+        call.shadow = False
+        call.started_stream = False
+        call.backend = ""
+        endpoint = self._endpoints.get(call.endpoint)
+        if endpoint is None:
+            why = f"there is no endpoint {call.endpoint!r}; list_endpoints() shows those that are"
+            self._refuse(call, ErrorInfo("EndpointRemovedError", why))
+            return
+        if self.table.closing or self._closed:
+            self._refuse(call, _unavailable("the instance is shutting down", "shutting down", None))
+            return
+        tag = endpoint.only or endpoint.policy.choose(self.draw(), call.shard_key)
+        if tag is None:
+            why = f"endpoint {call.endpoint!r} has no traffic; send it to a backend by set_traffic"
+            self._refuse(call, _unavailable(why, "no traffic", None))
+            return
+        backend = self._backends[tag]
+        call.backend = tag
+        entry = backend.entry
+        if call.method and not self._method_allowed(call, entry):
+            return
+        now = self.now()
+        limit = backend.timeout_s
+        caller_limit = call.caller_timeout_s
+        if caller_limit is not None and caller_limit < limit:
+            limit = caller_limit
+        deadline = call.deadline = call.admitted_at + limit
+        dispatcher = backend.dispatcher
+        if dispatcher.queued or not entry.replicas:
+            error = self._refusal(backend, deadline, now)
+            if error is not None:
+                self._refuse(call, error)
+                return
+        elif deadline <= now:
+            self._refuse(call, _unavailable("its time was over on arrival", "deadline", None))
+            return
+        call.backend_route = backend
+        call.endpoint_route = endpoint
+        self._active += 1
+        endpoint.in_flight += 1
+        backend.in_flight += 1
+        if deadline != math.inf:
+            call.bucket = self._wheel.add(call, deadline)
+            if deadline < self._alarm_at:
+                self._set_alarm()
+        replica = dispatcher.offer(call, now, self.draw())
+        if replica is not None:
+            call.state = SENT
+            backend.links[replica].send(call, now)
+        if endpoint.has_shadows:
+            self._cast_shadows(endpoint, call, now)
+
+    def _method_allowed(self, call: Call, entry: BackendEntry) -> bool:
+        if call.http:
+            if call.method in entry.http_methods or call.method == "__call__":
+                return True
+            listed = ", ".join(entry.http_methods) or "none"
+            why = f"backend {entry.tag!r} has no HTTP method {call.method!r} (listed in its http_methods: {listed})"
+            self._refuse(call, ErrorInfo("BadRequestError", why))
+            return False
+        if call.method in entry.methods or call.method == "__call__":
+            return True
+        known = ", ".join(name for name in entry.methods if name) or "none"
+        why = f"backend {entry.tag!r} has no method {call.method!r} (it has: {known})"
+        self._refuse(call, ErrorInfo("NotFoundError", why))
+        return False
+
+    def _refusal(self, backend: BackendRoute, deadline: float, now: float) -> ErrorInfo | None:
+        """Why this call must not join the queue, if so."""
+        dispatcher, entry = backend.dispatcher, backend.entry
+        if not entry.replicas and not entry.starting:
+            return _unavailable(f"no replica of backend {entry.tag!r} is ready or starting", "no replica", 1.0)
+        wait = dispatcher.wait_estimate_s(now)
+        if dispatcher.full:
+            error = _unavailable(f"{entry.max_queued_queries} requests wait for backend {entry.tag!r} already", "queue full", wait or 1.0)
+            return ErrorInfo("QueueFullError", error.message, reason=error.reason, retry_after_s=error.retry_after_s)
+        if deadline <= now:
+            return _unavailable("its time was over on arrival", "deadline", None)
+        if wait is not None and now + wait > deadline:
+            why = f"backend {entry.tag!r} would take it in about {wait:.2f} s, after its deadline in {deadline - now:.2f} s"
+            return _unavailable(why, "deadline", wait)
+        return None
+
+    def _refuse(self, call: Call, error: ErrorInfo) -> None:
+        call.state = OVER
+        self._count(call, error.status, self.now())
+        call.failed(error)
+
+    def cancel(self, call: Call) -> None:
+        """Nobody waits for it any more: queued work never starts. No method of the call is called after this."""
+        if call.state == OVER:
+            return
+        self._abandon(call)
+        self.over(call, 499, self.now())
+
+    def credit(self, call: Call, count_bytes: int) -> None:
+        """The reader of this call's stream has taken that many bytes."""
+        if call.state == SENT and call.link is not None:
+            call.link.credit(call, count_bytes)
+
+    def _abandon(self, call: Call) -> None:
+        if call.state == WAITING:
+            call.backend_route.dispatcher.withdraw(call)
+        elif call.link is not None:
+            call.link.cancel(call)
+
+    # Ends. Every admitted call passes `over` exactly once.
+
+    def over(self, call: Call, status: int, now: float) -> None:
+        """Take note of a call's end. The caller of this tells the call."""
+        call.state = OVER
+        if call.deadline != math.inf:
+            self._wheel.discard(call, call.bucket)
+        self._active -= 1
+        call.backend_route.in_flight -= 1
+        call.endpoint_route.in_flight -= 1
+        self._count(call, status, now)
+        if self._old_endpoints or self._old_backends:
+            self._loop.call_soon(self._report_idle)
+
+    def fail(self, call: Call, error: ErrorInfo, now: float) -> None:
+        """End a call without an answer."""
+        if call.state == OVER:
+            return
+        self.over(call, error.status, now)
+        call.failed(error)
+
+    def extend(self, call: Call, now: float) -> None:
+        """A chunk of its stream has come: the limit counts from now to the next."""
+        if call.deadline == math.inf:
+            return
+        self._wheel.discard(call, call.bucket)
+        call.deadline = now + call.backend_route.timeout_s
+        call.bucket = self._wheel.add(call, call.deadline)
+        if call.deadline < self._alarm_at:
+            self._set_alarm()
+
+    def _count(self, call: Call, status: int, now: float) -> None:
+        if call.shadow:
+            return
+        key = (call.endpoint, call.backend, status)
+        counted = self._counts.get(key)
+        if counted is None:
+            counted = self._counts[key] = [0, 0.0]
+        counted[0] += 1
+        counted[1] += now - call.admitted_at
+
+    # Time.
+
+    def _set_alarm(self) -> None:
+        due = self._wheel.next_due()
+        if due is None:
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = due
+        self._alarm = self._loop.call_later(due - self.now(), self._ring)
+
+    def _ring(self) -> None:
+        self._alarm, self._alarm_at = None, math.inf
+        now = self.now()
+        for call in self._wheel.expired(now):
+            if call.state == OVER:
+                continue
+            what = "it was still queued and never started" if call.state == WAITING else "it may still be running"
+            self._abandon(call)
+            limit = call.deadline - call.admitted_at
+            self.fail(call, ErrorInfo("DeadlineExceededError", f"endpoint {call.endpoint!r}: no answer within {limit:.3g} s; {what}"), now)
+        self._set_alarm()
+
+    # Shadows.
+
+    def _cast_shadows(self, endpoint: EndpointRoute, call: Call, now: float) -> None:
+        for tag in endpoint.policy.shadows(self.draw):
+            backend = self._backends.get(tag)
+            if backend is None:
+                continue
+            dispatcher = backend.dispatcher
+            if not backend.entry.replicas or dispatcher.half_full:
+                self._shadows_dropped += 1
+                continue
+            shadow = _Shadow(call, tag, now + min(backend.timeout_s, _SHADOW_S))
+            shadow.backend_route = backend
+            shadow.endpoint_route = endpoint
+            self._active += 1
+            endpoint.in_flight += 1
+            backend.in_flight += 1
+            shadow.bucket = self._wheel.add(shadow, shadow.deadline)
+            if shadow.deadline < self._alarm_at:
+                self._set_alarm()
+            replica = dispatcher.offer(shadow, now, self.draw())
+            if replica is not None:
+                shadow.state = SENT
+                backend.links[replica].send(shadow, now)
+
+    # For people and the end.
+
+    def log_given_up(self, call: Call) -> None:
+        """Name a request that met too many deaths."""
+        logging.getLogger("headgate.router").error(
+            "request %s to endpoint %r met the deaths of %d replicas of backend %r; it is given up",
+            call.request_id,
+            call.endpoint,
+            call.deaths,
+            call.backend,
+        )
+
+    def counters(self) -> Counters:
+        """What this router counted since it started."""
+        requests = tuple(RequestCount(*key, int(count), seconds) for key, (count, seconds) in self._counts.items())
+        queues = tuple(QueueDepth(tag, route.dispatcher.queued, route.in_flight) for tag, route in self._backends.items())
+        return Counters(requests=requests, queues=queues, shadows_dropped=self._shadows_dropped, retried=self.retried)
+
+    @property
+    def active(self) -> int:
+        """Calls that were admitted and have not ended."""
+        return self._active
+
+    async def close(self, timeout_s: float) -> None:
+        """Refuse new calls, wait for those under way for up to `timeout_s`, fail the rest, close all links."""
+        self._closed = True
+        until = self.now() + timeout_s
+        while self._active and self.now() < until:
+            await asyncio.sleep(0.005)
+        if self._alarm is not None:
+            self._alarm.cancel()
+        now = self.now()
+        for backend in [*self._backends.values(), *self._old_backends]:
+            waiting = backend.dispatcher.drain()
+            sent = [call for link in backend.links.values() for call in link.calls.values()]
+            for call in [*waiting, *sent]:
+                self.fail(call, _unavailable("its router was closed", "shutting down", None), now)
+            backend.close()
+
+
+class _Shadow(Call):
+    """A copy of a call whose answer nobody reads."""
+
+    __slots__ = ()
+
+    def __init__(self, call: Call, tag: str, deadline: float) -> None:
+        self.endpoint, self.backend, self.method = call.endpoint, tag, call.method
+        self.request_id, self.shard_key, self.http = call.request_id, call.shard_key, call.http
+        self.positional, self.keywords = call.positional, call.keywords
+        self.body, self.body_bytes = call.body, call.body_bytes
+        self.admitted_at, self.caller_timeout_s, self.deadline = call.admitted_at, None, deadline
+        self.state, self.deaths, self.link, self.shadow, self.started_stream = WAITING, _MOST_DEATHS, None, True, False
+
+    def answered(self, frame: wire.Frame) -> None:
+        pass
+
+    def chunk(self, frame: wire.Frame) -> None:
+        if self.link is not None:
+            self.link.credit(self, len(frame.body))
+
+    def ended(self) -> None:
+        pass
+
+    def failed(self, error: ErrorInfo) -> None:
+        pass
+
+
+def _limits(entry: BackendEntry) -> Limits:
+    return Limits(
+        concurrency=entry.concurrency,
+        max_batch_size=entry.max_batch_size,
+        is_batch=entry.is_batch,
+        max_concurrent_queries=entry.max_concurrent_queries,
+        max_queued_queries=entry.max_queued_queries,
+    )
+
+
+def _unavailable(why: str, reason: str, retry_after_s: float | None) -> ErrorInfo:
+    return ErrorInfo("UnavailableError", why, reason=reason, retry_after_s=1.0 if retry_after_s is None else retry_after_s)
+
+
+def _died(tag: str, replica: str, call: Call) -> ErrorInfo:
+    what = "met too many deaths of replicas and is given up" if call.deaths >= _MOST_DEATHS else "was running, and may have had effects"
+    return ErrorInfo("ReplicaDiedError", f"replica {replica} of backend {tag!r} died; the request {what}")
+
+
+__all__ = ["OPEN", "BackendRoute", "Router"]
