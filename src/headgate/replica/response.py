@@ -1,8 +1,7 @@
 """What does an HTTP client get for what user code returned or raised?
 
-`encode_http` turns a result into status, header lines and body; `stream_of`, `encode_first` and `encode_chunk` do so for
-results that come in parts; `answer_of` and `raised` for exceptions. Types of other libraries are recognised without
-importing those libraries.
+`encode_http` turns a result into status, header lines and body; `open_stream` does so for results that come in parts;
+`answer_of` and `raised` for exceptions. Types of other libraries are recognised without importing those libraries.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ import datetime as dt
 import http
 import re
 import sys
+import types
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import msgspec
 
@@ -28,6 +28,7 @@ from headgate.errors import (
     InvalidValueError,
     UserCodeError,
 )
+from headgate.router import payload
 
 _OCTETS: Final = b"content-type: application/octet-stream\r\n"
 _TEXT: Final = b"content-type: text/plain; charset=utf-8\r\n"
@@ -70,7 +71,11 @@ class Response:
     `media_type` overrides the content type. Raises `InvalidValueError` or `InvalidTypeError`.
     """
 
-    __slots__ = ("_header_lines", "_headers", "_media_type", "_names", "_status", "body")
+    __slots__ = ("_body", "_header_lines", "_headers", "_media_type", "_names", "_status")
+
+    def __new__(cls, body: Any = None, *args: Any, **kwargs: Any) -> Self:
+        """Streams are known by their class, so that other answers don't pay for the question."""
+        return super().__new__(_StreamingResponse if _is_iterator(body) else cls)  # type: ignore[return-value]  # a subclass
 
     def __init__(
         self,
@@ -87,7 +92,7 @@ class Response:
             if not isinstance(media_type, str):
                 raise InvalidTypeError(f"Response: media_type must be a string, got {type(media_type).__name__}: {media_type!r}")
             _header_value("content-type", media_type)
-        self.body = body
+        self._body = body
         self._status = int(status)
         self._media_type = media_type
         self._headers: tuple[tuple[str, str], ...] = ()
@@ -95,6 +100,11 @@ class Response:
             items = headers.items() if isinstance(headers, Mapping) else headers
             self._headers = tuple((name, value) for name, value in items)
         self._header_lines, self._names = _header_lines(self._headers, without_content_type=media_type is not None)
+
+    @property
+    def body(self) -> Any:
+        """The body as given."""
+        return self._body
 
     @property
     def status(self) -> int:
@@ -114,6 +124,13 @@ class Response:
     def __repr__(self) -> str:
         return f"<Response {self.status} of {type(self.body).__name__}>"
 
+
+class _StreamingResponse(Response):
+    __slots__ = ()
+
+
+STREAMS: Final = (types.GeneratorType, types.AsyncGeneratorType, _StreamingResponse)
+"""Results that come in parts: for `open_stream` rather than `encode_http`."""
 
 _EMPTY = Encoded(200, b"", b"")
 
@@ -142,26 +159,6 @@ def encode_http(result: Any) -> Encoded:
     return Encoded(200, lines, body)
 
 
-def stream_of(result: Any) -> tuple[Iterator[Any] | AsyncIterator[Any], Response | None] | None:
-    """The iterator to stream, and the `Response` that it came in, if any; None where the result is one piece."""
-    kind = type(result)
-    if kind in _NEVER_STREAMS:
-        return None
-    if kind is Response:
-        return (result.body, result) if _is_iterator(result.body) else None
-    return (result, None) if _is_iterator(result) else None
-
-
-def encode_first(chunk: Any, response: Response | None) -> Encoded:
-    """Encode the first chunk of a stream, with the head that it decides. Raises `EncodeError`."""
-    body = encode_chunk(chunk)
-    is_text = isinstance(chunk, str)
-    lines = _TEXT if is_text else _OCTETS
-    if response is None:
-        return Encoded(200, lines, body)
-    return Encoded(response.status, _with_content_type(response, lines, text=is_text), body)
-
-
 def encode_chunk(chunk: Any) -> bytes:
     """Encode a chunk of a stream: bytes or str. Raises `EncodeError` that names any other type."""
     if isinstance(chunk, str):
@@ -173,9 +170,38 @@ def encode_chunk(chunk: Any) -> bytes:
     )
 
 
-def encode_empty(response: Response | None) -> Encoded:
-    """The head of a stream that ended before its first chunk."""
-    return _EMPTY if response is None else Encoded(response.status, _with_content_type(response, b"", text=False), b"")
+class StreamEncoder:
+    """Encodes the chunks of one stream; the first one decides the head. `first` is until the caller has sent one."""
+
+    __slots__ = ("_response", "_web", "first", "header_lines", "status")
+
+    def __init__(self, response: Response | None, *, web: bool) -> None:
+        self._response = response
+        self._web = web
+        self.first = True
+        self.status = 200
+        self.header_lines = b""  # until the first chunk those of a stream without any
+        if web and response is not None:
+            self.status = response.status
+            self.header_lines = _with_content_type(response, b"", text=False)
+
+    def encode(self, chunk: Any) -> bytes:
+        """The bytes of a chunk: over HTTP of bytes or str, for Python callers of anything. Raises `EncodeError`."""
+        if not self._web:
+            return b"".join(payload.dump(chunk))
+        body = encode_chunk(chunk)
+        if self.first:
+            is_text = isinstance(chunk, str)
+            lines = _TEXT if is_text else _OCTETS
+            self.header_lines = lines if self._response is None else _with_content_type(self._response, lines, text=is_text)
+        return body
+
+
+def open_stream(result: Any, *, web: bool) -> tuple[Iterator[Any] | AsyncIterator[Any], StreamEncoder]:
+    """The chunks of a result that is one of `STREAMS`, and what encodes them for an HTTP client (`web`) or a Python caller."""
+    if isinstance(result, Response):
+        return result.body, StreamEncoder(result, web=web)
+    return result, StreamEncoder(None, web=web)
 
 
 def answer_of(error: BaseException) -> Encoded | None:
@@ -293,8 +319,6 @@ _ONLY_AS_KEYS = frozenset((list, tuple, dict, set, frozenset))
 """Types that `msgspec` knows, except as keys of an object."""
 
 _encoder = msgspec.json.Encoder(enc_hook=_plain)
-
-_NEVER_STREAMS = frozenset((type(None), bytes, str, dict, list, tuple, int, float, bool))
 
 
 def _is_iterator(value: Any) -> bool:

@@ -17,15 +17,18 @@ import msgspec
 from headgate.core import wire
 from headgate.errors import NoCallError
 
-_NIL = b"\xc0"
-
 
 class Member(Protocol):
-    """One request of a call; only a batch has several. All three are read when user code asks, never before."""
+    """One request of a call; only a batch has several. They are read when user code asks, never before."""
 
     @property
     def meta(self) -> wire.CallMeta:
         """What came with the request."""
+        ...
+
+    @property
+    def web(self) -> bool:
+        """Whether it came over HTTP."""
         ...
 
     @property
@@ -62,7 +65,7 @@ class Context:
     @property
     def web(self) -> bool:
         """True for an HTTP request, False for a call from Python."""
-        return bytes(_facts("web").members[0].meta.http) != _NIL
+        return _facts("web").members[0].web
 
     @property
     def batch_size(self) -> int:
