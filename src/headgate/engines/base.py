@@ -111,7 +111,10 @@ class Engine(Protocol):
         ...
 
     def fits(self, options: ReplicaOptions, count: int, without: list[str] | None = None) -> str | None:
-        """None if `count` such replicas fit into what is free (and into what the replicas `without` give back), else what is asked and what is free."""
+        """None if `count` such replicas fit into what is free and into what the replicas `without` give back.
+
+        Otherwise a text that names what is asked for and what is free.
+        """
         ...
 
     def resources(self) -> tuple[dict[str, float], dict[str, float]]:

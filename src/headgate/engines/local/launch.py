@@ -1,0 +1,204 @@
+"""How does the driver start an instance on this machine?
+
+It executes a supervisor, which starts everything else, and waits until HTTP answers. Where that fails, nothing is left
+running and the error says why. `serve.init` asks `find` first, and connects where an instance of that name runs.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import Final
+
+import msgspec
+
+from headgate.engines.base import InstanceSettings
+from headgate.engines.local import folders
+from headgate.engines.local.folders import find, folder_for
+from headgate.engines.local.protocol import Boot, Report
+from headgate.errors import InstanceStartError, rebuild
+
+__all__ = ["find", "folder_for", "launch", "wait_ended"]
+
+START_TIMEOUT_S: Final = 60.0
+_LOG_TAIL_BYTES: Final = 4096
+_INHERITED_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2)
+
+_supervisors: dict[str, int] = {}  # by folder: what this process has started and must reap
+_supervisors_lock = threading.Lock()
+os.register_at_fork(after_in_child=_supervisors.clear)  # a fork of the driver has started nothing
+
+
+def launch(settings: InstanceSettings, *, root: str = "headgate.root", timeout_s: float = START_TIMEOUT_S) -> bool:
+    """Start an instance and wait until HTTP answers. False where one of that name runs already: connect to it.
+
+    `settings.folder` is `folder_for(name)`; `root` is the module to run, whose `main` supervises. Call it from any thread.
+
+    Raises `AddressInUseError`, `StateDirInUseError`, `StateDirUnsafeError`, or `InstanceStartError` for anything else, with
+    the end of the log. After an error, or an interrupt, nothing of it is left running.
+    """
+    if settings.state_kept:
+        folders.check_state_dir(settings.state_dir)
+    with folders.starting(settings.folder, timeout_s):
+        if not _wait_free(settings.folder, timeout_s):
+            return False
+        replaces_dead = folders.clear(settings.folder)
+        python_path = os.environ.get("PYTHONPATH")
+        _start(Boot(settings=settings, root=root, python_path=python_path, replaces_dead=replaces_dead), timeout_s)
+    folders.sweep(os.path.dirname(settings.folder))
+    return True
+
+
+def wait_ended(folder: str, timeout_s: float) -> bool:
+    """Wait until the instance in this folder has ended and left nothing; False where it has not after `timeout_s` seconds."""
+    deadline = time.monotonic() + timeout_s
+    if not folders.wait_ended(folder, timeout_s):
+        return False
+    with _supervisors_lock:
+        pid = _supervisors.pop(folder, None)
+    if pid is not None and not _reap(pid, deadline):
+        with _supervisors_lock:
+            _supervisors[folder] = pid
+        return False
+    return True
+
+
+def _wait_free(folder: str, timeout_s: float) -> bool:
+    """True once nobody holds the folder, which takes a moment where an instance is ending; False where one serves."""
+    deadline = time.monotonic() + timeout_s
+    while folders.is_held(folder):
+        if folders.read_record(folder) is not None:
+            return False
+        if time.monotonic() > deadline:
+            raise InstanceStartError(f"the instance in {folder} has been ending for {timeout_s:g} s and still runs")
+        time.sleep(0.01)
+    return True
+
+
+def _start(boot: Boot, timeout_s: float) -> None:
+    settings = boot.settings
+    log: int | None = None
+    log_path = f"{settings.state_dir}/log"
+    log_begins = 0
+    ours, theirs = socket.socketpair()
+    pid: int | None = None
+    try:
+        if settings.detached:
+            log = os.open(log_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            log_begins = os.fstat(log).st_size
+        pid = _execute(boot, theirs, log)
+        theirs.close()
+        ours.settimeout(timeout_s)
+        ours.sendall(msgspec.msgpack.encode(boot))
+        ours.shutdown(socket.SHUT_WR)
+        report = _read_report(ours, pid, timeout_s)
+        if report.error is not None:
+            raise _with_log(rebuild(report.error), log, log_begins, log_path)
+    except BaseException as error:
+        if pid is not None:
+            _end(pid, settings.folder)
+        else:
+            folders.remove_instance(settings.folder)
+        if isinstance(error, _DiedError):
+            raise _with_log(InstanceStartError(str(error)), log, log_begins, log_path) from None
+        raise
+    finally:
+        ours.close()
+        theirs.close()
+        if log is not None:
+            os.close(log)
+    with _supervisors_lock:
+        _supervisors[settings.folder] = pid
+
+
+def _execute(boot: Boot, stdin: socket.socket, log: int | None) -> int:
+    environ = dict(os.environ)
+    # The supervisor must find Headgate, and replicas the user's modules, wherever the driver found them: also where it changed sys.path.
+    environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    actions: list[tuple[int, int, int]] = [(os.POSIX_SPAWN_DUP2, stdin.fileno(), 0)]
+    if log is not None:
+        actions += [(os.POSIX_SPAWN_DUP2, log, 1), (os.POSIX_SPAWN_DUP2, log, 2)]
+    # A session of its own, so that Ctrl-C reaches the driver alone; -P, because a file of the working directory must not hide a module.
+    return os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-P", "-m", boot.root],
+        environ,
+        file_actions=actions,
+        setsid=True,
+        setsigmask=(),
+        setsigdef=_INHERITED_SIGNALS,
+    )
+
+
+class _DiedError(Exception):
+    """The supervisor ended, or was silent for too long, before it could say why."""
+
+
+def _read_report(sock: socket.socket, pid: int, timeout_s: float) -> Report:
+    deadline = time.monotonic() + timeout_s
+    data = b""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    while True:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise _DiedError(f"the instance did not answer HTTP within {timeout_s:g} s")
+        if not poll.poll(left_s * 1000):
+            continue
+        try:
+            received = sock.recv(65536)
+        except OSError:
+            received = b""
+        if not received:
+            break
+        data += received
+    if not data:
+        raise _DiedError(f"the supervisor (pid {pid}) ended before the instance served")
+    return msgspec.msgpack.decode(data, type=Report)
+
+
+def _with_log(error: Exception, log: int | None, begins: int, path: str) -> Exception:
+    """The error with what the processes wrote last; without a log they wrote to this terminal."""
+    if log is None or not isinstance(error, InstanceStartError):
+        return error
+    size = os.fstat(log).st_size
+    start = max(begins, size - _LOG_TAIL_BYTES)
+    tail = os.pread(log, size - start, start).decode("utf-8", "replace").strip()
+    return InstanceStartError(f"{error.message}\n\nThe end of its log ({path}):\n{tail}") if tail else error
+
+
+def _end(pid: int, folder: str) -> None:
+    """Make sure that a supervisor whose start failed is gone, and its folder too; its children die with it."""
+    if not _reap(pid, time.monotonic() + 0.5):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        _reap(pid, time.monotonic() + 5.0)
+    folders.remove_instance(folder)
+
+
+def _reap(pid: int, deadline: float) -> bool:
+    while True:
+        try:
+            done = os.waitpid(pid, os.WNOHANG)[0] != 0
+        except ChildProcessError:  # this process ignores SIGCHLD, or somebody else in it waits for all children
+            done = not _exists(pid)
+        if done:
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

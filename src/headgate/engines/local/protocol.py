@@ -1,0 +1,193 @@
+"""What do the driver, the supervisor and the controller's engine say to each other?
+
+The driver and the supervisor have a socket pair while an instance starts: one `Boot` goes in, one `Report` comes out.
+The engine and the supervisor have another for as long as that controller lives, on which the records below travel as
+four bytes of length and msgpack. A replica or ingress is known by its id; its spec lies in the instance's folder.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Final, Generic, TypeVar
+
+import msgspec
+
+from headgate.engines.base import IngressSpec, InstanceSettings, ReplicaSpec
+from headgate.errors import ErrorInfo
+
+_LENGTH: Final = struct.Struct(">I")
+_RECEIVE_BYTES: Final = 65536
+
+
+class Boot(msgspec.Struct, frozen=True):
+    """What a supervisor has to know."""
+
+    settings: InstanceSettings
+    root: str  # the module that is run: the composition root
+    python_path: str | None  # the driver's own PYTHONPATH; the supervisor was given one that holds the driver's whole sys.path
+    replaces_dead: bool  # the folder held what a dead instance left, whose port may take a moment to become free
+
+
+class Report(msgspec.Struct, frozen=True):
+    """How the start went: HTTP answers, or nothing is left running."""
+
+    error: ErrorInfo | None = None
+
+
+class InstanceRecord(msgspec.Struct, frozen=True):
+    """What the folder of a serving instance says of it, in the file `instance`."""
+
+    name: str
+    pid: int  # of the supervisor
+    http_urls: tuple[str, ...]
+
+
+# From the engine.
+
+
+class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
+    """Fork this one; its spec has been written."""
+
+    id: str
+    role: str
+
+
+class Kill(msgspec.Struct, frozen=True, tag="kill"):
+    """End it and its whole process group, now."""
+
+    id: str
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """It takes links at `address`, or connections of clients. The supervisor keeps that for the next controller's engine."""
+
+    id: str
+    address: str
+
+
+class Serving(msgspec.Struct, frozen=True, tag="serving"):
+    """HTTP answers."""
+
+
+class Close(msgspec.Struct, frozen=True, tag="close"):
+    """End everything that the engine started, then, when the controller has ended, the instance."""
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """The controller ends because of this error."""
+
+    error: ErrorInfo
+
+
+# From the supervisor.
+
+
+class Runs(msgspec.Struct, frozen=True, tag="runs"):
+    """Something that was started for an engine before this one."""
+
+    id: str
+    role: str
+    pid: int
+    ready: bool
+    address: str
+
+
+class Complete(msgspec.Struct, frozen=True, tag="complete"):
+    """All that runs has been told."""
+
+
+class Spawned(msgspec.Struct, frozen=True, tag="spawned"):
+    """It was forked; nothing else is known of it yet."""
+
+    id: str
+    pid: int
+
+
+class Exited(msgspec.Struct, frozen=True, tag="exited"):
+    """It has ended and was reaped, its spec and socket are removed. `reason` is for people."""
+
+    id: str
+    reason: str
+
+
+class Closed(msgspec.Struct, frozen=True, tag="closed"):
+    """Everything that the engine started has ended."""
+
+
+ToSupervisor = Spawn | Kill | Ready | Serving | Close | Failed
+ToEngine = Runs | Complete | Spawned | Exited | Closed
+
+_encoder = msgspec.msgpack.Encoder()
+to_supervisor: Final[msgspec.msgpack.Decoder[ToSupervisor]] = msgspec.msgpack.Decoder(ToSupervisor)
+to_engine: Final[msgspec.msgpack.Decoder[ToEngine]] = msgspec.msgpack.Decoder(ToEngine)
+replica_specs: Final[msgspec.msgpack.Decoder[ReplicaSpec]] = msgspec.msgpack.Decoder(ReplicaSpec)
+ingress_specs: Final[msgspec.msgpack.Decoder[IngressSpec]] = msgspec.msgpack.Decoder(IngressSpec)
+
+Received = TypeVar("Received")
+
+
+def spec_path(folder: str, id: str) -> str:
+    """Where the spec of a replica or ingress lies for as long as it runs."""
+    return f"{folder}/spec-{id}"
+
+
+def socket_path(folder: str, id: str) -> str:
+    """Where a replica takes links."""
+    return f"{folder}/r-{id}.sock"
+
+
+class Channel(Generic[Received]):
+    """One end of the socket pair between engine and supervisor. Never blocks; the owner watches the socket."""
+
+    def __init__(self, sock: socket.socket, decoder: msgspec.msgpack.Decoder[Received]) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self._decoder = decoder
+        self._incoming = bytearray()
+        self._outgoing = bytearray()
+
+    def send(self, record: ToSupervisor | ToEngine) -> bool:
+        """Send a record; False where some of it waits until the socket can be written, for `flush`."""
+        data = _encoder.encode(record)
+        self._outgoing += _LENGTH.pack(len(data)) + data
+        return self.flush()
+
+    def flush(self) -> bool:
+        """Write what waits; True where nothing is left. Where the other end is gone, all is dropped."""
+        while self._outgoing:
+            try:
+                sent = self.sock.send(self._outgoing)
+            except BlockingIOError:
+                return False
+            except OSError:
+                self._outgoing.clear()
+                return True
+            del self._outgoing[:sent]
+        return True
+
+    def receive(self) -> list[Received] | None:
+        """The records that have arrived; None where the other end is gone."""
+        while True:
+            try:
+                data = self.sock.recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                break
+            except OSError:
+                data = b""
+            if not data:
+                return self._take() or None
+            self._incoming += data
+        return self._take()
+
+    def _take(self) -> list[Received]:
+        records: list[Received] = []
+        offset = 0
+        while len(self._incoming) - offset >= _LENGTH.size:
+            stop = offset + _LENGTH.size + _LENGTH.unpack_from(self._incoming, offset)[0]
+            if len(self._incoming) < stop:
+                break
+            records.append(self._decoder.decode(self._incoming[offset + _LENGTH.size : stop]))
+            offset = stop
+        del self._incoming[:offset]
+        return records
