@@ -195,7 +195,9 @@ class UserCodeError(HeadgateError):
     `remote_traceback` is the traceback's text in the replica; `cause` the rebuilt exception, or None.
     """
 
-    def __init__(self, message: str = "", *, remote_traceback: str = "", cause: BaseException | None = None, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, message: str = "", *, remote_traceback: str = "", cause: BaseException | None = None, retry_after_s: float | None = None
+    ) -> None:
         HeadgateError.__init__(self, message, retry_after_s=retry_after_s)
         self.remote_traceback = remote_traceback
         self.cause = cause
@@ -281,7 +283,7 @@ def _pickle(error: BaseException | None) -> bytes:
     try:
         data = pickle.dumps(error)
         pickle.loads(data)
-    except Exception:  # user classes may fail to pickle in any way; the message and traceback still travel
+    except Exception:  # noqa: BLE001 - user classes may fail to pickle in any way; the message and traceback still travel
         return b""
     return data
 
@@ -291,7 +293,7 @@ def _rebuild_user_error(info: ErrorInfo) -> UserCodeError:
     if info.pickled:
         try:
             loaded = pickle.loads(info.pickled)
-        except Exception:  # the class may not exist here; the message and traceback still arrive
+        except Exception:  # noqa: BLE001 - the class may not exist here; the message and traceback still arrive
             loaded = None
         cause = loaded if isinstance(loaded, BaseException) else None
     cls: type[UserCodeError] = UserCodeError
@@ -300,7 +302,7 @@ def _rebuild_user_error(info: ErrorInfo) -> UserCodeError:
     try:
         error = cls.__new__(cls)
         UserCodeError.__init__(error, info.message, remote_traceback=info.traceback, cause=cause)
-    except Exception:  # a user class with a __new__ of its own
+    except Exception:  # noqa: BLE001 - a user class with a __new__ of its own
         error = UserCodeError(info.message, remote_traceback=info.traceback, cause=cause)
     if cause is not None and isinstance(error, type(cause)):
         for name, value in vars(cause).items():

@@ -1,0 +1,414 @@
+"""How is user code called, and how does what it returns become an answer?
+
+One `Caller` per replica. `call` is for threads, `call_async` for the event loop; batches go the same way in both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any
+
+from headgate.core.binding import Binder, gather
+from headgate.core.bisection import Bisection
+from headgate.core.messages import Definition, MethodInfo
+from headgate.errors import BatchResultError, EncodeError, ErrorInfo, NotFoundError, RequestCancelledError, describe, describe_user_error
+from headgate.replica import response
+from headgate.replica.member import Member, Stream
+from headgate.replica.request import PlaceholderRequest, Request
+from headgate.replica.results import split_batch
+from headgate.router import payload
+from headgate.router.context import CallFacts, enter
+
+_log = logging.getLogger("headgate.replica")
+
+
+class Handler:
+    """One callable of the definition, with what is known of it."""
+
+    __slots__ = ("binder", "call", "http_error", "info", "takes_request")
+
+    def __init__(self, info: MethodInfo, call: Callable[..., Any], name: str) -> None:
+        self.info = info
+        self.call = call
+        self.binder = Binder(name, info.parameters)
+        self.takes_request = bool(self.binder.http.sources)
+        self.http_error = self.binder.http.error
+
+
+class Caller:
+    """Calls user code for members, and answers them."""
+
+    def __init__(
+        self, definition: Definition, methods: dict[str, Callable[..., Any]], *, backend: str, replica: str, idempotent: bool
+    ) -> None:
+        self._handlers = {
+            name: Handler(definition.methods[name], call, f"{definition.name}.{name}" if name else definition.name)
+            for name, call in methods.items()
+            if name in definition.methods
+        }
+        self._only = self._handlers[""] if list(self._handlers) == [""] else None
+        self._check_health = methods.get("check_health")
+        self.has_health_check = self._check_health is not None
+        self.has_batches = any(handler.info.is_batch for handler in self._handlers.values())
+        self.idempotent = idempotent
+        self.running: dict[int, list[Member]] = {}
+        """What runs now, by slot (threads) or by the call's identity (event loop)."""
+        self.ended = 0
+        """Calls of user code that have ended; a count for people, not exact over threads."""
+        self._backend = backend
+        self._replica = replica
+
+    def running_since(self) -> list[float]:
+        """When each call that runs now began; a stream's: when its last chunk left."""
+        since: list[float] = []
+        for members in list(self.running.values()):
+            stream = members[0].stream
+            since.append(members[0].started_at if stream is None else stream.last_chunk_at)
+        return since
+
+    def group_of(self, member: Member) -> object:
+        """With whom a request may share a call: None for one that doesn't take batches, an `ErrorInfo` where it doesn't fit."""
+        handler = self._handler_of(member)
+        if handler is None or not handler.info.is_batch:
+            return None
+        if member.web:
+            binding = handler.binder.http
+        else:
+            meta = member.meta
+            binding = handler.binder.bind(meta.positional, meta.keywords)
+        if binding.error:
+            return describe_user_error(TypeError(binding.error))
+        member.binding = binding
+        return (handler.info.name, member.web, binding.layout)
+
+    def _handler_of(self, member: Member) -> Handler | None:
+        if self._only is not None:
+            return self._only
+        method = member.meta.method
+        return self._handlers.get("" if method == "__call__" else method)
+
+    # Threads.
+
+    def call(self, members: list[Member], slot: int) -> float:
+        """Run one call in this thread and answer its members. Returns the seconds that user code took."""
+        if members[0].binding is not None:
+            return self._call_batch_here(members, slot)
+        member = members[0]
+        start = time.monotonic()
+        if member.cancelled or member.deadline <= start:
+            member.link.give_back(member, dropped=True)
+            return 0.0
+        handler = self._only or self._handler_of(member)
+        member.mark_started(start)
+        self.running[slot] = members
+        enter(CallFacts(members, False, self._backend, self._replica))
+        try:
+            result = self._invoke(handler, member)
+            streamed = response.stream_of(result)
+            if streamed is None:
+                self._answer(member, result, start)
+            else:
+                chunks, head = streamed
+                if isinstance(chunks, AsyncIterator):
+                    raise EncodeError("an async generator can only be streamed by an async handler; make the handler async")
+                self._stream(member, chunks, head)
+        except BaseException as error:  # noqa: BLE001 - user code may raise anything; each is this request's failure
+            self._fail(member, error)
+        finally:
+            del self.running[slot]
+            self.ended += 1
+            enter(None)
+        return time.monotonic() - start
+
+    def _invoke(self, handler: Handler | None, member: Member) -> Any:
+        if handler is None:
+            raise NotFoundError(f"this replica has no method {member.meta.method!r}")
+        if member.web:
+            if handler.http_error:
+                raise TypeError(handler.http_error)
+            if handler.takes_request:
+                return handler.call(Request(member.meta.http, member.body))
+            return handler.call()
+        args, kwargs = payload.load(member.body)
+        if not args and handler.binder.bind(0, member.meta.keywords).placeholder:
+            args = (PlaceholderRequest(),)
+        return handler.call(*args, **kwargs)
+
+    def _answer(self, member: Member, result: Any, start: float) -> None:
+        micros = int((time.monotonic() - start) * 1e6)
+        if member.web:
+            encoded = response.encode_http(result)
+            body = encoded.body
+            member.link.answer(member, encoded.status, encoded.header_lines, body, len(body), micros)
+        else:
+            parts = payload.dump(result)
+            member.link.answer(member, 200, b"", parts, sum(map(len, parts)), micros)
+
+    def _stream(self, member: Member, chunks: Iterator[Any], head: response.Response | None) -> None:
+        """Send what a generator yields, chunk by chunk; each waits for credit, none for the next."""
+        stream = member.stream = Stream(None)
+        first = True
+        try:
+            for chunk in chunks:
+                encoded = _encode_chunk(member, chunk, head, first)
+                stream.wait(member)
+                if member.cancelled:
+                    break
+                _send_chunk(member, stream, encoded, first)
+                first = False
+        finally:
+            close = getattr(chunks, "close", None)
+            if close is not None:
+                close()
+        _end_stream(member, stream, head, first)
+
+    def _fail(self, member: Member, error: BaseException) -> None:
+        if isinstance(error, SystemExit):
+            _exit(error)
+        micros = int((time.monotonic() - member.started_at) * 1e6)
+        if member.web and (member.stream is None):
+            stands_for = response.answer_of(error)
+            if stands_for is not None:
+                member.link.answer(member, stands_for.status, stands_for.header_lines, stands_for.body, len(stands_for.body), micros)
+                return
+        member.link.fail(member, self._describe(error, member), micros)
+
+    def _describe(self, error: BaseException, member: Member) -> ErrorInfo:
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            return describe(RequestCancelledError("the request was cancelled while it ran"))
+        info = response.raised(error)
+        if info.status >= 500:
+            meta, where = member.meta, self._backend
+            why = info.traceback or info.message
+            _log.error("request %s to endpoint %r failed in backend %r:\n%s", meta.request_id, meta.endpoint, where, why)
+        return info
+
+    # The event loop.
+
+    async def call_async(self, members: list[Member]) -> None:
+        """Run one call as this task and answer its members."""
+        if members[0].binding is not None:
+            await self._call_batch(members, id(members))
+            return
+        member = members[0]
+        start = time.monotonic()
+        if member.cancelled or member.deadline <= start:
+            member.link.give_back(member, dropped=True)
+            return
+        handler = self._only or self._handler_of(member)
+        member.mark_started(start)
+        slot = id(members)
+        self.running[slot] = members
+        enter(CallFacts(members, False, self._backend, self._replica))
+        try:
+            result = self._invoke(handler, member)
+            if isinstance(result, Coroutine):
+                result = await result
+            streamed = response.stream_of(result)
+            if streamed is None:
+                self._answer(member, result, start)
+            else:
+                await self._stream_async(member, *streamed)
+        except BaseException as error:  # noqa: BLE001 - user code may raise anything; each is this request's failure
+            self._fail(member, error)
+        finally:
+            del self.running[slot]
+            self.ended += 1
+
+    async def _stream_async(self, member: Member, chunks: Iterator[Any] | AsyncIterator[Any], head: response.Response | None) -> None:
+        stream = member.stream = Stream(asyncio.get_running_loop())
+        first = True
+        try:
+            async for chunk in _each(chunks):
+                encoded = _encode_chunk(member, chunk, head, first)
+                await stream.wait_async(member)
+                if member.cancelled:
+                    break
+                _send_chunk(member, stream, encoded, first)
+                first = False
+        finally:
+            if hasattr(chunks, "aclose"):
+                await chunks.aclose()
+            elif hasattr(chunks, "close"):
+                chunks.close()
+        _end_stream(member, stream, head, first)
+
+    def cancel_if_all_gone(self, task: asyncio.Task[None], member: Member) -> None:
+        """Cancel the task of a call, once all of its members are gone."""
+        for members in self.running.values():
+            if member in members:
+                if all(each.cancelled for each in members):
+                    task.cancel()
+                return
+
+    # Batches.
+
+    def _call_batch_here(self, members: list[Member], slot: int) -> float:
+        start = time.monotonic()
+        run = self._call_batch(members, slot)
+        try:
+            run.send(None)
+        except StopIteration:
+            return time.monotonic() - start
+        raise AssertionError("synchronous user code can't wait on an event loop")
+
+    async def _call_batch(self, members: list[Member], slot: int) -> None:
+        """Call a batch handler; where it raises and may run again, split the batch to find the bad members."""
+        start = time.monotonic()
+        live: list[Member] = []
+        for member in members:
+            if member.cancelled or member.deadline <= start:
+                member.link.give_back(member, dropped=True)
+            else:
+                member.mark_started(start)
+                live.append(member)
+        if not live:
+            return
+        handler = self._handler_of(live[0])
+        assert handler is not None
+        self.running[slot] = live
+        try:
+            live, calls = self._open(live)
+            error = await self._run_together(handler, live, calls, start)
+            if error is None:
+                return
+            if len(live) == 1 or not self.idempotent or isinstance(error, BatchResultError) or not isinstance(error, Exception):
+                self._fail_all(live, error)
+                return
+            search = Bisection(len(live))
+            while (part := search.next()) is not None:
+                chosen = live[part.start : part.stop]
+                error = await self._run_together(handler, chosen, calls[part.start : part.stop], start)
+                if error is not None:
+                    search.failed(part)
+                    if len(chosen) == 1:
+                        self._fail(chosen[0], error)
+        finally:
+            del self.running[slot]
+            self.ended += 1
+
+    async def _run_together(
+        self, handler: Handler, members: list[Member], calls: list[tuple[Any, dict[str, Any]]], start: float
+    ) -> BaseException | None:
+        """Call user code once for these members and answer them; or return what it raised, with nobody answered."""
+        if not members:
+            return None
+        enter(CallFacts(members, True, self._backend, self._replica))
+        try:
+            args, kwargs = self._gather(members, calls)
+            result = handler.call(*args, **kwargs)
+            if isinstance(result, Coroutine):
+                result = await result
+            values = split_batch(result, len(members))
+        except BaseException as error:  # noqa: BLE001 - user code may raise anything; it is the batch's failure
+            return error
+        finally:
+            enter(None)
+        self._answer_all(members, values, start)
+        return None
+
+    def _open(self, members: list[Member]) -> tuple[list[Member], list[tuple[Any, dict[str, Any]]]]:
+        """Open each member's arguments; one that can't be opened fails by itself."""
+        good: list[Member] = []
+        calls: list[tuple[Any, dict[str, Any]]] = []
+        for member in members:
+            try:
+                if member.web:
+                    assert member.binding is not None
+                    takes = bool(member.binding.sources)
+                    call: tuple[Any, dict[str, Any]] = ((Request(member.meta.http, member.body),) if takes else (), {})
+                else:
+                    call = payload.load(member.body)
+            except Exception as error:  # noqa: BLE001 - opening runs user code: reducers, imports
+                self._fail(member, error)
+                continue
+            good.append(member)
+            calls.append(call)
+        return good, calls
+
+    def _gather(self, members: list[Member], calls: list[tuple[Any, dict[str, Any]]]) -> tuple[list[list[Any]], dict[str, list[Any]]]:
+        bindings = [member.binding for member in members if member.binding is not None]
+        placeholders = [PlaceholderRequest() for _ in members] if any(binding.placeholder for binding in bindings) else ()
+        return gather(bindings, calls, placeholders)
+
+    def _answer_all(self, members: list[Member], values: list[Any], start: float) -> None:
+        for member, value in zip(members, values, strict=True):
+            try:
+                if isinstance(value, Exception):
+                    raise value
+                self._answer(member, value, start)
+            except Exception as error:  # noqa: BLE001 - the member's own failure: returned, or not to be encoded
+                self._fail(member, error)
+
+    def _fail_all(self, members: list[Member], error: BaseException) -> None:
+        if isinstance(error, SystemExit):
+            _exit(error)
+        info = self._describe(error, members[0])
+        micros = int((time.monotonic() - members[0].started_at) * 1e6)
+        for member in members:
+            member.link.fail(member, info, micros)
+
+    # Health.
+
+    def check_health(self) -> str:
+        """Call the class's `check_health()`; the text of what it raises, or nothing."""
+        assert self._check_health is not None
+        try:
+            self._check_health()
+        except Exception as error:  # noqa: BLE001 - whatever it raises says that the replica is not healthy
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    async def check_health_async(self) -> str:
+        """The same on the event loop."""
+        assert self._check_health is not None
+        try:
+            result = self._check_health()
+            if isinstance(result, Coroutine):
+                await result
+        except Exception as error:  # noqa: BLE001 - as above
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+
+def _encode_chunk(member: Member, chunk: Any, head: response.Response | None, first: bool) -> response.Encoded:
+    if not member.web:
+        return response.Encoded(200, b"", b"".join(payload.dump(chunk)))
+    return response.encode_first(chunk, head) if first else response.Encoded(200, b"", response.encode_chunk(chunk))
+
+
+def _send_chunk(member: Member, stream: Stream, encoded: response.Encoded, first: bool) -> None:
+    size = len(encoded.body)
+    member.link.chunk(member, first, encoded.status, encoded.header_lines, encoded.body, size)
+    stream.spend(size)
+
+
+def _end_stream(member: Member, stream: Stream, head: response.Response | None, first: bool) -> None:
+    if first and member.web:
+        _send_chunk(member, stream, response.encode_empty(head), first)
+    member.link.end(member, 200, int((time.monotonic() - member.started_at) * 1e6))
+
+
+async def _each(chunks: Iterator[Any] | AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+    if isinstance(chunks, AsyncIterator):
+        async for chunk in chunks:
+            yield chunk
+        return
+    for chunk in chunks:
+        yield chunk
+        await asyncio.sleep(0)  # a plain generator must not keep the loop from the others
+
+
+def _exit(error: SystemExit) -> None:
+    """User code asked this process to end, in whichever thread: it does, and is replaced."""
+    code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error.code, str):
+        sys.stderr.write(f"{error.code}\n")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

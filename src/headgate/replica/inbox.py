@@ -1,0 +1,119 @@
+"""What waits in this replica, and what runs next?
+
+The I/O thread adds requests; user threads, or the event loop of async code, take them when a slot is free. Requests for
+batch handlers leave by the rules of `core/batching.py`, the others in order. One lock guards it all.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+
+from headgate.core.batching import BatchQueue
+from headgate.replica.member import Member
+
+
+class Inbox:
+    """The requests that were received and have not started."""
+
+    def __init__(self, max_batch_size: int, batch_wait_s: float) -> None:
+        self._plain: deque[Member] = deque()
+        self._batches: BatchQueue[Member] = BatchQueue(max_batch_size, batch_wait_s)
+        self._changed = threading.Condition(threading.Lock())
+        self._sleeping = 0
+        self._batches_first = True
+        self._shape = 0
+
+    def configure(self, max_batch_size: int, batch_wait_s: float) -> None:
+        """Follow changed limits, and have every waiting thread look again."""
+        with self._changed:
+            self._batches.configure(max_batch_size, batch_wait_s)
+            self._shape += 1
+            self._changed.notify_all()
+
+    @property
+    def shape(self) -> int:
+        """Changes whenever threads must look at how they are to work."""
+        return self._shape
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing waits."""
+        return not self._plain and not len(self._batches)
+
+    def add(self, members: list[Member]) -> None:
+        """Add requests that run one by one."""
+        with self._changed:
+            self._plain.extend(members)
+            if self._sleeping:
+                self._changed.notify(len(members))
+
+    def add_to_batches(self, member: Member, group: object) -> None:
+        """Add a request that may share a call with others of its group."""
+        with self._changed:
+            self._batches.add(member, group, member.admitted_at)
+            if self._sleeping:
+                self._changed.notify()
+
+    def withdraw(self, member: Member) -> bool:
+        """Take a request out again; False where it has been taken to run already."""
+        with self._changed:
+            if self._batches.withdraw(member):
+                return True
+            try:
+                self._plain.remove(member)
+            except ValueError:
+                return False
+            return True
+
+    def withdraw_surplus(self) -> list[Member]:
+        """Take out all that can't run soon: everything beyond the next batch."""
+        with self._changed:
+            surplus = [*self._plain, *self._batches.take_back(time.monotonic())]
+            self._plain.clear()
+            return surplus
+
+    def take(self, now: float) -> list[Member] | None:
+        """What runs next: one request, or a batch; None where nothing is due."""
+        with self._changed:
+            return self._take(now)
+
+    def _take(self, now: float) -> list[Member] | None:
+        if not len(self._batches):
+            return [self._plain.popleft()] if self._plain else None
+        # Both kinds wait (a class may have both kinds of methods): each has its turn.
+        self._batches_first = not self._batches_first
+        if self._plain and not self._batches_first:
+            return [self._plain.popleft()]
+        batch = self._batches.seal(now)
+        if batch is None and self._plain:
+            return [self._plain.popleft()]
+        return batch
+
+    def wait(self, shape: int) -> list[Member] | None:
+        """Block until something can run; None as soon as the shape is no longer this one."""
+        with self._changed:
+            while self._shape == shape:
+                now = time.monotonic()
+                taken = self._take(now)
+                if taken is not None:
+                    return taken
+                leaves_at = self._batches.leaves_at(now)
+                self._sleeping += 1
+                try:
+                    self._changed.wait(None if leaves_at is None else max(0.0, leaves_at - now))
+                finally:
+                    self._sleeping -= 1
+            return None
+
+    def leaves_at(self, now: float) -> float | None:
+        """When the next batch leaves that isn't due yet."""
+        with self._changed:
+            return self._batches.leaves_at(now)
+
+    def change_shape(self) -> None:
+        """Have every waiting thread look again."""
+        with self._changed:
+            self._shape += 1
+            self._changed.notify_all()

@@ -1,0 +1,177 @@
+"""What is the life of a replica's process, from its first line to its last?
+
+It opens its control connection, imports and constructs user code in the main thread, takes links, runs calls until it is
+told to drain, and returns. The I/O thread does the rest: links, control, health.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sys
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from headgate.core.messages import PROTOCOL, Configure, Drain, Hello, Message, Ping, Pong, ReplicaFailed, ReplicaReady
+from headgate.core.specs import ReplicaSpec
+from headgate.errors import ErrorInfo, HeadgateError, describe, describe_user_error
+from headgate.replica.calls import Caller
+from headgate.replica.definition import construct, load
+from headgate.replica.links import Links
+from headgate.replica.runner import Runner
+from headgate.router.connection import adopt_process, constructed
+from headgate.router.control import ControlLink
+
+T = TypeVar("T")
+
+_SWITCH_S = 0.0005
+_LAST_WORDS_S = 2.0
+_DRAIN_LOOK_S = 0.005
+
+
+def run(spec: ReplicaSpec) -> None:
+    """Be this replica until it is drained, and return then; where construction fails, tell the controller and exit with 1."""
+    sys.setswitchinterval(_SWITCH_S)
+    connection = adopt_process(spec.folder, spec.instance, spec.id, spec.backend)
+    io = _IoThread(spec)
+    try:
+        if spec.definition.any_async:
+            import uvloop
+
+            uvloop.run(_run_async(spec, io))
+        else:
+            io.serve(_construct(spec)).run()
+    except _StartFailedError as failed:
+        io.report_failure(failed.info)
+        raise SystemExit(1) from None
+    finally:
+        connection.close()
+        io.stop()
+
+
+async def _run_async(spec: ReplicaSpec, io: _IoThread) -> None:
+    # Constructed on its loop, so that a constructor can make what belongs to it, such as client sessions.
+    runner = io.serve(_construct(spec), asyncio.get_running_loop())
+    await runner.run_async()
+
+
+def _construct(spec: ReplicaSpec) -> Caller:
+    """Import and construct user code. Raises `_StartFailedError` with its traceback."""
+    try:
+        methods = construct(load(spec.definition))
+    except BaseException as error:  # noqa: BLE001 - user code may raise anything, SystemExit too: it did not start
+        raise _StartFailedError(describe(error) if isinstance(error, HeadgateError) else describe_user_error(error)) from None
+    constructed()
+    gc.collect()
+    gc.freeze()
+    return Caller(spec.definition, methods, backend=spec.backend, replica=spec.id, idempotent=spec.config.idempotent)
+
+
+class _StartFailedError(Exception):
+    """Construction raised."""
+
+    def __init__(self, info: ErrorInfo) -> None:
+        super().__init__(info.message)
+        self.info = info
+
+
+class _IoThread:
+    """The thread with links and control connection, and its event loop."""
+
+    def __init__(self, spec: ReplicaSpec) -> None:
+        import uvloop
+
+        self._spec = spec
+        self._address = f"{spec.folder}/r-{spec.id}.sock"
+        self._state = "starting"
+        self._runner: Runner | None = None
+        self._links: Links | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self._config = spec.config  # as last told, also before there is a runner
+        self._loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="headgate I/O", daemon=True)
+        self._control: ControlLink
+        self._thread.start()
+        self._call(self._open_control())
+
+    def serve(self, caller: Caller, user_loop: asyncio.AbstractEventLoop | None = None) -> Runner:
+        """Construction has finished: take links, and tell the controller. Returns what runs the calls."""
+        runner = Runner(self._spec.definition, self._config, caller, self._loop, user_loop)
+        self._call(self._listen(runner))
+        return runner
+
+    def report_failure(self, info: ErrorInfo) -> None:
+        """Tell the controller why construction failed; waits a moment for the message to leave."""
+        self._call(self._last_words(ReplicaFailed(info)))
+
+    def stop(self) -> None:
+        """Close everything and end the thread."""
+        self._call(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_LAST_WORDS_S)
+
+    # On the thread.
+
+    def _run(self) -> None:
+        self._loop.run_forever()
+        self._loop.close()
+
+    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    async def _open_control(self) -> None:
+        self._control = ControlLink(self._spec.control_path, self._hello, self._received)
+        self._control.start()
+
+    async def _listen(self, runner: Runner) -> None:
+        self._links = Links(self._address, self._spec.token, runner)
+        runner.links = self._links
+        runner.configure(self._config)
+        await self._links.listen()
+        self._runner = runner
+        self._state = "ready"
+        self._control.send(ReplicaReady(self._address))
+
+    async def _last_words(self, message: Message) -> None:
+        try:
+            await asyncio.wait_for(self._control.connected(), _LAST_WORDS_S)
+        except (HeadgateError, TimeoutError):
+            return  # nobody is there to hear it; the traceback is on the terminal
+        self._control.send(message)
+
+    async def _close(self) -> None:
+        if self._draining is not None:
+            self._draining.cancel()
+        if self._links is not None:
+            await self._links.close()
+        await self._control.close()
+
+    def _hello(self) -> Hello:
+        spec = self._spec
+        address = self._address if self._state != "starting" else ""
+        return Hello(PROTOCOL, "replica", spec.id, os.getpid(), token=spec.token, state=self._state, address=address)
+
+    def _received(self, message: Message) -> None:
+        runner = self._runner
+        if isinstance(message, Ping):
+            if runner is None:
+                self._control.send(Pong(message.number))
+                return
+            runner.check_health()
+            self._control.send(Pong(message.number, overdue_s=runner.overdue_s(), answered=runner.answered, unhealthy=runner.unhealthy))
+        elif isinstance(message, Configure):
+            self._config = message.config
+            if runner is not None:
+                runner.configure(message.config)
+        elif isinstance(message, Drain) and self._draining is None:
+            self._state = "draining"
+            self._draining = self._loop.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        """Finish what was received, then let the main thread return. Who told to drain kills what takes too long."""
+        while self._runner is None or self._links is None or not self._links.settled:
+            await asyncio.sleep(_DRAIN_LOOK_S)
+        self._runner.stop()
+

@@ -1,0 +1,117 @@
+"""What is one request inside a replica?
+
+A member of a batch, or alone: what came over the link, and what has become of it. It is made by the I/O thread, run by a
+user thread, and answered once, by whoever takes it out of its link's `members`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from headgate.core import wire
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from headgate.core.binding import Binding
+    from headgate.replica.links import ReplicaLink
+
+_meta_decoder = msgspec.msgpack.Decoder(wire.CallMeta)
+
+
+class Member:
+    """One request. `deadline` and `admitted_at` are on this machine's `time.monotonic()`."""
+
+    __slots__ = (
+        "_meta",
+        "admitted_at",
+        "binding",
+        "body",
+        "cancelled",
+        "deadline",
+        "link",
+        "number",
+        "place",
+        "raw_meta",
+        "started_at",
+        "stream",
+        "task",
+        "web",
+    )
+
+    def __init__(self, link: ReplicaLink, frame: wire.Frame, now: float) -> None:
+        self.link = link
+        self.number = frame.number
+        self.place = frame.place
+        self.web = bool(frame.flags & wire.FROM_HTTP)
+        self.raw_meta = frame.meta
+        self.body = frame.body
+        self.admitted_at = now - frame.micros / 1e6
+        self.deadline = now + frame.millis / 1e3 if frame.millis != wire.NO_LIMIT else float("inf")
+        self.cancelled = False
+        self.started_at = 0.0
+        self.task: asyncio.Task[None] | None = None
+        self.stream: Stream | None = None
+        self.binding: Binding | None = None
+        self._meta: wire.CallMeta | None = None
+
+    @property
+    def meta(self) -> wire.CallMeta:
+        """What the router says of the call; decoded when first asked for."""
+        meta = self._meta
+        if meta is None:
+            meta = self._meta = _meta_decoder.decode(self.raw_meta)
+        return meta
+
+    def mark_started(self, now: float) -> None:
+        """Record where the dead can't take it that user code is entered."""
+        self.started_at = now
+        self.link.page[self.place] = 1
+
+
+class Stream:
+    """How much of a streamed answer may still be sent: its credit. Waits end when the member is cancelled."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        self.last_chunk_at = time.monotonic()
+        self._credit = wire.STREAM_CREDIT
+        self._loop = loop  # where async user code waits, if it is async
+        self._changed = threading.Condition()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def spend(self, count_bytes: int) -> None:
+        """A chunk of this size was sent."""
+        with self._changed:
+            self._credit -= count_bytes
+        self.last_chunk_at = time.monotonic()
+
+    def add(self, count_bytes: int) -> None:
+        """The reader took that much. With 0: look again whether the member was cancelled."""
+        with self._changed:
+            self._credit += count_bytes
+            self._changed.notify_all()
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def wait(self, member: Member) -> None:
+        """Block until there is credit, or nobody reads any more."""
+        with self._changed:
+            while self._credit <= 0 and not member.cancelled:
+                self._changed.wait()
+
+    async def wait_async(self, member: Member) -> None:
+        """The same on the event loop."""
+        assert self._loop is not None
+        while self._credit <= 0 and not member.cancelled:
+            self._waiter = self._loop.create_future()
+            if self._credit > 0 or member.cancelled:
+                break
+            await self._waiter

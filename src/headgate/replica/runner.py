@@ -1,0 +1,272 @@
+"""Which thread calls user code, and how many calls run at once?
+
+Synchronous code runs in the main thread, or in a pool of `concurrency` threads where that is above 1; a class with an async
+method runs all its methods on one event loop in the main thread. The I/O thread hands requests over by `submit`, and looks
+after what runs by `tick`: answers that wait too long to be written, and requests stuck behind a slow call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from headgate.config import BackendConfig
+from headgate.core.messages import Definition
+from headgate.errors import ErrorInfo
+from headgate.replica.calls import Caller
+from headgate.replica.inbox import Inbox
+from headgate.replica.member import Member
+
+if TYPE_CHECKING:
+    from headgate.replica.links import Links
+
+_log = logging.getLogger("headgate.replica")
+
+FLUSH_AFTER_S = 0.001
+"""An answer is written at the latest that long after it was made."""
+SLOW_CALL_S = 0.005
+"""A call that has run so long stands in the way of what waits; that is given back."""
+_EAGER_FLUSH_S = 0.0005
+_ASYNC_CONCURRENCY = 100
+
+
+def concurrency_of(config: BackendConfig, definition: Definition) -> int:
+    """How many calls one replica runs at once: as configured, or the default of this kind of handler."""
+    if config.concurrency is not None:
+        return config.concurrency
+    is_batch = any(method.is_batch for method in definition.methods.values())
+    return _ASYNC_CONCURRENCY if definition.any_async and not is_batch else 1
+
+
+class Runner:
+    """Runs user code. `submit`, `cancel`, `configure`, `tick` are the I/O thread's, `run` and what it calls are the main thread's."""
+
+    def __init__(
+        self,
+        definition: Definition,
+        config: BackendConfig,
+        caller: Caller,
+        io_loop: asyncio.AbstractEventLoop,
+        user_loop: asyncio.AbstractEventLoop | None,
+    ) -> None:
+        self._definition = definition
+        self._caller = caller
+        self._inbox = Inbox(config.max_batch_size, config.batch_wait_timeout)
+        self._stopping = False
+        self._gave_back: set[int] = set()
+        self._io_loop = io_loop
+        self._loop = user_loop  # where async user code runs; None for threads
+        self._pump_scheduled = False
+        self._flush_scheduled = False
+        self._health_due = False
+        self._pump_timer: asyncio.TimerHandle | None = None
+        self._async_running = 0
+        self._done = asyncio.Event()
+        self.links: Links
+        self._ticking = False
+        self.unhealthy = ""
+        self.config = config
+        self._concurrency = concurrency_of(config, definition)
+
+    # The I/O thread.
+
+    def submit(self, members: list[Member]) -> None:
+        """Requests have arrived."""
+        caller = self._caller
+        if caller.has_batches:
+            plain: list[Member] = []
+            for member in members:
+                group = caller.group_of(member)
+                if group is None:
+                    plain.append(member)
+                elif isinstance(group, ErrorInfo):
+                    member.link.fail(member, group, 0)
+                    member.link.outbox.flush()
+                else:
+                    self._inbox.add_to_batches(member, group)
+            if plain:
+                self._inbox.add(plain)
+        else:
+            self._inbox.add(members)
+        if self._loop is not None:
+            self._wake_loop()
+        if not self._ticking:
+            self._ticking = True
+            self._io_loop.call_later(FLUSH_AFTER_S, self._tick)
+
+    def cancel(self, member: Member) -> None:
+        """Nobody waits for this request any more."""
+        member.cancelled = True
+        if self._inbox.withdraw(member):
+            member.link.give_back(member, dropped=True)
+            member.link.outbox.flush()
+            return
+        if member.stream is not None:
+            member.stream.add(0)
+        task = member.task
+        if task is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._caller.cancel_if_all_gone, task, member)
+
+    def configure(self, config: BackendConfig) -> None:
+        """Follow a changed configuration, without a restart."""
+        self.config = config
+        self._caller.idempotent = config.idempotent
+        self._inbox.configure(config.max_batch_size, config.batch_wait_timeout)
+        concurrency = concurrency_of(config, self._definition)
+        if concurrency != self._concurrency:
+            self._concurrency = concurrency
+            self._inbox.change_shape()
+        if self._loop is not None:
+            self._wake_loop()
+
+    def check_health(self) -> None:
+        """Have `check_health()` called between two calls; what it raises is in `unhealthy`."""
+        if not self._caller.has_health_check:
+            return
+        self._health_due = True
+        if self._loop is not None:
+            self._wake_loop()
+        else:
+            self._inbox.change_shape()
+
+    @property
+    def answered(self) -> int:
+        """Calls of user code that have ended."""
+        return self._caller.ended
+
+    def overdue_s(self) -> float:
+        """How long the call that is most over its time limit is over it; 0 where none is."""
+        limit = self.config.request_timeout
+        if limit is None:
+            return 0.0
+        now = time.monotonic()
+        return max((now - since - limit for since in self._caller.running_since()), default=0.0)
+
+    def stop(self) -> None:
+        """Have `run` return when the calls under way have ended."""
+        self._stopping = True
+        self._inbox.change_shape()
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._done.set)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        waiting = False
+        for link in list(self.links.all):
+            since = link.outbox.since
+            if since:
+                waiting = True
+                if now - since >= FLUSH_AFTER_S:
+                    link.outbox.flush()
+        if not self._inbox.empty:
+            waiting = True
+            self._give_back_if_slow(now)
+        self._ticking = waiting
+        if waiting:
+            self._io_loop.call_later(FLUSH_AFTER_S, self._tick)
+
+    def _give_back_if_slow(self, now: float) -> None:
+        """Every slot has been busy for a while: what can't run soon runs sooner elsewhere. Once for each such set of calls."""
+        running = self._caller.running
+        since = self._caller.running_since()
+        if len(since) < self._concurrency or not since or now - max(since) < SLOW_CALL_S:
+            return
+        calls = {id(members) for members in list(running.values())}
+        if calls & self._gave_back:
+            return
+        self._gave_back = calls
+        for member in self._inbox.withdraw_surplus():
+            member.link.give_back(member, dropped=False)
+        self.links.flush()
+
+    # The main thread.
+
+    def run(self) -> None:
+        """Call user code until `stop`. For async code `run_async` stands in for this."""
+        while not self._stopping:
+            shape, threads = self._inbox.shape, self._concurrency
+            if self._health_due:
+                self._health_due = False
+                self.unhealthy = self._caller.check_health()
+            if threads == 1:
+                self._work(shape, 0)
+                continue
+            pool = [threading.Thread(target=self._work, args=(shape, slot), name=f"headgate user code {slot}") for slot in range(threads)]
+            for thread in pool:
+                thread.start()
+            for thread in pool:
+                thread.join()
+
+    def _work(self, shape: int, slot: int) -> None:
+        """One slot: take what is next, run it, and see that answers leave in time."""
+        inbox, call, links = self._inbox, self._caller.call, self.links
+        while True:
+            members = inbox.wait(shape)
+            if members is None:
+                links.flush()
+                return
+            run_s = call(members, slot)
+            if run_s > _EAGER_FLUSH_S or inbox.empty:
+                links.flush()
+            else:
+                outbox = members[0].link.outbox
+                since = outbox.since
+                if since and time.monotonic() - since > _EAGER_FLUSH_S:
+                    outbox.flush()
+
+    async def run_async(self) -> None:
+        """Call async user code on this loop until `stop`."""
+        self._pump()
+        await self._done.wait()
+
+    def _wake_loop(self) -> None:
+        if not self._pump_scheduled:
+            self._pump_scheduled = True
+            assert self._loop is not None
+            self._loop.call_soon_threadsafe(self._pump)
+
+    def _pump(self) -> None:
+        """Start what may start; come back when the next batch is due, or when a call ends."""
+        self._pump_scheduled = False
+        assert self._loop is not None
+        if self._health_due:
+            self._health_due = False
+            self._loop.create_task(self._check_health_async())
+        if self._pump_timer is not None:
+            self._pump_timer.cancel()
+            self._pump_timer = None
+        now = time.monotonic()
+        while self._async_running < self._concurrency:
+            members = self._inbox.take(now)
+            if members is None:
+                leaves_at = self._inbox.leaves_at(now)
+                if leaves_at is not None:
+                    self._pump_timer = self._loop.call_later(max(0.0, leaves_at - now), self._pump)
+                return
+            self._async_running += 1
+            task = self._loop.create_task(self._run_one(members))
+            for member in members:
+                member.task = task
+
+    async def _run_one(self, members: list[Member]) -> None:
+        try:
+            await self._caller.call_async(members)
+        finally:
+            self._async_running -= 1
+            if not self._inbox.empty:
+                self._pump()
+            if not self._flush_scheduled and self._loop is not None:
+                self._flush_scheduled = True
+                self._loop.call_soon(self._flush_answers)
+
+    def _flush_answers(self) -> None:
+        self._flush_scheduled = False
+        self.links.flush()
+
+    async def _check_health_async(self) -> None:
+        self.unhealthy = await self._caller.check_health_async()
+
+
