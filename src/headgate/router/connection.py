@@ -19,9 +19,9 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from headgate.core import messages
 from headgate.core.messages import Count, Counted, Hello, Message, RoutingTable, Verb, Welcome
@@ -35,7 +35,7 @@ T = TypeVar("T")
 _JOIN_S = 5.0
 """The loop's thread ends in milliseconds; more than this means that it is stuck, and a daemon thread may be left."""
 
-_FORKED = "this process was forked after serve.init(); call serve.init() again in it"
+_FORKED: Final = "this process was forked after serve.init(); call serve.init() again in it"
 
 
 class Connection:
@@ -49,6 +49,7 @@ class Connection:
         self.constructing = False  # inside a replica whose definition is being imported or constructed
         self.id = f"{replica or 'c'}{os.getpid()}-{secrets.token_hex(3)}"
         self.over = ""  # why nothing can be done through it any more
+        self.forked = False  # this process is a child of the one that made it
         self.users = 0
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -98,14 +99,14 @@ class Connection:
         """The reader of this call's stream has taken that many bytes."""
         self._post(("credit", call, count_bytes))
 
-    def wait_for_routes(self) -> None:
-        """Wait for the first routing table, so that the first call finds its way at once."""
+    def wait_for_routes(self) -> RoutingTable:
+        """Wait for the first routing table, so that the first call finds its way at once; return the latest."""
         self._open_routes()
-        self._wait(self._first_table())
+        return self._wait(self._latest_table())
 
     def forbid_waiting(self) -> None:
         """Raise where waiting would never end: in a forked child, and in the thread that all answers come through."""
-        if self.over is _FORKED:
+        if self.forked:
             raise NotRunningError(_FORKED)
         if self._thread is not None and threading.get_ident() == self._thread.ident:
             raise HeadgateError(f"the thread {self._thread.name!r} carries all answers; waiting for one in it would never end")
@@ -127,8 +128,9 @@ class Connection:
             thread.join(_JOIN_S)
         self._fail_all()
 
-    def forked(self) -> None:
+    def disown(self) -> None:
         """This is a child of the process that made the connection: leave its sockets alone, and refuse everything."""
+        self.forked = True
         self.over = _FORKED
         self._lock = threading.Lock()
         self._loop = self._thread = None
@@ -143,7 +145,7 @@ class Connection:
             return loop
         with self._lock:
             if self.over:
-                raise NotRunningError(f"instance {self.name!r}: {self.over}" if self.over is not _FORKED else _FORKED)
+                raise NotRunningError(self.over if self.forked else f"instance {self.name!r}: {self.over}")
             if self._loop is None:
                 import uvloop
 
@@ -228,13 +230,15 @@ class Connection:
         self._router = Router(self.id, self.folder, link.send)
         link.start()
 
-    async def _first_table(self) -> None:
+    async def _latest_table(self) -> RoutingTable:
         assert self._routes is not None
+        assert self._router is not None
         assert self._changed is not None
         await self._routes.connected()
         await self._changed.wait()
         if not self._routed:
             raise NotRunningError(self._gone())
+        return self._router.table
 
     def _received(self, message: Message) -> None:
         assert self._router is not None
@@ -315,9 +319,6 @@ def _frames_to_the_caller() -> int:
 
 # The connections of this process.
 
-locate: Callable[[str], str | None] | None = None
-"""Finds the folder of the running instance of a name. Set by `headgate.serve`, which knows the engines."""
-
 _guard = threading.Lock()
 _all: set[Connection] = set()
 _connections: dict[str, Connection] = {}  # the latest of each name
@@ -375,10 +376,9 @@ def of(name: str) -> Connection:
 def _find(name: str) -> str | None:
     if name in _disconnected:
         return None
-    if locate is None:
-        importlib.import_module("headgate.serve")
-    assert locate is not None
-    return locate(name)
+    # By name, because only the layer of the verbs knows the engines; pickled handles refer to that module, too.
+    folder: str | None = importlib.import_module("headgate.serve").locate(name)
+    return folder
 
 
 def _add(name: str, folder: str) -> Connection:
@@ -421,7 +421,7 @@ def _after_fork() -> None:
     _guard = threading.Lock()
     for connection in [*_all, *([_adopted] if _adopted is not None else [])]:
         _child_of.add(connection.name)
-        connection.forked()
+        connection.disown()
     _all.clear()
     _connections.clear()
     _adopted = None

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, overload
 
 from headgate.errors import ErrorInfo, InvalidTypeError, InvalidValueError, ReplyTimeoutError, rebuild
 from headgate.router import connection as connections
@@ -251,7 +251,15 @@ class Reply:
         return f"<Reply of endpoint {call.endpoint!r}, {state}>"
 
 
-def get(reply_or_replies: Reply | Iterable[Reply], timeout_s: float | None = None) -> Any:
+@overload
+def get(reply_or_replies: Reply, timeout_s: float | None = None) -> Any: ...
+
+
+@overload
+def get(reply_or_replies: Iterable[Reply], timeout_s: float | None = None) -> list[Any]: ...
+
+
+def get(reply_or_replies: object, timeout_s: float | None = None) -> Any:
     """Wait for one reply and return its answer, or for many and return the list of their answers, in order.
 
     Args:
@@ -272,10 +280,8 @@ def get(reply_or_replies: Reply | Iterable[Reply], timeout_s: float | None = Non
         if not isinstance(reply, Reply):
             raise InvalidTypeError(f"serve.get waits for replies, got {type(reply).__name__}: {reply!r}")
     _check_timeout(timeout_s)
-    if timeout_s is None:
-        return [reply.result() for reply in replies]
-    until = time.monotonic() + timeout_s
-    return [reply.result(max(until - time.monotonic(), 0.0)) for reply in replies]
+    until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+    return [reply.result(None if timeout_s is None else max(until - time.monotonic(), 0.0)) for reply in replies]
 
 
 _NOTHING: Final = object()

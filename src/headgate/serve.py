@@ -1,0 +1,740 @@
+"""What can a user do with Headgate? Every verb, as a method of `Instance` and as a function of this module.
+
+    from headgate import serve
+
+    serve.init()
+    serve.create_backend("hello:v1", lambda request: "hello")
+    serve.create_endpoint("hello", "/hello", backend="hello:v1")
+
+The functions act on the instance of this process's latest `init` that is not shut down, and raise `NotRunningError` where
+there is none. Verbs can be called from any thread; inside a running event loop they block it: use `asyncio.to_thread` there.
+In a replica they act on the instance that the replica belongs to.
+
+Every verb that talks to the instance can raise `NotRunningError` (a `RuntimeError`): the instance was shut down, or its
+controller could not be reached for 10 seconds. A verb that is interrupted, as by Ctrl-C, may take effect all the same.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import importlib
+import inspect
+import os
+from collections.abc import Callable, Collection, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar
+
+from headgate.config import BackendConfig, parse_config, parse_options, suggest
+from headgate.errors import ConfigError, InReplicaError, InvalidTypeError, InvalidValueError, NotFoundError, NotRunningError
+
+if TYPE_CHECKING:
+    from headgate.core.messages import BackendInfo, Description, EndpointInfo, Measurement, Verb
+    from headgate.core.specs import InstanceSettings
+    from headgate.replica.definition import accept_batch
+    from headgate.replica.request import Request
+    from headgate.replica.response import Response
+    from headgate.router.connection import Connection
+    from headgate.router.context import context
+    from headgate.router.handle import Handle, Reply, get
+
+__all__ = [
+    "BackendConfig",
+    "Handle",
+    "Instance",
+    "Reply",
+    "Request",
+    "Response",
+    "accept_batch",
+    "context",
+    "create_backend",
+    "create_endpoint",
+    "delete_backend",
+    "delete_endpoint",
+    "get",
+    "get_backend_config",
+    "get_handle",
+    "init",
+    "list_backends",
+    "list_endpoints",
+    "set_traffic",
+    "shadow_traffic",
+    "shutdown",
+    "stat",
+    "status",
+    "update_backend",
+    "update_backend_config",
+]
+
+_ATTEMPTS: Final = 3
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_DEFAULT_NAME: Final = "default"
+_instances: list[Instance] = []  # of this process, by age
+_own: Instance | None = None  # that this process is a replica of
+_SHUTDOWN_S: Final = 30.0
+"""After everything was drained, the processes of an instance end in milliseconds; this is for a machine that swaps."""
+
+
+class Instance:
+    """One running Headgate, as this process sees it: `with serve.init() as instance: …`.
+
+    Leaving the `with` block, and the normal exit of the interpreter, shut the instance down where this process started it
+    and it is not `detached`; else they only disconnect.
+    """
+
+    def __init__(self, connection: Connection, *, owned: bool) -> None:
+        self._connection = connection
+        self._owned = owned
+        self._closed = False
+        self._http_urls: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._connection.name
+
+    @property
+    def http_url(self) -> str:
+        """Where HTTP clients reach it, such as `http://127.0.0.1:8000`."""
+        return self.http_urls[0]
+
+    @property
+    def http_urls(self) -> tuple[str, ...]:
+        """Every URL under which HTTP clients reach it."""
+        if not self._http_urls:
+            self._http_urls = self._connection.welcome().http_urls
+        return self._http_urls
+
+    def shutdown(self) -> None:
+        """Refuse new work, finish what was admitted, and stop everything, for everybody who is connected.
+
+        Returns when no process, socket or temporary file of the instance remains. A `state_dir` stays, and the next `init`
+        on it restores what there was. Raises `InReplicaError` in a replica.
+        """
+        from headgate.core.messages import Shutdown
+        from headgate.engines.local import launch
+
+        connection = self._connection
+        if connection.replica:
+            raise InReplicaError(f"shutdown() is refused in a replica (backend {connection.backend!r}); {_BELONGS}")
+        self._check_running()
+        try:
+            connection.verb(Shutdown())
+        except NotRunningError:
+            pass  # another process was faster, or the answer got lost on the way out
+        launch.wait_ended(connection.folder, _SHUTDOWN_S)
+        connection.close()
+
+    def create_backend(
+        self,
+        tag: str,
+        func_or_class: Callable[..., Any],
+        /,
+        *init_args: Any,
+        config: Mapping[str, Any] | BackendConfig | None = None,
+        ray_actor_options: Mapping[str, Any] | None = None,
+        **init_kwargs: Any,
+    ) -> None:
+        """Start a backend: `num_replicas` processes that run this code. Returns when all of them are ready.
+
+        Args:
+            tag: its name.
+            func_or_class: a function, class, callable instance, bound method or `functools.partial`. A class is
+                constructed in each replica, with `init_args` and `init_kwargs`.
+            config: keys of `BackendConfig` to set, or a whole one.
+            ray_actor_options: what each replica takes: keys of `ReplicaOptions`, such as `{"num_gpus": 1}`.
+
+        Raises, and then nothing of the backend exists: `AlreadyExistsError` or `InvalidValueError` (`ValueError`) for a tag
+        that is taken or no name, and for arguments to a function; `InvalidTypeError` (`TypeError`) for what isn't callable;
+        `ConfigError` (`ValueError`), for a wrong type `ConfigTypeError` (also a `TypeError`); `InsufficientResourcesError`
+        at once where the replicas don't fit; `ReplicaStartError` with the remote traceback where a constructor raises or
+        takes longer than `startup_timeout`.
+        """
+        from headgate.core.messages import CreateBackend
+        from headgate.replica import definition
+
+        self._check_running(changing="create_backend")
+        _text("a backend tag", tag)
+        parsed_config, options = parse_config(config), parse_options(ray_actor_options)
+        self._verb(CreateBackend(tag, definition.describe(func_or_class, init_args, init_kwargs), parsed_config, options))
+
+    def update_backend(
+        self, tag: str, func_or_class: Callable[..., Any], /, *init_args: Any, allow_gap: bool = False, **init_kwargs: Any
+    ) -> None:
+        """Replace a backend's code; its config and `ray_actor_options` stay. Requests go on being answered meanwhile.
+
+        New replicas are started beside the old, which are drained afterwards. Where they don't fit beside them they
+        replace them one at a time; a backend with one replica then has none for a while.
+
+        Args:
+            tag: the backend.
+            func_or_class: the new code, as for `create_backend`.
+            allow_gap: accept that while; requests queue up meanwhile.
+
+        Raises, and then the old code serves on: `NotFoundError` (`LookupError`); `ReplicaStartError`;
+        `InsufficientResourcesError`, which names `allow_gap=True` where that would help; and what `create_backend` raises for
+        its arguments.
+        """
+        from headgate.core.messages import UpdateBackend
+        from headgate.replica import definition
+
+        self._check_running(changing="update_backend")
+        _text("a backend tag", tag)
+        _flag("allow_gap", allow_gap)
+        self._verb(UpdateBackend(tag, definition.describe(func_or_class, init_args, init_kwargs), allow_gap))
+
+    def delete_backend(self, tag: str) -> None:
+        """Drain and stop a backend's replicas; the tag can be used again at once.
+
+        Raises `NotFoundError` (`LookupError`), or `InUseError` (`ValueError`) that names the endpoints which still send
+        requests or copies to it.
+        """
+        from headgate.core.messages import DeleteBackend
+
+        self._check_running(changing="delete_backend")
+        _text("a backend tag", tag)
+        self._verb(DeleteBackend(tag))
+
+    def update_backend_config(self, tag: str, config: Mapping[str, Any] | BackendConfig) -> None:
+        """Change how a backend runs, without a restart of its replicas; scaling down drains those that go.
+
+        Args:
+            tag: the backend.
+            config: a dict changes the keys in it, a `BackendConfig` replaces all of them. `startup_timeout` counts from the
+                next start of a replica.
+
+        Raises, and then nothing has changed: `ConfigError` (`ValueError`), for a wrong type `ConfigTypeError` (also a
+        `TypeError`); `NotFoundError` (`LookupError`); `InsufficientResourcesError` and `ReplicaStartError` as for
+        `create_backend`, where replicas are added.
+        """
+        from headgate.core.messages import UpdateBackendConfig
+
+        self._check_running(changing="update_backend_config")
+        _text("a backend tag", tag)
+        if config is None:
+            raise InvalidTypeError("config must be a dict or a BackendConfig, got None")
+        parsed = parse_config(config)
+        if isinstance(config, BackendConfig):
+            self._verb(UpdateBackendConfig(tag, None, parsed))
+        else:
+            self._verb(UpdateBackendConfig(tag, {key: getattr(parsed, key) for key in config}, None))
+
+    def get_backend_config(self, tag: str) -> BackendConfig:
+        """A backend's whole config. Raises `NotFoundError` (`LookupError`)."""
+        _text("a backend tag", tag)
+        backends = self.list_backends()
+        if tag not in backends:
+            raise _unknown("backend", tag, backends, "list_backends")
+        return backends[tag].config
+
+    def list_backends(self) -> dict[str, BackendInfo]:
+        """All backends by tag: what was asked for, what runs, and why not."""
+        return self.status().backends
+
+    def list_endpoints(self) -> dict[str, EndpointInfo]:
+        """All endpoints by name: route, HTTP methods, weights and shadows."""
+        return self.status().endpoints
+
+    def status(self) -> Description:
+        """The whole instance at one moment: backends, endpoints, processes, resources, and whether it is ready."""
+        import msgspec
+
+        from headgate.core.messages import Describe, Description
+
+        return msgspec.msgpack.decode(self._verb(Describe()), type=Description)
+
+    def stat(self) -> Measurement:
+        """What all routers have counted since they started, added up: requests by endpoint, backend and status, and queues."""
+        import msgspec
+
+        from headgate.core.messages import Measure, Measurement
+
+        return msgspec.msgpack.decode(self._verb(Measure()), type=Measurement)
+
+    def create_endpoint(
+        self, name: str, route: str | None = None, methods: Collection[str] = ("GET",), *, backend: str | None = None
+    ) -> None:
+        """Register an endpoint. The same arguments again are no error.
+
+        Args:
+            name: its name, which handles use.
+            route: the path under which HTTP clients reach it; one that ends in `/` takes all below it. None: handles only.
+            methods: the HTTP methods that it answers.
+            backend: the tag that gets all its traffic; None: it answers 503 until `set_traffic`.
+
+        Raises `AlreadyExistsError` (`ValueError`) for a name or route that is taken; `InvalidValueError` for a route
+        without a leading `/` or under `/-/`, and for an unknown method; `NotFoundError` (`LookupError`) for an unknown
+        backend.
+        """
+        from headgate.core.messages import CreateEndpoint
+
+        self._check_running(changing="create_endpoint")
+        _text("an endpoint name", name)
+        if route is not None:
+            _text("a route", route)
+        checked = _methods(methods)
+        if backend is not None:
+            _text("a backend tag", backend)
+        self._verb(CreateEndpoint(name, route, checked, backend))
+
+    def delete_endpoint(self, name: str) -> None:
+        """Remove an endpoint: 404 from then on. Returns when the requests that were admitted are answered.
+
+        Raises `NotFoundError` (`LookupError`).
+        """
+        from headgate.core.messages import DeleteEndpoint
+
+        self._check_running(changing="delete_endpoint")
+        _text("an endpoint name", name)
+        self._verb(DeleteEndpoint(name))
+
+    def set_traffic(self, name: str, weights: Mapping[str, float]) -> None:
+        """Replace an endpoint's weights; its shadows stay.
+
+        When this returns the weights are in force in every ingress, and in every handle whose process answers within 2
+        seconds; the others are named in a `RuntimeWarning`, and follow when they run again.
+
+        Args:
+            name: the endpoint.
+            weights: backend tags with weights of at least 0 that sum up to 1.
+
+        Raises, and then the old weights stay: `InvalidTypeError` (`TypeError`), `InvalidValueError` (`ValueError`) saying
+        the sum, `NotFoundError` (`LookupError`).
+        """
+        from headgate.core import traffic
+        from headgate.core.messages import SetTraffic
+
+        self._check_running(changing="set_traffic")
+        _text("an endpoint name", name)
+        checked = traffic.check_weights(weights)
+        for tag in checked:
+            _text("a backend tag", tag)
+        self._verb(SetTraffic(name, checked))
+
+    def shadow_traffic(self, name: str, tag: str, proportion: float) -> None:
+        """Send copies of a share of an endpoint's requests to a backend; their answers are dropped and never waited for.
+
+        Args:
+            name: the endpoint.
+            tag: the backend that gets the copies.
+            proportion: from 0 to 1; 0 ends it.
+
+        Raises `InvalidTypeError` (`TypeError`), `InvalidValueError` (`ValueError`), `NotFoundError` (`LookupError`).
+        """
+        from headgate.core import traffic
+        from headgate.core.messages import ShadowTraffic
+
+        self._check_running(changing="shadow_traffic")
+        _text("an endpoint name", name)
+        _text("a backend tag", tag)
+        self._verb(ShadowTraffic(name, tag, traffic.check_proportion(proportion)))
+
+    def get_handle(self, name: str, missing_ok: bool = False) -> Handle:
+        """A handle that calls an endpoint from Python.
+
+        Args:
+            name: the endpoint.
+            missing_ok: give a handle also where there is no such endpoint yet; its calls fail until there is.
+
+        Raises `NotFoundError` (`LookupError`).
+        """
+        from headgate.router.handle import Handle
+
+        self._check_running()
+        _text("an endpoint name", name)
+        table = self._connection.wait_for_routes()
+        if name not in table.endpoints and not missing_ok:
+            raise _unknown("endpoint", name, table.endpoints, "list_endpoints")
+        return Handle(self.name, name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._leave()
+
+    def __repr__(self) -> str:
+        state = "over" if self._over() else ", ".join(self._http_urls)
+        return f"<Headgate instance {self.name!r}: {state}>"
+
+    def _over(self) -> bool:
+        return self._closed or bool(self._connection.over) or not os.path.exists(self._connection.folder)
+
+    def _leave(self) -> None:
+        """Shut down what this process started, disconnect from the rest."""
+        if self._connection.replica or self._closed:
+            return
+        if self._owned and not self._over():
+            self.shutdown()
+        self._closed = True
+        from headgate.router import connection as connections
+
+        connections.release(self._connection)
+
+    def _check_running(self, changing: str = "") -> None:
+        connection = self._connection
+        if connection.forked:
+            raise NotRunningError(connection.over)
+        if self._over():
+            why = "was shut down, or this process has disconnected from it"
+            raise NotRunningError(f"instance {self.name!r} {why}; call serve.init() again")
+        if changing and connection.constructing:
+            when = f"while the definition of backend {connection.backend!r} is imported or constructed in a replica"
+            raise InReplicaError(f"{changing}() is refused {when}; {_BELONGS}")
+
+    def _verb(self, verb: Verb) -> bytes:
+        self._check_running()
+        return self._connection.verb(verb)
+
+
+_BELONGS: Final = 'set-up belongs under `if __name__ == "__main__":`, where replicas that import the file don\'t run it'
+
+
+def _hide_first_parameter(wrapper: Callable[..., Any], wrapped: Callable[..., Any]) -> None:
+    """Let `help` show the signature that callers see."""
+    signature = inspect.signature(wrapped)
+    wrapper.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]  # what inspect looks for
+
+
+def _noting_what_was_given(function: Callable[Concatenate[Mapping[str, Any], P], R]) -> Callable[P, R]:
+    """Give a function, as its first argument, the keyword arguments that its caller wrote: defaults don't count."""
+
+    @functools.wraps(function)
+    def noting(*args: P.args, **kwargs: P.kwargs) -> R:
+        return function(kwargs, *args, **kwargs)
+
+    _hide_first_parameter(noting, function)
+    return noting
+
+
+@_noting_what_was_given
+def init(
+    given: Mapping[str, Any],
+    name: str | None = None,
+    *,
+    engine: str = "local",
+    address: str | None = None,
+    http_host: str = "127.0.0.1",
+    http_port: int = 8000,
+    num_ingresses: int = 1,
+    max_body_bytes: int = 104857600,
+    max_inflight_bytes: int | None = None,
+    resources: Mapping[str, float] | None = None,
+    state_dir: str | os.PathLike[str] | None = None,
+    detached: bool = False,
+    debug: bool = False,
+    ssl_certfile: str | os.PathLike[str] | None = None,
+    ssl_keyfile: str | os.PathLike[str] | None = None,
+) -> Instance:
+    """Start the instance of that name, or connect to the one that runs; returns once HTTP answers.
+
+    Connecting, only the arguments that were written in the call are compared with those of the running instance.
+
+    Args:
+        name: None is "default". Instances of other names run side by side.
+        engine: where replicas run: "local", processes of this machine.
+        address: of the cluster, for engines that have one.
+        http_host: the address to listen on.
+        http_port: 0 takes a free one, and matches any when connecting.
+        num_ingresses: processes that share the HTTP port.
+        max_body_bytes: a request with a longer body is refused with 413.
+        max_inflight_bytes: bytes of requests held at once, of all ingresses together; None: a quarter of memory.
+        resources: what the engine has, where that differs from what it finds, such as `{"CPU": 8, "GPU": 2, "tpu": 1}`.
+        state_dir: keeps backends, endpoints and traffic in this folder; the next `init` on it restores them, whether the
+            instance was shut down or crashed. None: nothing outlives the instance.
+        detached: the instance outlives this process; its output goes to the file `log` in `state_dir` or its own folder.
+            `shutdown()` from any process of the same user ends it.
+        debug: clients see tracebacks of user code.
+        ssl_certfile: certificate chain, for HTTPS.
+        ssl_keyfile: its private key, where it isn't in the same file.
+
+    Raises `InvalidTypeError` (`TypeError`), `InvalidValueError` (`ValueError`), `ConfigError` (`ValueError`) naming each
+    argument in which the running instance differs; and, with nothing left running, `AddressInUseError`,
+    `StateDirInUseError` (`OSError`), `StateDirUnsafeError` (`PermissionError`), `InstanceStartError` (`RuntimeError`).
+
+    In a replica the instance is there already, and is returned.
+    """
+    own = _of_replica()
+    if own is not None:
+        return own
+    settings = _check_settings(
+        _DEFAULT_NAME if name is None else name,
+        engine=engine,
+        address=address,
+        http_host=http_host,
+        http_port=http_port,
+        num_ingresses=num_ingresses,
+        max_body_bytes=max_body_bytes,
+        max_inflight_bytes=max_inflight_bytes,
+        resources=resources,
+        state_dir=state_dir,
+        detached=detached,
+        debug=debug,
+        ssl_certfile=ssl_certfile,
+        ssl_keyfile=ssl_keyfile,
+    )
+    from headgate.engines.local import launch
+
+    for attempt in range(_ATTEMPTS):
+        started = launch.find(settings.name) is None and launch.launch(settings)
+        try:
+            instance = _connect(settings, given, started=started)
+        except NotRunningError:
+            if started or attempt == _ATTEMPTS - 1:
+                raise
+            continue  # it ended between the two: start it anew
+        if not _instances:
+            atexit.register(_at_exit)
+        _instances.append(instance)
+        return instance
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _connect(settings: InstanceSettings, given: Mapping[str, Any], *, started: bool) -> Instance:
+    from headgate.core.messages import CompareInit, Shutdown
+    from headgate.engines.local import launch
+    from headgate.router import connection as connections
+
+    connection = connections.open_to(settings.name, settings.folder)
+    try:
+        if not started:
+            wanted = {key: getattr(settings, key) for key in given if key in settings.__struct_fields__ and key != "name"}
+            if wanted.get("http_port") == 0:
+                del wanted["http_port"]
+            connection.verb(CompareInit(wanted))
+        connection.welcome()
+        return Instance(connection, owned=started and not settings.detached)
+    except BaseException:
+        if started:  # interrupted, as by Ctrl-C
+            connection.verb(Shutdown())
+            launch.wait_ended(settings.folder, _SHUTDOWN_S)
+        connections.release(connection)
+        raise
+
+
+def _check_settings(
+    name: object,
+    *,
+    engine: object,
+    address: object,
+    http_host: object,
+    http_port: object,
+    num_ingresses: object,
+    max_body_bytes: object,
+    max_inflight_bytes: object,
+    resources: object,
+    state_dir: object,
+    detached: object,
+    debug: object,
+    ssl_certfile: object,
+    ssl_keyfile: object,
+) -> InstanceSettings:
+    instance = _text("an instance's name", name)
+    if not instance or any(ord(char) < 0x20 or ord(char) == 0x7F for char in instance):
+        raise InvalidValueError(f"an instance's name must not be empty or have control characters, got {name!r}")
+    _text("engine", engine)
+    if address is not None:
+        _text("address", address)
+    if engine == "ray":
+        raise ConfigError("engine='ray' is not available in this version; leave it out to run on this machine")
+    if engine != "local":
+        raise ConfigError(f"engine={engine!r} is unknown; the engine of this version is 'local'")
+    if address is not None:
+        raise ConfigError(f"address={address!r} names a cluster, and the local engine runs on this machine; leave it out")
+    certificate, key = _path("ssl_certfile", ssl_certfile), _path("ssl_keyfile", ssl_keyfile)
+    if key is not None and certificate is None:
+        raise ConfigError("ssl_keyfile is given without ssl_certfile; HTTPS needs both, or one file that holds both as ssl_certfile")
+    for what, file in (("ssl_certfile", certificate), ("ssl_keyfile", key)):
+        if file is not None and not os.access(file, os.R_OK):
+            raise ConfigError(f"{what}={file!r} can't be read")
+    kept = _path("state_dir", state_dir)
+
+    from headgate.core.specs import InstanceSettings
+    from headgate.engines.local import launch, machine
+
+    folder = launch.folder_for(instance)
+    return InstanceSettings(
+        name=instance,
+        folder=folder,
+        state_dir=folder if kept is None else kept,
+        state_kept=kept is not None,
+        http_host=_text("http_host", http_host),
+        http_port=_whole("http_port", http_port, 0, 65535),
+        num_ingresses=_whole("num_ingresses", num_ingresses, 1),
+        max_body_bytes=_whole("max_body_bytes", max_body_bytes, 0),
+        max_inflight_bytes=machine.memory_bytes() // 4
+        if max_inflight_bytes is None
+        else _whole("max_inflight_bytes", max_inflight_bytes, 1),
+        resources=_check_resources(resources),
+        detached=_flag("detached", detached),
+        debug=_flag("debug", debug),
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+        driver_pid=os.getpid(),
+    )
+
+
+def _check_resources(resources: object) -> dict[str, float]:
+    if resources is None:
+        return {}
+    if not isinstance(resources, Mapping):
+        raise InvalidTypeError(f"resources must be a dict of name to amount, got {type(resources).__name__}: {resources!r}")
+    checked: dict[str, float] = {}
+    for key, amount in resources.items():
+        name = _text("a resource's name", key)
+        if isinstance(amount, bool) or not isinstance(amount, int | float):
+            raise InvalidTypeError(f"resources[{key!r}] must be a number, got {type(amount).__name__}: {amount!r}")
+        if not 0 <= amount < float("inf"):
+            raise InvalidValueError(f"resources[{key!r}] must be at least 0 and finite, got {amount!r}")
+        if key == "GPU" and amount != int(amount):
+            raise InvalidValueError(f"resources['GPU'] counts devices, so it must be whole, got {amount!r}")
+        checked[name] = float(amount)
+    return checked
+
+
+def _path(what: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str | os.PathLike):
+        raise InvalidTypeError(f"{what} must be a path, got {type(value).__name__}: {value!r}")
+    path = os.fspath(value)
+    if not isinstance(path, str):
+        raise InvalidTypeError(f"{what} must be a path of type str, got {path!r}")
+    if not path:
+        raise InvalidValueError(f"{what} must not be empty; leave it out")
+    return os.path.abspath(path)
+
+
+def _methods(methods: object) -> tuple[str, ...]:
+    if not isinstance(methods, list | tuple | set | frozenset):
+        raise InvalidTypeError(f"methods must be a list of HTTP methods such as ['GET'], got {type(methods).__name__}: {methods!r}")
+    return tuple([_text("an HTTP method", method) for method in methods])
+
+
+def _text(what: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidTypeError(f"{what} must be a string, got {type(value).__name__}: {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidValueError(f"{what} must be text that UTF-8 can encode, got {value!r}") from None
+    return value
+
+
+def _whole(what: str, value: object, least: int, most: int | None = None) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidTypeError(f"{what} must be a whole number, got {type(value).__name__}: {value!r}")
+    if value < least or (most is not None and value > most):
+        limits = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise InvalidValueError(f"{what} must be {limits}, got {value}")
+    return value
+
+
+def _flag(what: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidTypeError(f"{what} must be True or False, got {type(value).__name__}: {value!r}")
+    return value
+
+
+def _unknown(what: str, name: str, known: Mapping[str, Any], verb: str) -> NotFoundError:
+    hint = suggest(name, list(known)) or f"; {verb}() shows those that are"
+    return NotFoundError(f"there is no {what} {name!r}{hint}")
+
+
+# The functions act on the latest instance.
+
+
+def _latest() -> Instance:
+    for instance in reversed(_instances):
+        if not instance._over():
+            return instance
+    own = _of_replica()
+    if own is not None:
+        return own
+    for instance in _instances:
+        if instance._connection.forked:
+            raise NotRunningError(instance._connection.over)
+    raise NotRunningError("no instance is running in this process; call serve.init() first")
+
+
+def _on_latest(method: Callable[Concatenate[Instance, P], R]) -> Callable[P, R]:
+    """A function of the same name, arguments and documentation as a method of `Instance`."""
+
+    @functools.wraps(method)
+    def verb(*args: P.args, **kwargs: P.kwargs) -> R:
+        return method(_latest(), *args, **kwargs)
+
+    verb.__qualname__ = method.__name__
+    _hide_first_parameter(verb, method)
+    return verb
+
+
+create_backend = _on_latest(Instance.create_backend)
+update_backend = _on_latest(Instance.update_backend)
+delete_backend = _on_latest(Instance.delete_backend)
+update_backend_config = _on_latest(Instance.update_backend_config)
+get_backend_config = _on_latest(Instance.get_backend_config)
+list_backends = _on_latest(Instance.list_backends)
+list_endpoints = _on_latest(Instance.list_endpoints)
+status = _on_latest(Instance.status)
+stat = _on_latest(Instance.stat)
+create_endpoint = _on_latest(Instance.create_endpoint)
+delete_endpoint = _on_latest(Instance.delete_endpoint)
+set_traffic = _on_latest(Instance.set_traffic)
+shadow_traffic = _on_latest(Instance.shadow_traffic)
+get_handle = _on_latest(Instance.get_handle)
+shutdown = _on_latest(Instance.shutdown)
+
+
+def _of_replica() -> Instance | None:
+    """The instance that this process is a replica of."""
+    global _own
+    from headgate.router import connection as connections
+
+    adopted = connections.adopted()
+    if adopted is None:
+        return None
+    if _own is None or _own._connection is not adopted:
+        _own = Instance(adopted, owned=False)
+    return _own
+
+
+def locate(name: str) -> str | None:
+    """The folder of the running instance of that name; None where there is none."""
+    from headgate.engines.local import launch
+
+    return launch.find(name)
+
+
+def _at_exit() -> None:
+    """Shut down what this process started, the latest first, and disconnect from the rest."""
+    for instance in reversed(_instances):
+        instance._leave()
+
+
+# What is imported when it is first used, so that `import headgate.serve` costs little.
+
+_LAZY: Final = {
+    "accept_batch": "headgate.replica.definition",
+    "context": "headgate.router.context",
+    "get": "headgate.router.handle",
+    "Handle": "headgate.router.handle",
+    "Reply": "headgate.router.handle",
+    "Request": "headgate.replica.request",
+    "Response": "headgate.replica.response",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'headgate.serve' has no attribute {name!r}{suggest(name, __all__)}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
