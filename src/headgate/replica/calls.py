@@ -109,14 +109,10 @@ class Caller:
         enter(CallFacts(members, False, self._backend, self._replica))
         try:
             result = self._invoke(handler, member)
-            streamed = response.stream_of(result)
-            if streamed is None:
-                self._answer(member, result, start)
+            if isinstance(result, response.STREAMS):
+                self._stream(member, result)
             else:
-                chunks, head = streamed
-                if isinstance(chunks, AsyncIterator):
-                    raise EncodeError("an async generator can only be streamed by an async handler; make the handler async")
-                self._stream(member, chunks, head)
+                self._answer(member, result, start)
         except BaseException as error:  # noqa: BLE001 - user code may raise anything; each is this request's failure
             self._fail(member, error)
         finally:
@@ -149,23 +145,23 @@ class Caller:
             parts = payload.dump(result)
             member.link.answer(member, 200, b"", parts, sum(map(len, parts)), micros)
 
-    def _stream(self, member: Member, chunks: Iterator[Any], head: response.Response | None) -> None:
+    def _stream(self, member: Member, result: Any) -> None:
         """Send what a generator yields, chunk by chunk; each waits for credit, none for the next."""
+        chunks, encoder = response.open_stream(result, web=member.web)
+        if isinstance(chunks, AsyncIterator):
+            raise EncodeError("an async generator can only be streamed by an async handler; make the handler async")
         stream = member.stream = Stream(None)
-        first = True
         try:
             for chunk in chunks:
-                encoded = _encode_chunk(member, chunk, head, first)
+                body = encoder.encode(chunk)
                 stream.wait(member)
                 if member.cancelled:
                     break
-                _send_chunk(member, stream, encoded, first)
-                first = False
+                _send_chunk(member, stream, encoder, body)
         finally:
-            close = getattr(chunks, "close", None)
-            if close is not None:
-                close()
-        _end_stream(member, stream, head, first)
+            if hasattr(chunks, "close"):
+                chunks.close()
+        _end_stream(member, stream, encoder)
 
     def _fail(self, member: Member, error: BaseException) -> None:
         if isinstance(error, SystemExit):
@@ -209,34 +205,32 @@ class Caller:
             result = self._invoke(handler, member)
             if isinstance(result, Coroutine):
                 result = await result
-            streamed = response.stream_of(result)
-            if streamed is None:
-                self._answer(member, result, start)
+            if isinstance(result, response.STREAMS):
+                await self._stream_async(member, result)
             else:
-                await self._stream_async(member, *streamed)
+                self._answer(member, result, start)
         except BaseException as error:  # noqa: BLE001 - user code may raise anything; each is this request's failure
             self._fail(member, error)
         finally:
             del self.running[slot]
             self.ended += 1
 
-    async def _stream_async(self, member: Member, chunks: Iterator[Any] | AsyncIterator[Any], head: response.Response | None) -> None:
+    async def _stream_async(self, member: Member, result: Any) -> None:
+        chunks, encoder = response.open_stream(result, web=member.web)
         stream = member.stream = Stream(asyncio.get_running_loop())
-        first = True
         try:
             async for chunk in _each(chunks):
-                encoded = _encode_chunk(member, chunk, head, first)
+                body = encoder.encode(chunk)
                 await stream.wait_async(member)
                 if member.cancelled:
                     break
-                _send_chunk(member, stream, encoded, first)
-                first = False
+                _send_chunk(member, stream, encoder, body)
         finally:
             if hasattr(chunks, "aclose"):
                 await chunks.aclose()
             elif hasattr(chunks, "close"):
                 chunks.close()
-        _end_stream(member, stream, head, first)
+        _end_stream(member, stream, encoder)
 
     def cancel_if_all_gone(self, task: asyncio.Task[None], member: Member) -> None:
         """Cancel the task of a call, once all of its members are gone."""
@@ -376,22 +370,16 @@ class Caller:
         return ""
 
 
-def _encode_chunk(member: Member, chunk: Any, head: response.Response | None, first: bool) -> response.Encoded:
-    if not member.web:
-        return response.Encoded(200, b"", b"".join(payload.dump(chunk)))
-    return response.encode_first(chunk, head) if first else response.Encoded(200, b"", response.encode_chunk(chunk))
+def _send_chunk(member: Member, stream: Stream, encoder: response.StreamEncoder, body: bytes) -> None:
+    member.link.chunk(member, encoder.first, encoder.status, encoder.header_lines if encoder.first else b"", body, len(body))
+    encoder.first = False
+    stream.spend(len(body))
 
 
-def _send_chunk(member: Member, stream: Stream, encoded: response.Encoded, first: bool) -> None:
-    size = len(encoded.body)
-    member.link.chunk(member, first, encoded.status, encoded.header_lines, encoded.body, size)
-    stream.spend(size)
-
-
-def _end_stream(member: Member, stream: Stream, head: response.Response | None, first: bool) -> None:
-    if first and member.web:
-        _send_chunk(member, stream, response.encode_empty(head), first)
-    member.link.end(member, 200, int((time.monotonic() - member.started_at) * 1e6))
+def _end_stream(member: Member, stream: Stream, encoder: response.StreamEncoder) -> None:
+    if encoder.first and member.web:
+        _send_chunk(member, stream, encoder, b"")
+    member.link.end(member, encoder.status, int((time.monotonic() - member.started_at) * 1e6))
 
 
 async def _each(chunks: Iterator[Any] | AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
