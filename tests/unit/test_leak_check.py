@@ -9,6 +9,7 @@ import sys
 import threading
 
 import pytest
+
 from tests.leaks import RUNTIME_VARIABLE, Held, processes
 from tests.support import wait_until
 
