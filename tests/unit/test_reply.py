@@ -1,0 +1,332 @@
+"""Does a reply reach whoever waits for it, in any thread and on any event loop, whenever it comes?"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from headgate import serve
+from headgate.core import wire
+from headgate.errors import (
+    EncodeError,
+    ErrorInfo,
+    InvalidTypeError,
+    InvalidValueError,
+    QueueFullError,
+    ReplyTimeoutError,
+    RequestCancelledError,
+    UserCodeError,
+    describe_user_error,
+)
+from headgate.router import connection as connections
+from headgate.router import payload
+from headgate.router.call import Call
+from headgate.router.handle import Handle
+from tests.support import wait_until
+
+
+def frame(kind: int, value: object) -> wire.Frame:
+    return wire.Frame(kind, 0, 1, 0, 200, 0, 0, b"", b"".join(payload.dump(value)))
+
+
+class FakeConnection:
+    """Keeps calls, for the test to end them on whichever thread it likes."""
+
+    over = ""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.credited = 0
+
+    def submit(self, call: Call) -> None:
+        self.calls.append(call)
+
+    def cancel(self, call: Call) -> None:
+        call.failed(ErrorInfo("RequestCancelledError", "cancelled"))
+
+    def credit(self, call: Call, count_bytes: int) -> None:
+        self.credited += count_bytes
+
+    def forbid_waiting(self) -> None:
+        pass
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeConnection:
+    fake = FakeConnection()
+    monkeypatch.setattr(connections, "of", lambda name: fake)
+    return fake
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Runs a function in a thread of its own; the threads have ended when the test has."""
+    threads: list[threading.Thread] = []
+
+    def run(function: Callable[[], None]) -> None:
+        threads.append(threading.Thread(target=function))
+        threads[-1].start()
+
+    yield run
+    for thread in threads:
+        thread.join(10)
+
+
+def answer(call: Call, value: object) -> Callable[[], None]:
+    return lambda: call.answered(frame(wire.ANSWER, value))
+
+
+def test_a_blocked_result_is_woken_by_the_answer_and_can_be_asked_again(fake: FakeConnection, elsewhere) -> None:
+    reply = Handle("i", "e").remote(1)
+    call = fake.calls[0]
+    got: list[object] = []
+    elsewhere(lambda: got.append(reply.result()))
+    wait_until(lambda: call.waiters)  # type: ignore[attr-defined]  # a call of a handle
+    answer(call, {"a": [1]})()
+    wait_until(lambda: got)
+    assert got == [{"a": [1]}]
+    assert reply.result() is got[0]
+
+
+def test_the_call_carries_arguments_keys_and_options_and_repeats_no_id(fake: FakeConnection) -> None:
+    handle = Handle("i", "e").options(shard_key="k", method_name="m", timeout_s=3)
+    handle.remote(1, 2, b=3, a=4)
+    handle.options(shard_key="").remote()
+    first, second = fake.calls
+    assert (first.endpoint, first.method, first.shard_key, first.caller_timeout_s, first.http) == ("e", "m", "k", 3, b"")
+    assert (first.positional, first.keywords) == (2, ("a", "b"))
+    body = b"".join(first.body)  # type: ignore[arg-type]  # a list of parts
+    assert payload.load(body) == ((1, 2), {"b": 3, "a": 4})
+    assert first.body_bytes == len(body)
+    assert (second.shard_key, second.method, second.caller_timeout_s) == ("", "m", 3)
+    assert first.request_id != second.request_id
+
+
+def test_arguments_may_change_after_remote_has_returned(fake: FakeConnection) -> None:
+    value = [1]
+    Handle("i", "e").remote(value)
+    value.append(2)
+    assert payload.load(b"".join(fake.calls[0].body)) == (([1],), {})  # type: ignore[arg-type]  # a list of parts
+
+
+def test_result_gives_up_after_its_time_and_the_call_runs_on(fake: FakeConnection) -> None:
+    reply = Handle("i", "e").remote()
+    began = time.monotonic()
+    with pytest.raises(ReplyTimeoutError, match="runs on") as caught:
+        reply.result(0.05)
+    assert isinstance(caught.value, TimeoutError)
+    assert 0.05 <= time.monotonic() - began < 5
+    with pytest.raises(TimeoutError):
+        reply.result(0)
+    answer(fake.calls[0], "late")()
+    assert reply.result(0) == "late"
+
+
+def test_an_argument_that_cannot_be_pickled_is_refused_by_remote(fake: FakeConnection) -> None:
+    with pytest.raises(EncodeError) as caught:
+        Handle("i", "e").remote(threading.Lock())
+    assert isinstance(caught.value, TypeError)
+    assert not fake.calls
+
+
+class OutOfCheeseError(Exception):
+    pass
+
+
+def test_errors_are_rebuilt_in_the_thread_that_asks(fake: FakeConnection) -> None:
+    reply = Handle("i", "e").remote()
+    fake.calls[0].failed(describe_user_error(OutOfCheeseError("no gouda")))
+    with pytest.raises(OutOfCheeseError, match="no gouda") as caught:
+        reply.result()
+    assert isinstance(caught.value, UserCodeError)
+    assert "OutOfCheeseError: no gouda" in caught.value.remote_traceback
+    other = Handle("i", "e").remote()
+    fake.calls[1].failed(ErrorInfo("QueueFullError", "full", reason="queue full", retry_after_s=2.0))
+    with pytest.raises(QueueFullError) as full:
+        other.result()
+    assert (full.value.reason, full.value.retry_after_s) == ("queue full", 2.0)
+
+
+def test_a_reply_can_be_awaited_on_any_loop_by_many_at_once(fake: FakeConnection, elsewhere) -> None:
+    reply = Handle("i", "e").remote()
+    call = fake.calls[0]
+    got: list[object] = []
+
+    async def wait_for_it() -> object:
+        return await reply
+
+    async def twice() -> None:
+        got.extend(await asyncio.gather(wait_for_it(), wait_for_it()))
+
+    elsewhere(lambda: asyncio.run(twice()))
+    elsewhere(lambda: asyncio.run(twice()))
+    elsewhere(lambda: got.append(reply.result()))
+    wait_until(lambda: len(call.waiters) == 5)  # type: ignore[attr-defined]  # a call of a handle
+    answer(call, 7)()
+    wait_until(lambda: len(got) == 5)
+    assert got == [7] * 5
+
+
+def test_one_that_stops_awaiting_leaves_the_call_to_the_others(fake: FakeConnection) -> None:
+    reply = Handle("i", "e").remote()
+
+    async def main() -> object:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reply, 0.01)
+        asyncio.get_running_loop().call_later(0.01, answer(fake.calls[0], "still"))
+        return await reply
+
+    assert asyncio.run(main()) == "still"
+
+
+def test_a_loop_that_was_closed_keeps_nobody_else_from_the_answer(fake: FakeConnection) -> None:
+    reply = Handle("i", "e").remote()
+
+    async def give_up() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reply, 0.001)
+
+    asyncio.run(give_up())
+    answer(fake.calls[0], 1)()
+    assert reply.result() == 1
+
+
+def test_a_stream_is_read_as_it_comes_and_its_reader_gives_credit(fake: FakeConnection, elsewhere) -> None:
+    reply = Handle("i", "e").remote()
+    call = fake.calls[0]
+    call.chunk(frame(wire.CHUNK, "one"))
+    call.chunk(frame(wire.CHUNK, "two"))
+    assert next(reply) == "one"
+    assert fake.credited == len(frame(wire.CHUNK, "one").body)
+    got: list[object] = []
+    elsewhere(lambda: got.extend(reply))
+    wait_until(lambda: call.waiters)  # type: ignore[attr-defined]  # a call of a handle
+    call.chunk(frame(wire.CHUNK, "three"))
+    call.ended()
+    wait_until(lambda: len(got) == 2)
+    assert got == ["two", "three"]
+    assert list(reply) == []
+
+
+def test_a_stream_is_read_by_async_for_and_raises_after_the_chunks_that_came(fake: FakeConnection) -> None:
+    reply = Handle("i", "e").remote()
+    call = fake.calls[0]
+    got: list[object] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.005, call.chunk, frame(wire.CHUNK, 1))
+        loop.call_later(0.010, call.chunk, frame(wire.CHUNK, 2))
+        loop.call_later(0.010, call.failed, ErrorInfo("ReplicaDiedError", "died"))
+        async for chunk in reply:
+            got.append(chunk)  # noqa: PERF401 - a comprehension would lose what came before the error
+
+    with pytest.raises(ConnectionError, match="died"):
+        asyncio.run(main())
+    assert got == [1, 2]
+
+
+def test_an_empty_stream_has_no_chunks_and_no_result(fake: FakeConnection) -> None:
+    reply = Handle("i", "e").remote()
+    fake.calls[0].ended()
+    assert list(reply) == []
+    with pytest.raises(InvalidTypeError, match="stream"):
+        reply.result()
+
+
+def test_streams_and_answers_are_not_taken_for_each_other(fake: FakeConnection) -> None:
+    stream, whole = Handle("i", "e").remote(), Handle("i", "e").remote()
+    fake.calls[0].chunk(frame(wire.CHUNK, 1))
+    fake.calls[1].answered(frame(wire.ANSWER, [1, 2]))
+    with pytest.raises(TypeError, match="for"):
+        stream.result()
+    with pytest.raises(TypeError, match="one piece"):
+        list(whole)
+
+
+def test_cancelling_ends_the_call_once_and_an_answered_one_stays_answered(fake: FakeConnection) -> None:
+    first, second = Handle("i", "e").remote(), Handle("i", "e").remote()
+    first.cancel()
+    answer(fake.calls[1], "done")()
+    second.cancel()
+    with pytest.raises(RequestCancelledError):
+        first.result()
+    assert second.result() == "done"
+
+
+def test_get_waits_for_one_or_many_within_one_time_limit(fake: FakeConnection) -> None:
+    replies = [Handle("i", "e").remote() for _ in range(3)]
+    for number, call in enumerate(fake.calls):
+        answer(call, number)()
+    assert serve.get(replies) == [0, 1, 2]
+    assert serve.get(iter(replies), timeout_s=1) == [0, 1, 2]
+    assert serve.get(replies[1]) == 1
+    late = [Handle("i", "e").remote() for _ in range(3)]
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        serve.get(late, timeout_s=0.1)
+    assert time.monotonic() - began < 0.25
+
+
+@pytest.mark.parametrize("wrong", [3, None, "ab", [1], {"a": 1}])
+def test_get_takes_nothing_but_replies(wrong: object) -> None:
+    with pytest.raises(TypeError):
+        serve.get(wrong)  # type: ignore[call-overload]  # that is the point
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"shard_key": 3}, InvalidTypeError),
+        ({"shard_key": b"k"}, InvalidTypeError),
+        ({"shard_key": "\ud800"}, InvalidValueError),
+        ({"method_name": 3}, InvalidTypeError),
+        ({"timeout_s": "1"}, InvalidTypeError),
+        ({"timeout_s": True}, InvalidTypeError),
+        ({"timeout_s": 0}, InvalidValueError),
+        ({"timeout_s": -1.0}, InvalidValueError),
+        ({"timeout_s": float("nan")}, InvalidValueError),
+        ({"timeout_s": float("inf")}, InvalidValueError),
+    ],
+)
+def test_wrong_options_are_refused_there_and_then(wrong: dict[str, object], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        Handle("i", "e").options(**wrong)  # type: ignore[arg-type]  # that is the point
+
+
+@pytest.mark.parametrize("wrong", ["1", True, -1, float("nan")])
+def test_a_wrong_time_limit_is_refused(fake: FakeConnection, wrong: object) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        Handle("i", "e").remote().result(wrong)  # type: ignore[arg-type]  # that is the point
+
+
+def test_a_handle_is_pickled_by_its_names_and_options_alone() -> None:
+    handle = Handle("i", "e").options(shard_key="k", timeout_s=2)
+    data = pickle.dumps(handle)
+    assert pickle.loads(data) == handle
+    assert hash(pickle.loads(data)) == hash(handle)
+    assert pickle.loads(data) != Handle("i", "e")
+    assert b"headgate.serve" in data
+    assert len(data) < 200
+    assert "'e'" in repr(handle)
+    assert "shard_key='k'" in repr(handle)
+
+
+def test_no_wake_up_is_lost_between_threads(fake: FakeConnection, elsewhere) -> None:
+    # Answers race with the moment at which their readers begin to wait; a lost wake-up would block for ever.
+    count = 2000
+    handle = Handle("i", "e")
+
+    def answer_all() -> None:
+        for number in range(count):
+            while len(fake.calls) <= number:
+                pass
+            answer(fake.calls[number], number)()
+
+    elsewhere(answer_all)
+    assert [handle.remote().result(10) for _ in range(count)] == list(range(count))
