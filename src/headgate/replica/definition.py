@@ -1,0 +1,295 @@
+"""How does user code get from the driver into a replica, and what has to be known about it on the way?
+
+`describe` looks at a function, class or other callable in the driver, and packs it; `load` and `construct` open it in the
+replica. What is importable goes by its import path, all else (`__main__`, notebooks, function bodies) by value.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import inspect
+import logging
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from headgate.core.binding import Binder
+from headgate.core.messages import Definition, MethodInfo, Parameter
+from headgate.errors import InvalidTypeError, InvalidValueError
+from headgate.router import byvalue
+from headgate.router.payload import culprit
+
+_log = logging.getLogger("headgate.replica")
+
+_BATCH_MARK = "__headgate_accept_batch__"
+_ANY_ARGUMENTS = (Parameter("args", "VAR_POSITIONAL", False), Parameter("kwargs", "VAR_KEYWORD", False))
+"""Taken for callables that don't tell their signature, such as some that are written in C."""
+
+Marked = TypeVar("Marked")
+
+
+def accept_batch(function: Marked) -> Marked:
+    """Mark a function, or a method of a class, as taking lists: one item for each request of a batch.
+
+    It is called with one list for each parameter, and returns one answer for each request, in the same order.
+    Raises `InvalidTypeError` for what can't be marked, such as a class.
+    """
+    if inspect.isclass(function) or not (callable(function) or isinstance(function, classmethod | staticmethod)):
+        raise InvalidTypeError(f"accept_batch marks functions and methods, got {function!r}; mark the methods of the class that take lists")
+    try:
+        setattr(function, _BATCH_MARK, True)
+    except AttributeError:
+        raise InvalidTypeError(f"accept_batch can't mark {function!r}; wrap it in a function") from None
+    return function
+
+
+def describe(func_or_class: Any, init_args: tuple[Any, ...] = (), init_kwargs: Mapping[str, Any] | None = None) -> Definition:
+    """Inspect and pack what `create_backend` was given.
+
+    Raises `InvalidTypeError` for what isn't callable, can't be pickled, is a generator that takes batches, or a class with
+    nothing to call; `InvalidValueError` for arguments to something that isn't constructed.
+    """
+    target, args, kwargs = func_or_class, tuple(init_args), dict(init_kwargs or {})
+    if isinstance(target, functools.partial) and inspect.isclass(target.func):
+        args, kwargs = (*target.args, *args), {**target.keywords, **kwargs}
+        target = target.func
+    if not callable(target):
+        raise InvalidTypeError(f"a backend is a function, a class or another callable, got {type(target).__name__}: {target!r}")
+    name = _name(target)
+    if inspect.isclass(target):
+        methods = _methods_of(target)
+    else:
+        if args or kwargs:
+            raise InvalidValueError(f"{name} is not a class, so it takes no arguments of a constructor; bind them with functools.partial")
+        methods = {"": _inspect("", target, target)} if _is_plain(target) else _methods_of(type(target))
+    if not methods:
+        raise InvalidTypeError(f"the class {name} has neither __call__ nor public methods, so there is nothing to call")
+    for method in methods.values():
+        if method.is_batch and method.is_generator:
+            raise InvalidTypeError(
+                f"{_dotted(name, method.name)} is a generator function, so it can't take batches; leave accept_batch out"
+            )
+    try:
+        packed = byvalue.dumps((target, args, kwargs))
+    except Exception as error:
+        raise InvalidTypeError(
+            f"{_unpicklable(target, args, kwargs, name)} can't be sent to a replica: {type(error).__name__}: {error}; "
+            "create it in the constructor of a class"
+        ) from error
+    module = _import_path(target)
+    return Definition(
+        payload=packed,
+        kind="class" if inspect.isclass(target) else "function",
+        name=name,
+        methods=methods,
+        module=module,
+        source_hash=_source_hash(module),
+        sys_path=tuple(os.path.abspath(entry) for entry in sys.path),
+        cwd=_working_directory(),
+        environ=dict(os.environ),
+    )
+
+
+def http_warnings(definition: Definition, http_methods: tuple[str, ...] = ()) -> list[str]:
+    """What will fail over HTTP, for a warning: handlers with required parameters that no HTTP request can give."""
+    problems: list[str] = []
+    for name in ("", *(name for name in http_methods if name not in ("", "__call__"))):
+        method = definition.methods.get(name)
+        if method is not None:
+            error = Binder(_dotted(definition.name, name), method.parameters).http.error
+            if error:
+                problems.append(f"{error}; requests over HTTP will be answered with 500, calls by handle are not affected")
+    return problems
+
+
+class Loaded(NamedTuple):
+    """An opened definition: what to construct, or to call as it is."""
+
+    definition: Definition
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def load(definition: Definition) -> Loaded:
+    """Open a definition in a replica, which imports user code. Raises whatever that raises.
+
+    Code that was imported from another file than the driver described is used, with a warning in the log.
+    """
+    sys.path[:] = [*definition.sys_path, *(entry for entry in sys.path if entry not in definition.sys_path)]
+    importlib.invalidate_caches()
+    target, args, kwargs = pickle.loads(definition.payload)
+    if definition.source_hash:
+        found = _source_hash(definition.module)
+        if found != definition.source_hash:
+            _log.warning(
+                "%s: the source of module %s has changed since the backend was created (SHA-256 %.12s, now %.12s); "
+                "this replica runs what is there now, others may run the old; use update_backend to replace all",
+                definition.name,
+                definition.module,
+                definition.source_hash,
+                found or "unreadable",
+            )
+    return Loaded(definition, target, args, kwargs)
+
+
+def construct(loaded: Loaded) -> dict[str, Callable[..., Any]]:
+    """Call the constructor, if there is one; return what can be called, by the names of `Definition.methods`.
+
+    Methods are looked up on the class, never on the instance, so that nothing stored on it can take their place.
+    Raises whatever the constructor raises.
+    """
+    target, methods = loaded.target, loaded.definition.methods
+    if inspect.isclass(target):
+        target = target(*loaded.args, **loaded.kwargs)
+    elif _is_plain(target):
+        return {"": target}
+    owner = type(target)
+    callables: dict[str, Callable[..., Any]] = {}
+    for name in methods:
+        found = _look_up(owner, name or "__call__")
+        if found is None:
+            raise AttributeError(f"{_dotted(loaded.definition.name, name)} existed when the backend was created, and doesn't here")
+        callables[name] = found.__get__(target, owner) if hasattr(found, "__get__") else found
+    return callables
+
+
+# Inspection.
+
+
+def _is_plain(target: Any) -> bool:
+    """Whether it is called as it is, rather than by the methods of its class."""
+    return inspect.isroutine(target) or isinstance(target, functools.partial)
+
+
+def _methods_of(cls: type) -> dict[str, MethodInfo]:
+    methods: dict[str, MethodInfo] = {}
+    for name in ("__call__", *sorted({name for base in cls.__mro__ for name in vars(base)})):
+        if name.startswith("_") and name != "__call__":
+            continue
+        found = _look_up(cls, name)
+        function = found.__func__ if isinstance(found, classmethod | staticmethod) else found
+        if inspect.isroutine(function):
+            called = "" if name == "__call__" else name
+            methods[called] = _inspect(called, function, found, bound=not isinstance(found, staticmethod))
+    return methods
+
+
+def _look_up(cls: type, name: str) -> Any:
+    for base in cls.__mro__:
+        if name in vars(base):
+            return vars(base)[name]
+    return None
+
+
+def _inspect(name: str, function: Any, marked: Any, *, bound: bool = False) -> MethodInfo:
+    while isinstance(function, functools.partial) and not _is_plain(function.func):
+        function = functools.partial(type(function.func).__call__, function.func, *function.args, **function.keywords)
+    code = function
+    while isinstance(code, functools.partial):
+        code = code.func
+    asynchronous_generator = inspect.isasyncgenfunction(function)
+    return MethodInfo(
+        name=name,
+        is_async=asynchronous_generator or inspect.iscoroutinefunction(function),
+        is_generator=asynchronous_generator or inspect.isgeneratorfunction(function),
+        is_batch=any(getattr(each, _BATCH_MARK, False) for each in (marked, function, code)),
+        parameters=_parameters(function, bound=bound),
+    )
+
+
+def _parameters(function: Any, *, bound: bool) -> tuple[Parameter, ...]:
+    try:
+        found = list(inspect.signature(function).parameters.values())
+    except (ValueError, TypeError):
+        return _ANY_ARGUMENTS
+    if bound and found and found[0].kind is not inspect.Parameter.VAR_POSITIONAL:
+        del found[0]
+    return tuple(Parameter(each.name, each.kind.name, each.default is not inspect.Parameter.empty) for each in found)
+
+
+def _name(target: Any) -> str:
+    while isinstance(target, functools.partial):
+        target = target.func
+    named = target if hasattr(target, "__qualname__") else type(target)
+    return str(named.__qualname__).replace("<locals>.", "")
+
+
+def _dotted(name: str, method: str) -> str:
+    return f"{name}.{method}" if method else name
+
+
+# Packing.
+
+
+def _import_path(target: Any) -> str:
+    """The module that a replica will import the target from; empty where it goes by value."""
+    import cloudpickle
+
+    while isinstance(target, functools.partial):
+        target = target.func
+    if inspect.ismethod(target):
+        target = target.__self__
+    named = target if hasattr(target, "__qualname__") else type(target)
+    module = getattr(named, "__module__", None)
+    if not isinstance(module, str) or module == "__main__" or module not in sys.modules:
+        return ""
+    by_value = cloudpickle.list_registry_pickle_by_value()
+    if any(module == each or module.startswith(f"{each}.") for each in by_value):
+        return ""
+    found: Any = sys.modules[module]
+    for part in named.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return module if found is named else ""
+
+
+def _source_hash(module: str) -> str:
+    path = getattr(sys.modules.get(module), "__file__", None)
+    if not path:
+        return ""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was deleted
+        return ""
+
+
+def _unpicklable(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> str:
+    for index, value in enumerate(args):
+        if not _pickles(value):
+            return f"argument {index} of the constructor of {name}: {culprit(value)}"
+    for key, value in kwargs.items():
+        if not _pickles(value):
+            return f"argument {key!r} of the constructor of {name}: {culprit(value)}"
+    for user, variable, value in _variables(target):
+        if not _pickles(value):
+            return f"the variable {variable!r} that {user} uses: {culprit(value)}"
+    return name if inspect.isclass(target) or _is_plain(target) else f"an object of type {name}"
+
+
+def _variables(target: Any) -> Iterator[tuple[str, str, Any]]:
+    functions = [function for function in vars(target).values() if inspect.isfunction(function)] if inspect.isclass(target) else [target]
+    for function in functions:
+        if inspect.isfunction(function):
+            used = inspect.getclosurevars(function)
+            for variable, value in {**used.globals, **used.nonlocals}.items():
+                yield function.__qualname__, variable, value
+
+
+def _pickles(value: Any) -> bool:
+    try:
+        byvalue.dumps(value)
+    except Exception:  # noqa: BLE001 - whatever it raises, this is the part to name
+        return False
+    return True
