@@ -1,0 +1,233 @@
+"""Does the dispatcher keep its promises under any order of events?
+
+The oracle keeps its own queue and its own lists of what is where; of the dispatcher it asks only the size of a window.
+"""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
+
+from headgate.core import wire
+from headgate.core.dispatch import SCANNED, Dispatcher, Limits
+
+DRAWS = st.floats(0, 1, exclude_max=True)
+ELAPSED = st.sampled_from([0.0, 2e-6, 3e-5, 4e-4, 1.5e-3, 7e-3, 0.3])
+
+
+@st.composite
+def limits(draw: st.DrawFn) -> Limits:
+    batch = draw(st.booleans())
+    size = draw(st.integers(1, 4)) if batch else 1
+    return Limits(
+        concurrency=draw(st.integers(1, 3)),
+        max_batch_size=size,
+        is_batch=batch,
+        max_concurrent_queries=draw(st.none() | st.integers(size, 12)),
+        max_queued_queries=draw(st.integers(1, 8)),
+    )
+
+
+class Item:
+    """A request; only its identity counts."""
+
+    def __init__(self, age: float) -> None:
+        self.age = age
+
+
+class AnyOrderOfEvents(RuleBasedStateMachine):
+    """A router's life, with every event that it can meet."""
+
+    replicas = Bundle("replicas")
+
+    @initialize(limits=limits())
+    def begin(self, limits: Limits) -> None:
+        self.limits = limits
+        self.dispatcher: Dispatcher[Item, str] = Dispatcher(limits)
+        self.now = 100.0
+        self.names = 0
+        self.new: list[Item] = []  # queued, in order
+        self.again: list[Item] = []  # queued once more, in order of age
+        self.at: dict[str, list[Item]] = {}
+        self.draining: set[str] = set()
+
+    def sent(self, item: Item, replica: str) -> None:
+        assert replica not in self.draining
+        self.at[replica].append(item)
+        assert len(self.at[replica]) <= self.dispatcher.window(replica)
+
+    def pump(self, draw: float) -> None:
+        """What a router does after each event that makes room."""
+        while (out := self.dispatcher.next(self.now, draw)) is not None:
+            expected = self.again.pop(0) if self.again else self.new.pop(0)
+            assert out[0] is expected
+            self.sent(*out)
+
+    def expect_again(self, items: list[Item]) -> None:
+        for item in items:
+            self.dispatcher.requeue(item, item.age, self.now)
+        self.again = sorted([*self.again, *items], key=lambda item: item.age)
+
+    @rule(draw=DRAWS, later=st.floats(0.001, 2))
+    def offer(self, draw: float, later: float) -> None:
+        self.now += later
+        if self.dispatcher.full:
+            return
+        item = Item(self.now)
+        replica = self.dispatcher.offer(item, self.now, draw)
+        if replica is None:
+            self.new.append(item)
+        else:
+            assert not self.new
+            assert not self.again
+            self.sent(item, replica)
+
+    @rule(target=replicas, draw=DRAWS, count=st.sampled_from([1, 1, 2, SCANNED]))
+    def add(self, draw: float, count: int) -> MultipleResults[str]:
+        names = [f"r{self.names + number}" for number in range(count)]
+        self.names += count
+        for name in names:
+            self.at[name] = []
+            self.dispatcher.add_replica(name)
+        self.pump(draw)
+        return multiple(*names)
+
+    @rule(replica=replicas, draw=DRAWS)
+    def drain_and_undo(self, replica: str, draw: float) -> None:
+        if replica in self.draining:
+            self.draining.discard(replica)
+            self.dispatcher.add_replica(replica)
+            self.pump(draw)
+        else:
+            self.draining.add(replica)
+            self.dispatcher.remove_replica(replica)
+            assert self.dispatcher.window(replica) == 0
+
+    @rule(replica=consumes(replicas), draw=DRAWS)
+    def lose(self, replica: str, draw: float) -> None:
+        self.draining.discard(replica)
+        self.dispatcher.forget(replica)
+        self.expect_again(self.at.pop(replica))
+        self.pump(draw)
+
+    @rule(replica=replicas, which=st.integers(0), elapsed_s=ELAPSED, others=st.integers(0, 5), draw=DRAWS)
+    def answer(self, replica: str, which: int, elapsed_s: float, others: int, draw: float) -> None:
+        if self.at[replica]:
+            self.at[replica].pop(which % len(self.at[replica]))
+            self.dispatcher.answered(replica, elapsed_s, len(self.at[replica]) + others, self.now)
+            self.pump(draw)
+
+    @rule(replica=replicas, kept=st.integers(0, 2), others=st.integers(0, 5), draw=DRAWS)
+    def give_back(self, replica: str, kept: int, others: int, draw: float) -> None:
+        given, self.at[replica] = self.at[replica][kept:], self.at[replica][:kept]
+        for _ in given:
+            self.dispatcher.returned(replica, kept + others, self.now)
+        if given and replica not in self.draining and not self.limits.is_batch:
+            cap = self.limits.max_concurrent_queries or wire.PLACES
+            assert self.dispatcher.window(replica) == min(self.limits.concurrency, cap)
+        self.expect_again(given)
+        self.pump(draw)
+
+    @rule(replica=replicas, others=st.integers(0, 5), draw=DRAWS)
+    def release(self, replica: str, others: int, draw: float) -> None:
+        if self.at[replica]:
+            self.at[replica].pop()
+            self.dispatcher.released(replica, len(self.at[replica]) + others, self.now)
+            self.pump(draw)
+
+    @precondition(lambda self: self.new or self.again)
+    @rule(which=st.integers(0))
+    def withdraw(self, which: int) -> None:
+        queued = [*self.again, *self.new]
+        item = queued[which % len(queued)]
+        assert self.dispatcher.withdraw(item)
+        assert not self.dispatcher.withdraw(item)
+        (self.again if item in self.again else self.new).remove(item)
+
+    @rule(limits=limits(), draw=DRAWS)
+    def configure(self, limits: Limits, draw: float) -> None:
+        self.limits = limits
+        self.dispatcher.set_limits(limits)
+        self.pump(draw)
+
+    @rule()
+    def empty_the_queue(self) -> None:
+        assert self.dispatcher.drain() == [*self.again, *self.new]
+        self.again, self.new = [], []
+
+    @rule()
+    def estimate(self) -> None:
+        estimate = self.dispatcher.wait_estimate_s(self.now)
+        assert estimate is None or estimate >= 0
+
+    @invariant()
+    def counts_are_right(self) -> None:
+        if not hasattr(self, "limits"):
+            return
+        queued = len(self.new) + len(self.again)
+        assert self.dispatcher.queued == queued
+        assert self.dispatcher.full == (queued >= self.limits.max_queued_queries)
+        assert self.dispatcher.half_full == (2 * queued >= self.limits.max_queued_queries)
+        assert self.dispatcher.ready == len(self.at) - len(self.draining)
+        assert self.dispatcher.outstanding == sum(map(len, self.at.values()))
+
+    @invariant()
+    def nothing_waits_while_a_replica_has_room(self) -> None:
+        if not hasattr(self, "limits"):
+            return
+        cap = min(self.limits.max_concurrent_queries or wire.PLACES, wire.PLACES)
+        for replica, items in self.at.items():
+            window = self.dispatcher.window(replica)
+            assert self.dispatcher.in_flight(replica) == len(items)
+            assert window <= cap
+            if replica not in self.draining:
+                assert window >= 1
+                if self.new or self.again:
+                    assert len(items) >= window
+
+
+TestAnyOrderOfEvents = AnyOrderOfEvents.TestCase
+TestAnyOrderOfEvents.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+@given(replicas=st.integers(1, SCANNED), concurrency=st.integers(1, 3), seed=st.integers(0, 1 << 32))
+def test_no_request_is_bound_to_a_busy_replica_nor_queued_while_another_is_free(replicas: int, concurrency: int, seed: int) -> None:
+    rng = random.Random(seed)
+    dispatcher: Dispatcher[Item, int] = Dispatcher(Limits(concurrency=concurrency))
+    at = [0] * replicas
+    for replica in range(replicas):
+        dispatcher.add_replica(replica)
+
+    def sent(replica: int) -> None:
+        assert at[replica] == min(at)
+        at[replica] += 1
+
+    now = 0.0
+    for _ in range(300):
+        now += 0.01
+        busy = [replica for replica in range(replicas) if at[replica]]
+        # About as many arrive as are answered, so that the queue is empty as often as not.
+        if not busy or rng.random() < 0.5:
+            to = dispatcher.offer(Item(now), now, rng.random())
+            if to is not None:
+                sent(to)
+        else:
+            replica = rng.choice(busy)
+            at[replica] -= 1
+            dispatcher.answered(replica, 0.006, at[replica], now)
+            while (out := dispatcher.next(now, rng.random())) is not None:
+                sent(out[1])
+        assert not dispatcher.queued or min(at) == concurrency

@@ -1,0 +1,247 @@
+"""Windows, choice of replica, and what the dispatcher says about its queue."""
+
+from __future__ import annotations
+
+import pytest
+
+from headgate.core import wire
+from headgate.core.dispatch import SCANNED, Dispatcher, Limits
+
+
+def dispatcher_with(replicas: int, limits: Limits) -> Dispatcher[object, int]:
+    dispatcher: Dispatcher[object, int] = Dispatcher(limits)
+    for replica in range(replicas):
+        dispatcher.add_replica(replica)
+    return dispatcher
+
+
+def answer_one(dispatcher: Dispatcher[object, int], elapsed_s: float, replica: int = 0, times: int = 1) -> None:
+    """Send requests one after the other to a replica that is alone, each answered after `elapsed_s`."""
+    for number in range(times):
+        assert dispatcher.offer(object(), float(number), 0.0) == replica
+        dispatcher.answered(replica, elapsed_s, 0, float(number))
+
+
+def test_a_window_starts_at_what_the_replica_runs_at_once() -> None:
+    assert dispatcher_with(1, Limits(concurrency=3)).window(0) == 3
+
+
+@pytest.mark.parametrize(("elapsed_s", "window"), [(0.3, 1), (0.005, 1), (0.0019, 2), (0.0005, 5), (0.0001, 21), (0.0, 201)])
+def test_quick_calls_are_sent_ahead_as_far_as_two_milliseconds_of_them(elapsed_s: float, window: int) -> None:
+    dispatcher = dispatcher_with(1, Limits(concurrency=1))
+    answer_one(dispatcher, elapsed_s)
+    assert dispatcher.window(0) == window
+
+
+def test_a_slow_first_call_does_not_keep_the_window_small() -> None:
+    dispatcher = dispatcher_with(1, Limits(concurrency=1))
+    answer_one(dispatcher, 0.2)
+    answer_one(dispatcher, 0.00002, times=60)
+    assert dispatcher.window(0) > 20
+
+
+def test_max_concurrent_queries_caps_the_window() -> None:
+    dispatcher = dispatcher_with(1, Limits(concurrency=4, max_concurrent_queries=2))
+    assert dispatcher.window(0) == 2
+    answer_one(dispatcher, 0.00001)
+    assert dispatcher.window(0) == 2
+
+
+def test_no_window_is_larger_than_the_shared_page() -> None:
+    assert dispatcher_with(1, Limits(concurrency=wire.PLACES + 1)).window(0) == wire.PLACES
+
+
+def test_a_batch_handler_gets_the_running_batches_and_a_full_one_more() -> None:
+    limits = Limits(concurrency=2, max_batch_size=8, is_batch=True)
+    assert dispatcher_with(1, limits).window(0) == 24
+
+
+def test_a_window_falls_when_work_is_given_back_and_grows_again_by_measurement() -> None:
+    dispatcher = dispatcher_with(1, Limits(concurrency=1))
+    answer_one(dispatcher, 0.0001)
+    for _ in range(10):
+        assert dispatcher.offer(object(), 1.0, 0.0) == 0
+    for _ in range(9):
+        dispatcher.returned(0, 1, 1.0)
+    assert dispatcher.window(0) == 1
+    assert dispatcher.offer(object(), 1.0, 0.0) is None
+    dispatcher.answered(0, 0.0001, 0, 1.1)
+    assert dispatcher.next(1.1, 0.0) is not None
+    dispatcher.answered(0, 0.0001, 0, 1.1)
+    answer_one(dispatcher, 0.0001, times=60)
+    assert dispatcher.window(0) > 15
+
+
+def test_a_batch_handler_that_gave_back_gets_no_more_until_it_answers() -> None:
+    dispatcher = dispatcher_with(1, Limits(concurrency=1, max_batch_size=4, is_batch=True))
+    answer_one(dispatcher, 0.1)
+    for _ in range(8):
+        assert dispatcher.offer(object(), 1.0, 0.0) == 0
+    dispatcher.returned(0, 7, 1.0)
+    dispatcher.returned(0, 6, 1.0)
+    assert dispatcher.window(0) == 6
+    assert dispatcher.offer(object(), 1.0, 0.0) is None
+    dispatcher.answered(0, 0.1, 5, 1.1)
+    assert dispatcher.window(0) == 8
+
+
+def test_slow_requests_spread_over_all_replicas_before_any_gets_a_second() -> None:
+    dispatcher = dispatcher_with(4, Limits(concurrency=2))
+    sent = [dispatcher.offer(object(), 0.0, 0.3) for _ in range(8)]
+    assert sorted(map(str, sent[:4])) == ["0", "1", "2", "3"]
+    assert sorted(map(str, sent[4:])) == ["0", "1", "2", "3"]
+
+
+def test_what_other_routers_have_at_a_replica_counts() -> None:
+    dispatcher = dispatcher_with(2, Limits(concurrency=2))
+    first = dispatcher.offer(object(), 0.0, 0.0)
+    assert first is not None
+    dispatcher.answered(first, 0.1, 3, 0.1)
+    for draw in (0.0, 0.3, 0.6, 0.9):
+        other = dispatcher.offer(object(), 0.1, draw)
+        assert other == 1 - first
+        dispatcher.answered(other, 0.1, 0, 0.1)
+
+
+def test_an_old_report_of_load_is_not_believed_for_ever() -> None:
+    dispatcher = dispatcher_with(2, Limits(concurrency=1))
+    first = dispatcher.offer(object(), 0.0, 0.0)
+    assert first is not None
+    dispatcher.answered(first, 0.1, 3, 0.1)
+    chosen = set()
+    for draw in (0.0, 0.9):
+        replica = dispatcher.offer(object(), 60.0, draw)
+        assert replica is not None
+        dispatcher.answered(replica, 0.1, 0, 60.0)
+        chosen.add(replica)
+    assert chosen == {0, 1}
+
+
+def test_quick_requests_fill_one_replica_before_the_next_is_opened() -> None:
+    dispatcher = dispatcher_with(4, Limits(concurrency=1))
+    for replica in range(4):
+        assert dispatcher.offer(object(), 0.0, replica / 4) == replica
+    for replica in range(4):
+        dispatcher.answered(replica, 0.0001, 0, 0.0)
+    sent = [dispatcher.offer(object(), 0.0, 0.3) for _ in range(15)]
+    # One millisecond of them goes to the first, the rest to the second.
+    assert [sent.count(replica) for replica in dict.fromkeys(sent)] == [11, 4]
+
+
+def test_quick_replicas_take_a_full_window_each_when_all_are_filled() -> None:
+    dispatcher = dispatcher_with(2, Limits(concurrency=1))
+    for replica in range(2):
+        dispatcher.offer(object(), 0.0, replica / 2)
+    for replica in range(2):
+        dispatcher.answered(replica, 0.0001, 0, 0.0)
+    for _ in range(42):
+        assert dispatcher.offer(object(), 0.0, 0.3) is not None
+    assert dispatcher.offer(object(), 0.0, 0.3) is None
+
+
+def test_every_replica_gets_work_where_all_are_alike() -> None:
+    dispatcher = dispatcher_with(3, Limits(concurrency=1))
+    chosen = set()
+    for draw in (0.1, 0.5, 0.9):
+        replica = dispatcher.offer(object(), 0.0, draw)
+        assert replica is not None
+        dispatcher.answered(replica, 0.1, 0, 0.0)
+        chosen.add(replica)
+    assert chosen == {0, 1, 2}
+
+
+def test_of_many_replicas_the_last_free_one_is_found() -> None:
+    count = 3 * SCANNED
+    dispatcher = dispatcher_with(count, Limits(concurrency=1))
+    sent = {dispatcher.offer(object(), 0.0, (number * 0.37) % 1) for number in range(count)}
+    assert sent == set(range(count))
+    assert dispatcher.offer(object(), 0.0, 0.5) is None
+
+
+def test_a_draining_replica_gets_nothing_but_its_requests_count() -> None:
+    dispatcher = dispatcher_with(1, Limits(concurrency=2))
+    dispatcher.offer(object(), 0.0, 0.0)
+    dispatcher.remove_replica(0)
+    assert dispatcher.offer(object(), 0.0, 0.0) is None
+    assert (dispatcher.ready, dispatcher.outstanding, dispatcher.in_flight(0)) == (0, 1, 1)
+    dispatcher.answered(0, 0.1, 0, 0.1)
+    assert dispatcher.next(0.1, 0.0) is None
+    assert dispatcher.outstanding == 0
+
+
+def test_what_comes_back_goes_first_in_order_of_age() -> None:
+    dispatcher = dispatcher_with(0, Limits(concurrency=9))
+    dispatcher.offer("new", 5.0, 0.0)
+    dispatcher.requeue("younger", 3.0, 5.0)
+    dispatcher.requeue("older", 2.0, 5.0)
+    dispatcher.add_replica(0)
+    out = [dispatcher.next(5.0, 0.0) for _ in range(4)]
+    assert out == [("older", 0), ("younger", 0), ("new", 0), None]
+
+
+def test_an_item_that_is_withdrawn_and_comes_back_leaves_once() -> None:
+    dispatcher = dispatcher_with(0, Limits(concurrency=9))
+    dispatcher.requeue("a", 1.0, 5.0)
+    assert dispatcher.withdraw("a")
+    dispatcher.requeue("a", 1.0, 5.0)
+    assert dispatcher.queued == 1
+    assert dispatcher.drain() == ["a"]
+    dispatcher.add_replica(0)
+    assert dispatcher.next(5.0, 0.0) is None
+
+
+def test_shadows_are_refused_at_half_the_queue_and_all_at_its_bound() -> None:
+    dispatcher = dispatcher_with(0, Limits(concurrency=1, max_queued_queries=4))
+    states = []
+    for _ in range(4):
+        states.append((dispatcher.half_full, dispatcher.full))
+        dispatcher.offer(object(), 0.0, 0.0)
+    states.append((dispatcher.half_full, dispatcher.full))
+    assert states == [(False, False), (False, False), (True, False), (True, False), (True, True)]
+
+
+def test_without_any_measurement_the_wait_is_unknown() -> None:
+    dispatcher = dispatcher_with(1, Limits(concurrency=1))
+    dispatcher.offer(object(), 0.0, 0.0)
+    dispatcher.offer(object(), 0.0, 0.0)
+    assert dispatcher.wait_estimate_s(1.0) is None
+
+
+def test_the_wait_is_first_estimated_from_what_replicas_can_do() -> None:
+    dispatcher = dispatcher_with(2, Limits(concurrency=1))
+    for replica in range(2):
+        dispatcher.offer(object(), 0.0, replica / 2)
+    for replica in range(2):
+        dispatcher.answered(replica, 0.1, 0, 0.1)
+    for _ in range(2 + 9):
+        dispatcher.offer(object(), 0.1, 0.0)
+    assert dispatcher.wait_estimate_s(0.1) == pytest.approx(10 / 20)
+
+
+def test_the_wait_follows_the_rate_at_which_the_queue_moves() -> None:
+    """Other routers take half of this replica, so that it answers every 0.2 s although a call takes 0.1 s."""
+    dispatcher = dispatcher_with(1, Limits(concurrency=1))
+    now = 1000.0
+    for _ in range(60):
+        dispatcher.offer(object(), now, 0.0)
+    for _ in range(20):
+        now += 0.2
+        dispatcher.answered(0, 0.1, 1, now)
+        dispatcher.next(now, 0.0)
+    assert dispatcher.queued == 39
+    assert dispatcher.wait_estimate_s(now) == pytest.approx(40 * 0.2)
+
+
+def test_an_hour_of_old_traffic_does_not_count_in_the_rate() -> None:
+    dispatcher = dispatcher_with(1, Limits(concurrency=1))
+    dispatcher.offer(object(), 0.0, 0.0)
+    now = 0.0
+    for pace_s in (0.01, 1.0):
+        for _ in range(30):
+            now += pace_s
+            dispatcher.offer(object(), now, 0.0)
+            dispatcher.offer(object(), now, 0.0)
+            dispatcher.answered(0, 0.01, 0, now)
+            dispatcher.next(now, 0.0)
+            estimate_s = dispatcher.wait_estimate_s(now)
+    assert estimate_s == pytest.approx((dispatcher.queued + 1) * 1.0, rel=0.15)
