@@ -1,0 +1,190 @@
+"""How does one request's answer reach the client, in its turn?
+
+An `Exchange` is a slot in its connection's queue of answers. The head of the queue writes; the others keep what they have
+until it is their turn. What is kept is counted as held.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from headgate.core import wire
+from headgate.errors import ErrorInfo
+from headgate.ingress.problems import Refusal, Reply, from_error
+from headgate.router.call import Call
+
+if TYPE_CHECKING:
+    from headgate.ingress.http1 import Connection
+
+_JOIN_BYTES: Final = 32 * 1024  # bodies up to this are copied behind their head: one write
+_CREDIT_BYTES: Final = wire.STREAM_CREDIT // 4
+_BODYLESS: Final = frozenset((204, 304))
+CLOSE: Final = b"connection: close\r\n"
+KEEP_ALIVE: Final = b"connection: keep-alive\r\n"
+
+
+class Exchange(Call):
+    """One request of a connection and its answer. Made at the end of the request's head."""
+
+    __slots__ = (
+        "bare",
+        "broken",
+        "complete",
+        "connection",
+        "framing",
+        "held_bytes",
+        "http10",
+        "instead",
+        "last",
+        "length",
+        "out",
+        "out_bytes",
+        "owed_bytes",
+        "page",
+    )
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.request_id = ""
+        self.shard_key = None
+        self.method = ""
+        self.caller_timeout_s = None
+        self.positional = 0
+        self.keywords = ()
+        self.body = b""
+        self.body_bytes = 0
+        self.held_bytes = 0
+        self.length = 0  # content-length, where given
+        self.instead: Refusal | Reply | None = None  # answered with this, by the ingress itself, or …
+        self.page = ""  # … with this page under `/-/`
+        self.bare = False  # HEAD: the head of the answer alone
+        self.http10 = False
+        self.framing = b""  # the `connection` header, where one is due
+        self.last = False  # the connection ends with it
+        self.out: list[bytes | bytearray] = []  # what could not be written yet …
+        self.out_bytes = 0  # … and how much of `held_bytes` that is
+        self.owed_bytes = 0  # of a stream: taken by the connection, not yet credited
+        self.started_stream = False
+        self.broken = False  # its stream broke off
+        self.complete = False  # nothing will be added to `out`; also where nobody waits any more
+
+    # From the router.
+
+    def answered(self, frame: wire.Frame) -> None:
+        """The answer, in one piece."""
+        self._answer(frame.code, frame.meta, frame.body)
+
+    def chunk(self, frame: wire.Frame) -> None:
+        """A piece of a streamed answer; the first also brings its head."""
+        out, body = self.out, frame.body
+        if frame.flags & wire.FIRST:
+            self.started_stream = True
+            self._begin_stream(frame.code, frame.meta)
+        if self.complete:
+            return
+        if body:  # an empty chunk would say that the stream is over
+            if self.http10:
+                out.append(body)
+            else:
+                out += (b"%x\r\n" % len(body), body, b"\r\n")
+            self._hold(len(body))
+            self.owed_bytes += len(body)
+        self.connection.flush_for(self)
+
+    def ended(self) -> None:
+        """The stream is complete."""
+        if not self.complete:
+            self.complete = True
+            if not self.http10:
+                self.out.append(b"0\r\n\r\n")
+            self.connection.flush_for(self)
+
+    def failed(self, error: ErrorInfo) -> None:
+        """No answer, or no rest of a stream: then the connection is closed, so that the client can tell."""
+        if self.complete:
+            return
+        if self.started_stream:
+            self.complete = self.last = self.broken = True
+            self.connection.flush_for(self)
+        else:
+            self.reply(from_error(error, self.request_id, debug=self.connection.service.debug))
+
+    # From the ingress.
+
+    def reply(self, reply: Reply | Refusal) -> None:
+        """Answer with something of the ingress's own. Nothing happens where nobody waits any more."""
+        if isinstance(reply, Refusal):
+            reply = reply.reply(self.request_id)
+        if not self.complete:
+            self._answer(reply.status, reply.lines, reply.body)
+
+    def give_credit(self) -> None:
+        """Let the replica send as much more as the client has taken."""
+        if self.owed_bytes >= _CREDIT_BYTES and not self.complete:
+            owed, self.owed_bytes = self.owed_bytes, 0
+            self.connection.service.router.credit(self, owed)
+
+    def _answer(self, status: int, lines: bytes, body: bytes | bytearray) -> None:
+        connection = self.connection
+        size = len(body)
+        if status == 200 and size <= _JOIN_BYTES and not self.bare:
+            data = (
+                b"%b%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n"
+                % (
+                    connection.service.status_lines[200],
+                    self.framing,
+                    lines,
+                    self.request_id.encode(),
+                    size,
+                )
+                + body
+            )
+            rest: bytes | bytearray = b""
+        else:
+            data, rest = self._parts(status, lines, body)
+        self.complete = True
+        if connection.slots[0] is self and connection.writable:
+            connection.transport.write(data)
+            if rest:
+                connection.transport.write(rest)
+            connection.over()
+        else:
+            self.out.append(data)
+            if rest:
+                self.out.append(rest)
+            self._hold(len(data) + len(rest))
+
+    def _parts(self, status: int, lines: bytes, body: bytes | bytearray) -> tuple[bytes, bytes | bytearray]:
+        if status in _BODYLESS:
+            return self._head(status, lines, b""), b""
+        head = self._head(status, lines, b"content-length: %d\r\n" % len(body))
+        if self.bare:
+            return head, b""
+        return (head, body) if len(body) > _JOIN_BYTES else (head + body, b"")
+
+    def _begin_stream(self, status: int, lines: bytes) -> None:
+        bodyless = self.bare or status in _BODYLESS
+        framing = b""
+        if self.http10:
+            self.last, self.framing = True, CLOSE
+        elif status not in _BODYLESS:
+            framing = b"transfer-encoding: chunked\r\n"
+        self.out.append(self._head(status, lines, framing))
+        if bodyless:
+            self.complete = True
+            self.connection.service.router.cancel(self)
+            self.connection.flush_for(self)
+
+    def _head(self, status: int, lines: bytes, framing: bytes) -> bytes:
+        return b"%b%b%bx-request-id: %b\r\n%b\r\n" % (
+            self.connection.service.status_lines[status],
+            self.framing,
+            lines,
+            self.request_id.encode(),
+            framing,
+        )
+
+    def _hold(self, count_bytes: int) -> None:
+        self.out_bytes += count_bytes
+        self.held_bytes += count_bytes
+        self.connection.service.admission.held_bytes += count_bytes

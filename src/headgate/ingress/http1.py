@@ -1,0 +1,665 @@
+"""How is one client connection read and written? HTTP/1.1 on httptools, from bytes to calls and back.
+
+Every request of a connection takes a place in one queue, refused ones too, and answers leave in that order. At most
+`Limits.pipelined` of them are under way; what else was read waits here, and reading with it. The parser is fed in small
+slices, because it can't be paused: what lies behind stays raw. Rules about messages that httptools leaves to its user
+are in `on_headers_complete`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import deque
+from time import monotonic
+from typing import Final, cast
+
+import httptools
+import msgspec
+
+from headgate.core.wire import HttpHead
+from headgate.errors import describe
+from headgate.ingress.exchange import CLOSE, KEEP_ALIVE, Exchange
+from headgate.ingress.problems import Refusal, Reply
+from headgate.ingress.service import Service, logger
+
+SLICE_BYTES: Final = 4096
+_LARGE_PIECE_BYTES: Final = 16 * 1024
+_MAX_TIMEOUT_MS: Final = 1 << 40
+
+_SPECIAL: Final = frozenset(
+    (
+        b"host",
+        b"content-length",
+        b"transfer-encoding",
+        b"connection",
+        b"proxy-connection",
+        b"expect",
+        b"upgrade",
+        b"x-request-id",
+        b"x-serve-shard-key",
+        b"x-serve-call-method",
+        b"x-serve-timeout-ms",
+    )
+)
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_encode_head: Final = msgspec.msgpack.Encoder().encode
+
+
+class InputRefused(Exception):  # noqa: N818  # it is no error of ours, but the end of what a client may say
+    """Raised inside the parser's callbacks: nothing more is read from this connection."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.detail)
+        self.refusal = refusal
+
+
+class Connection(asyncio.Protocol):
+    """One client. Callbacks of the transport and of the parser; `slots` are requests under way, in order."""
+
+    __slots__ = (
+        "_backlog",
+        "_client",
+        "_continue_due",
+        "_current",
+        "_deaf",
+        "_going_on",
+        "_headers",
+        "_linger",
+        "_mark",
+        "_marked_at",
+        "_messages",
+        "_parser",
+        "_paused",
+        "_pieces",
+        "_quiet_bytes",
+        "_small",
+        "_special",
+        "_unsent_bytes",
+        "_upgraded",
+        "_url",
+        "_waiting",
+        "service",
+        "slots",
+        "transport",
+        "writable",
+    )
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.slots: deque[Exchange] = deque()
+        self.writable = True
+        self._waiting: deque[Exchange] = deque()  # parsed, and no slot is free yet
+        self._backlog = b""  # read, and not parsed yet
+        self._paused = False  # reading
+        self._deaf = False  # what still arrives is dropped
+        self._linger = False  # the client may be sending: let it read the last answer before the connection is cut
+        self._going_on = False
+        self._continue_due = False
+        self._unsent_bytes = 0
+        self._messages = 0
+        self._mark: tuple[str, int] = ("", 0)
+        self._marked_at = 0.0
+        self._current: Exchange | None = None  # its body is being read
+        self._upgraded: Exchange | None = None
+        self._quiet_bytes = 0  # parsed since the last head or piece of a body was complete
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._special: list[tuple[bytes, bytes]] = []
+        self._pieces: list[bytes] = []
+        self._small = bytearray()
+
+    def __repr__(self) -> str:
+        return f"<Connection of {self._client}: {len(self.slots)} under way, {len(self._waiting)} waiting>"
+
+    # The transport.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client is there."""
+        self.transport = cast(asyncio.Transport, transport)  # not asserted: uvloop's has no such base
+        peer = transport.get_extra_info("peername")
+        self._client = peer[0] if isinstance(peer, tuple) and peer else ""
+        self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
+        self._marked_at = self.service.loop.time()
+        if not self.service.opened(self):
+            self._deaf = True
+            transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, unless what came before has to wait."""
+        if self._deaf:
+            return
+        if self._backlog or self._waiting or len(data) > SLICE_BYTES or self._quiet_bytes + len(data) > self.service.limits.head_bytes:
+            self._backlog += data
+            self.service.admission.held_bytes += len(data)
+            self._feed_backlog()
+        else:
+            self._quiet_bytes += len(data)
+            self._feed(data)
+
+    def eof_received(self) -> None:
+        """The client has closed its side, so it counts as gone."""
+        self._drop()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The client is gone: nothing of it runs on."""
+        self._drop()
+        self.service.admission.held_bytes -= self._unsent_bytes
+        self._unsent_bytes = 0
+        self._parser = None  # it holds our methods
+        self.service.closed(self)
+
+    def pause_writing(self) -> None:
+        """The client takes answers slower than they come."""
+        self.writable = False
+        self._unsent_bytes = self.transport.get_write_buffer_size()
+        self.service.admission.held_bytes += self._unsent_bytes
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self.writable = True
+        self.service.admission.held_bytes -= self._unsent_bytes
+        self._unsent_bytes = 0
+        self._flush()
+
+    # The parser.
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the request's target."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header, or one trailer: those come after the head was made use of, and change nothing."""
+        name = name.lower()
+        pair = (name, value.rstrip(b" \t"))
+        self._headers.append(pair)
+        if name in _SPECIAL:
+            self._special.append(pair)
+
+    def on_headers_complete(self) -> None:
+        """Check the head, and make its exchange. What ends the connection is raised as `InputRefused`."""
+        service, parser = self.service, self._parser
+        assert parser is not None
+        self._quiet_bytes = 0
+        exchange = self._current = Exchange(self)
+        keep_alive = parser.should_keep_alive()
+        method, url = parser.get_method(), self._url
+        request_id, version, length, hosts = "", "1.1", -1, 0
+        unusual = not keep_alive
+        for name, value in self._special:
+            if name == b"host":
+                hosts += 1
+            elif name == b"content-length":
+                length = int(value)
+            elif name == b"x-request-id":
+                request_id = _own_id(value) if not request_id else service.next_id()
+            else:
+                unusual = True
+        exchange.request_id = request_id or service.next_id()
+        if unusual:  # without a Connection header, only 1.1 is kept alive
+            version = parser.get_http_version()
+            if version == "1.0":
+                exchange.http10 = True
+            elif version != "1.1":
+                raise InputRefused(Refusal(505, f"HTTP/{version} is not spoken here; send HTTP/1.1"))
+            exchange.last = not keep_alive
+            exchange.framing = CLOSE if exchange.last else KEEP_ALIVE if exchange.http10 else b""
+        if hosts != 1 and (hosts > 1 or not exchange.http10):
+            raise InputRefused(Refusal(400, f"exactly one Host header is needed, got {hosts}"))
+        if len(self._headers) > service.limits.headers:
+            raise InputRefused(Refusal(431, f"{len(self._headers)} headers are over the limit of {service.limits.headers}"))
+        if method == b"CONNECT":
+            raise InputRefused(Refusal(405, "CONNECT is not offered here: this is no proxy", b"allow: GET, HEAD, POST, OPTIONS\r\n"))
+        if length > 0:
+            exchange.length = length
+            if length > service.max_body_bytes:
+                raise InputRefused(self._too_large())
+        if url[0] != 47:
+            url = self._origin_form(url)
+        target = service.routes.find(url.partition(b"?")[0] if b"?" in url else url)
+        if target is None:
+            exchange.instead = _NOT_FOUND
+        elif method not in target.methods:
+            exchange.instead = _not_listed(method, target.allow)
+        else:
+            exchange.endpoint, exchange.page = target.endpoint, target.page
+        if service.closing is not None and not exchange.page:
+            exchange.instead = service.closing
+        exchange.bare = method == b"HEAD"
+        if unusual:
+            self._on_unusual_head(exchange, version)
+        if exchange.instead is None:
+            head = HttpHead(method.decode(), url, version, self._headers, self._client, service.scheme, service.server)
+            exchange.http = http = _encode_head(head)
+            exchange.held_bytes = len(http)
+            service.admission.held_bytes += len(http)
+
+    def on_body(self, piece: bytes) -> None:
+        """A piece of a body. Small ones are put together, large ones kept apart, so that they aren't copied."""
+        exchange = self._current
+        assert exchange is not None
+        self._quiet_bytes = 0
+        count = len(piece)
+        size = exchange.body_bytes = exchange.body_bytes + count
+        if size > self.service.max_body_bytes:
+            raise InputRefused(self._too_large())
+        if exchange.instead is not None:
+            return
+        admission = self.service.admission
+        admission.held_bytes += count
+        exchange.held_bytes += count
+        if admission.held_bytes > admission.limit_bytes:
+            self._refuse_for_bytes(exchange)
+        elif size == count:
+            exchange.body = piece
+        else:
+            self._add_piece(exchange, piece)
+
+    def on_message_complete(self) -> None:
+        """A whole request has arrived."""
+        exchange = self._current
+        if exchange is None:  # an upgrade that is ignored: its body is still to come
+            return
+        self._current = None
+        self._quiet_bytes = 0
+        self._messages += 1
+        self._url = b""
+        self._headers = []
+        self._special = []
+        if self._pieces or self._small:
+            self._join_pieces(exchange)
+        if exchange.last:
+            self._deaf = True
+        exchange.admitted_at = monotonic()
+        self._enqueue(exchange)
+
+    # Answers.
+
+    def flush_for(self, exchange: Exchange) -> None:
+        """Write what this exchange has, if it is its turn."""
+        if self.slots[0] is exchange:
+            self._flush()
+
+    def over(self) -> None:
+        """The head of the queue has been answered whole."""
+        exchange = self.slots.popleft()
+        self.service.admission.held_bytes -= exchange.held_bytes
+        if exchange.last:
+            self._hang_up()
+        elif self.slots:
+            self._flush()
+        elif self._waiting or self._continue_due:
+            self._settle()
+
+    def finish(self) -> None:
+        """Take no more requests; close when the last answer has been written."""
+        if self._deaf:
+            return
+        if self._current is not None or self._quiet_bytes or self._url:
+            self._refuse_input(self.service.closing or Refusal(503, "the instance is shutting down"))
+            return
+        self._stop_reading_requests()
+        last = self._waiting[-1] if self._waiting else self.slots[-1] if self.slots else None
+        if last is None:
+            self.transport.close()
+        else:
+            last.last = True
+            last.framing = CLOSE
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        self._drop()
+        self.transport.abort()
+
+    def check(self, now: float) -> None:
+        """Called once a second: end what has been in the same state for too long."""
+        state, count, limit_s = self._state()
+        if (state, count) != self._mark:
+            self._mark, self._marked_at = (state, count), now
+        elif now - self._marked_at >= limit_s:
+            if state in ("idle", "lingering"):
+                self._drop()
+                self.transport.close()
+            elif state in ("head", "body"):
+                self._refuse_input(Refusal(408, f"the request's {state} took longer than {limit_s:g} s"))
+            else:
+                self.abort()
+
+    def _state(self) -> tuple[str, int, float]:
+        """What is waited for, a number that changes with progress, and how long that may last."""
+        limits = self.service.limits
+        unsent = self.transport.get_write_buffer_size()
+        if not self.writable or (unsent and self._deaf and not self.slots):
+            return "sending", unsent, limits.send_s
+        if self._deaf and not self.slots:
+            return "lingering", 0, limits.linger_s
+        if self._deaf or self._paused:
+            return "answering", self._messages, float("inf")
+        if self._current is not None:
+            return "body", self._messages, limits.body_s + self._current.body_bytes / limits.body_bytes_per_s
+        if self._quiet_bytes or self._url:
+            return "head", self._messages, limits.head_s
+        if self.slots:
+            return "answering", self._messages, float("inf")
+        return "idle", self._messages, limits.idle_s
+
+    # Reading.
+
+    def _feed(self, data: bytes | memoryview) -> None:
+        while data:
+            try:
+                self._parser.feed_data(data)  # type: ignore[union-attr]  # there until the connection is lost
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+                try:
+                    self._ignore_upgrade()
+                except httptools.HttpParserError as error:
+                    self._refuse_input(_refusal_of(error))
+                if not self._deaf:
+                    continue
+            except httptools.HttpParserError as error:
+                if not self._deaf:  # else it is about what follows the last request
+                    self._refuse_input(_refusal_of(error))
+            return
+
+    def _feed_backlog(self) -> None:
+        limits, backlog = self.service.limits, self._backlog
+        view, offset = memoryview(backlog), 0
+        while offset < len(backlog) and not self._waiting and not self._deaf:
+            room = limits.head_bytes - self._quiet_bytes
+            if room <= 0:
+                what = "trailers, or a chunk's extension," if self._current is not None else "the request line and headers"
+                self._refuse_input(Refusal(431, f"{what} took more than {limits.head_bytes} bytes"))
+                break
+            size = min(SLICE_BYTES, room)
+            if self._current is not None and self._current.length:
+                size = max(size, self._current.length - self._current.body_bytes)
+            part = view[offset : offset + size]
+            self._quiet_bytes += len(part)
+            offset += len(part)
+            self._feed(part)
+        rest = b"" if self._deaf else backlog[offset:]
+        self.service.admission.held_bytes += len(rest) - len(self._backlog)
+        self._backlog = rest
+        self._pause_or_resume()
+
+    def _pause_or_resume(self) -> None:
+        pause = bool(self._waiting or self._backlog) and not self._deaf
+        if pause != self._paused and not self.transport.is_closing():
+            self._paused = pause
+            if pause:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+    def _enqueue(self, exchange: Exchange) -> None:
+        if self._waiting or len(self.slots) >= self.service.limits.pipelined:
+            self._waiting.append(exchange)
+            self._pause_or_resume()
+        else:
+            self.slots.append(exchange)
+            self._begin(exchange)
+
+    def _begin(self, exchange: Exchange) -> None:
+        service = self.service
+        if exchange.instead is not None:
+            if isinstance(exchange.instead, Refusal):
+                service.count_refusal(exchange.instead.status)
+            exchange.reply(exchange.instead)
+        elif exchange.page:
+            service.show(exchange.page, exchange)
+        else:
+            try:
+                service.router.submit(exchange)
+            except Exception as error:  # noqa: BLE001  # the ingress's root: the client gets an answer whatever failed
+                logger.exception("the router failed on request %s", exchange.request_id)
+                exchange.failed(describe(error))
+
+    def _go_on(self) -> None:
+        self._going_on = False
+        waiting, slots = self._waiting, self.slots
+        while waiting and len(slots) < self.service.limits.pipelined:
+            exchange = waiting.popleft()
+            slots.append(exchange)
+            self._begin(exchange)
+        if not waiting:
+            self._feed_backlog()
+
+    # The unusual.
+
+    def _on_unusual_head(self, exchange: Exchange, version: str) -> None:
+        seen: dict[bytes, bytes] = {}
+        for name, value in self._special:
+            if name in seen and name in _ONCE:
+                exchange.instead = exchange.instead or Refusal(400, f"{name.decode()} was given twice")
+            seen[name] = value
+            if name == b"transfer-encoding":
+                if exchange.http10:
+                    raise InputRefused(Refusal(400, "HTTP/1.0 has no Transfer-Encoding; send Content-Length"))
+                if value.lower() != b"chunked":
+                    raise InputRefused(Refusal(501, "the only Transfer-Encoding here is: chunked"))
+        self._read_controls(exchange, seen)
+        if b"expect" in seen and version == "1.1":
+            self._on_expect(exchange, seen[b"expect"], has_body=exchange.length > 0 or b"transfer-encoding" in seen)
+        if b"upgrade" in seen and self._parser is not None and self._parser.should_upgrade():
+            self._upgraded, self._current = exchange, None
+
+    def _read_controls(self, exchange: Exchange, seen: dict[bytes, bytes]) -> None:
+        refusal: Refusal | None = None
+        key = seen.get(b"x-serve-shard-key")
+        if key is not None:
+            try:
+                exchange.shard_key = key.decode()
+            except UnicodeDecodeError:
+                refusal = Refusal(400, "x-serve-shard-key must be UTF-8")
+        method = seen.get(b"x-serve-call-method")
+        if method is not None:
+            exchange.method = method.decode(errors="replace")
+            if not exchange.method.isidentifier():
+                refusal = Refusal(400, "x-serve-call-method must be the name of a method")
+        timeout = seen.get(b"x-serve-timeout-ms")
+        if timeout is not None:
+            if timeout.isdigit() and 0 < int(timeout[:20]) < _MAX_TIMEOUT_MS and len(timeout) <= 20:
+                exchange.caller_timeout_s = int(timeout) / 1000
+            else:
+                refusal = Refusal(400, "x-serve-timeout-ms must be a whole number of milliseconds, above 0")
+        exchange.instead = exchange.instead or refusal
+
+    def _on_expect(self, exchange: Exchange, expected: bytes, *, has_body: bool) -> None:
+        if expected.lower() != b"100-continue":
+            raise InputRefused(Refusal(417, "the only expectation that can be met is: 100-continue"))
+        admission = self.service.admission
+        if exchange.instead is None and admission.held_bytes + exchange.length > admission.limit_bytes:
+            exchange.instead = _TOO_MANY_BYTES
+        if has_body:
+            if isinstance(exchange.instead, Refusal):  # say so before the body is sent
+                raise InputRefused(exchange.instead)
+            self._continue_due = True
+            self._settle()
+
+    def _origin_form(self, url: bytes) -> bytes:
+        """Turn an absolute target into a path; its authority is the Host."""
+        if url == b"*":
+            return url
+        scheme, _, rest = url.partition(b"://")
+        if scheme.lower() not in (b"http", b"https"):
+            raise InputRefused(Refusal(400, "the target must be a path, or an http URL"))
+        authority_ends = min((at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0), default=len(rest))
+        authority = rest[:authority_ends].rpartition(b"@")[2]
+        self._headers = [(name, authority if name == b"host" else value) for name, value in self._headers]
+        path = rest[authority_ends:]
+        return path if path.startswith(b"/") else b"/" + path
+
+    def _ignore_upgrade(self) -> None:
+        """Read on as if no upgrade had been asked for: httptools takes its head for the end of HTTP on the connection."""
+        exchange, self._upgraded = self._upgraded, None
+        assert exchange is not None
+        self._current = exchange
+        kept = b"".join(b"%b: %b\r\n" % pair for pair in self._special if pair[0] in (b"content-length", b"transfer-encoding"))
+        self._parser = httptools.HttpRequestParser(_AfterUpgrade(self))
+        self._parser.feed_data(b"POST / HTTP/1.1\r\n" + kept + (CLOSE if exchange.last else b"") + b"\r\n")
+
+    def _too_large(self) -> Refusal:
+        return Refusal(413, f"the body is over the limit of {self.service.max_body_bytes} bytes")
+
+    def _refuse_for_bytes(self, exchange: Exchange) -> None:
+        exchange.instead = _TOO_MANY_BYTES
+        self.service.admission.held_bytes -= exchange.held_bytes
+        exchange.held_bytes = 0
+        exchange.body = b""
+        self._pieces, self._small = [], bytearray()
+
+    def _add_piece(self, exchange: Exchange, piece: bytes) -> None:
+        if exchange.body:
+            first, exchange.body = exchange.body, b""
+            self._add_piece(exchange, cast(bytes, first))
+        if len(piece) < _LARGE_PIECE_BYTES:
+            self._small += piece
+        if self._small and (len(piece) >= _LARGE_PIECE_BYTES or len(self._small) >= _LARGE_PIECE_BYTES):
+            self._pieces.append(bytes(self._small))
+            self._small = bytearray()
+        if len(piece) >= _LARGE_PIECE_BYTES:
+            self._pieces.append(piece)
+
+    def _join_pieces(self, exchange: Exchange) -> None:
+        if self._small:
+            self._pieces.append(bytes(self._small))
+            self._small = bytearray()
+        exchange.body, self._pieces = self._pieces, []
+
+    def _refuse_input(self, refusal: Refusal) -> None:
+        """Answer, in turn, what can't be read on from, and close the connection after it."""
+        exchange = self._current or self._upgraded
+        if exchange is None:
+            exchange = Exchange(self)
+            exchange.request_id = next((_own_id(value) for name, value in self._special if name == b"x-request-id"), "")
+        exchange.request_id = exchange.request_id or self.service.next_id()
+        self._current = self._upgraded = None
+        exchange.instead, exchange.last, exchange.framing = refusal, True, CLOSE
+        self.service.admission.held_bytes -= exchange.held_bytes
+        exchange.held_bytes = 0
+        exchange.body = b""
+        self._linger = True
+        self._stop_reading_requests()
+        self._enqueue(exchange)
+
+    def _stop_reading_requests(self) -> None:
+        self._deaf = True
+        self._continue_due = False
+        self._url = b""
+        self._headers, self._special, self._pieces, self._small = [], [], [], bytearray()
+        self._quiet_bytes = 0
+        self.service.admission.held_bytes -= len(self._backlog)
+        self._backlog = b""
+        self._pause_or_resume()
+
+    # The end of things.
+
+    def _flush(self) -> None:
+        while self.slots and self.writable:
+            exchange = self.slots[0]
+            if exchange.out:
+                out, exchange.out = exchange.out, []
+                self.service.admission.held_bytes -= exchange.out_bytes
+                exchange.held_bytes -= exchange.out_bytes
+                exchange.out_bytes = 0
+                self.transport.writelines(out)
+            if not exchange.complete:
+                if self.writable:
+                    exchange.give_credit()
+                break
+            self.slots.popleft()
+            self.service.admission.held_bytes -= exchange.held_bytes
+            if exchange.broken and exchange.http10:
+                self.abort()  # nothing else would tell that the answer isn't whole
+                return
+            if exchange.last:
+                self._hang_up()
+                return
+        self._settle()
+
+    def _settle(self) -> None:
+        """After an answer has left: others may begin, and a client may be told to send its body."""
+        if self._waiting and not self._going_on:
+            self._going_on = True
+            self.service.loop.call_soon(self._go_on)
+        if self._continue_due and not self.slots and not self._waiting:
+            self._continue_due = False
+            current = self._current or self._upgraded
+            if current is not None and not current.body_bytes:  # else the client has not waited for it
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _hang_up(self) -> None:
+        linger = self._linger
+        self._drop()
+        if not linger:
+            self.transport.close()
+        elif self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def _drop(self) -> None:
+        """Nobody waits for anything of this connection any more."""
+        self._stop_reading_requests()
+        router, held = self.service.router, 0
+        current = self._current or self._upgraded
+        for exchange in (*self.slots, *self._waiting, *((current,) if current else ())):
+            held += exchange.held_bytes
+        given = [e for e in self.slots if not e.complete and e.instead is None and not e.page]
+        self.service.admission.held_bytes -= held
+        for exchange in self.slots:
+            exchange.complete = True
+        self.slots.clear()
+        self._waiting.clear()
+        self._current = self._upgraded = None
+        for exchange in given:
+            router.cancel(exchange)
+
+
+class _AfterUpgrade:
+    """What a parser calls that reads on behind an ignored upgrade: the first head is known already."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._known = True
+        self.on_body = connection.on_body
+        self.on_message_complete = connection.on_message_complete
+
+    def on_url(self, url: bytes) -> None:
+        if not self._known:
+            self._connection.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._known:
+            self._connection.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self._known:
+            self._known = False
+        else:
+            self._connection.on_headers_complete()
+
+
+_ONCE: Final = frozenset((b"x-serve-shard-key", b"x-serve-call-method", b"x-serve-timeout-ms"))
+_NOT_FOUND: Final = Refusal(404, "no route leads to this path; GET /-/routes lists them")
+_TOO_MANY_BYTES: Final = Refusal(503, "too many bytes are held already (max_inflight_bytes); try again", reason="max_inflight_bytes")
+
+
+def _not_listed(method: bytes, allow: bytes) -> Refusal | Reply:
+    lines = b"allow: %b\r\n" % allow
+    if method == b"OPTIONS":
+        return Reply(204, lines)
+    return Refusal(405, f"{method.decode()} is not among the methods here: {allow.decode()}", lines)
+
+
+def _own_id(value: bytes) -> str:
+    return value.decode() if _REQUEST_ID.fullmatch(value) else ""
+
+
+def _refusal_of(error: httptools.HttpParserError) -> Refusal:
+    cause = error.__context__
+    if isinstance(cause, InputRefused):
+        return cause.refusal
+    if isinstance(error, httptools.HttpParserCallbackError):
+        logger.error("a request could not be read", exc_info=cause)
+        return Refusal(500, "internal error; see the log")
+    return Refusal(400, f"not HTTP/1.1: {error}")

@@ -1,0 +1,130 @@
+"""What does the process of one ingress do? It serves HTTP on a given listening socket until it is told to drain.
+
+The controller sends the routing table and gets counters and signs of life; without it, traffic flows on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import ssl
+
+import msgspec
+
+from headgate.core.messages import PROTOCOL, Count, Counted, Drain, Hello, Measure, Measurement, Message, Ping, Pong, RoutingTable
+from headgate.core.specs import IngressSpec
+from headgate.errors import rebuild
+from headgate.ingress.http1 import Connection
+from headgate.ingress.service import Limits, Service
+from headgate.router.control import ControlLink
+from headgate.router.router import Router
+
+logger = logging.getLogger("headgate.ingress")
+
+_BACKLOG = 2048
+_GRACE_S = 10.0
+"""For answers under way, where SIGTERM doesn't say how long."""
+_FIRST_TABLE_S = 1.0
+"""A new ingress accepts when it has its first table, or after this: with no controller it must still answer."""
+_TLS_HANDSHAKE_S = 10.0
+
+
+def run(spec: IngressSpec, listener: socket.socket) -> None:
+    """Serve until `Drain` or SIGTERM. `listener` listens already, and is closed at the end."""
+    import uvloop
+
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)  # exchanges make no cycles: look less often
+    uvloop.run(_Ingress(spec, listener).serve())
+
+
+class _Ingress:
+    def __init__(self, spec: IngressSpec, listener: socket.socket) -> None:
+        self._spec = spec
+        self._listener = listener
+
+    async def serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        spec = self._spec
+        self._drain: asyncio.Future[float] = loop.create_future()
+        self._first_table = asyncio.Event()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._end_within, _GRACE_S)
+        self._link = ControlLink(spec.control_path, self._hello, self._received)
+        self._router = Router(spec.id, spec.folder, self._link.send)
+        context = _tls(spec.ssl_certfile, spec.ssl_keyfile)
+        host, port = self._listener.getsockname()[:2]
+        self._service = Service(
+            self._router,
+            self._measure,
+            server=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            scheme="http" if context is None else "https",
+            limits=Limits(connections=_raise_file_limit() * 9 // 10),
+        )
+        self._service.start()
+        self._link.start()
+        try:
+            await asyncio.wait_for(self._first_table.wait(), _FIRST_TABLE_S)
+        except TimeoutError:
+            logger.warning("no routing table after %g s: answering 503 until there is one", _FIRST_TABLE_S)
+        server = await loop.create_server(
+            lambda: Connection(self._service),
+            sock=self._listener,
+            backlog=_BACKLOG,
+            ssl=context,
+            ssl_handshake_timeout=None if context is None else _TLS_HANDSHAKE_S,
+        )
+        grace_s = await self._drain
+        ends_at = loop.time() + grace_s
+        server.close()
+        await self._service.drain(grace_s)
+        await self._router.close(max(0.0, ends_at - loop.time()))
+        await self._link.close()
+
+    def _hello(self) -> Hello:
+        return Hello(PROTOCOL, "ingress", self._spec.id, os.getpid(), self._spec.token, routes=True)
+
+    def _received(self, message: Message) -> None:
+        if isinstance(message, RoutingTable):
+            self._service.apply(message)
+            self._router.apply(message)
+            self._first_table.set()
+        elif isinstance(message, Ping):
+            self._link.send(Pong(message.number))
+        elif isinstance(message, Count):
+            self._link.send(Counted(message.number, self._service.with_refusals(self._router.counters())))
+        elif isinstance(message, Drain):
+            self._end_within(message.grace_s)
+
+    def _end_within(self, grace_s: float) -> None:
+        if not self._drain.done():
+            self._drain.set_result(grace_s)
+
+    async def _measure(self) -> Measurement:
+        done = await self._link.call(Measure())
+        if done.error is not None:
+            raise rebuild(done.error)
+        return msgspec.msgpack.decode(done.result, type=Measurement)
+
+
+def _tls(certfile: str | None, keyfile: str | None) -> ssl.SSLContext | None:
+    if certfile is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certfile, keyfile)
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _raise_file_limit() -> int:
+    """Raise the soft limit of open files to the hard one, and return it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        hard = 1 << 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    return hard

@@ -1,0 +1,82 @@
+"""Which endpoint does a path belong to, and which methods does it take?
+
+Pure. The percent-decoded path is looked up exactly, then the longest route that ends in `/` and is a prefix of it is
+taken. What lies under `/-/` is the ingress's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from headgate.core.messages import EndpointEntry
+
+RESERVED = b"/-/"
+PAGES = ("routes", "healthz", "readyz", "metrics")
+
+_MOST_REMEMBERED = 4096
+_LONGEST_REMEMBERED_BYTES = 256
+
+
+class Target(msgspec.Struct, frozen=True):
+    """Where a path leads: to an endpoint, or to a page of the ingress (where `page` is set)."""
+
+    endpoint: str
+    methods: frozenset[bytes]
+    allow: bytes  # the value of an `Allow` header
+    page: str = ""
+
+
+class Routes:
+    """The routes of one routing table."""
+
+    def __init__(self, endpoints: Iterable[EndpointEntry]) -> None:
+        self._exact: dict[bytes, Target] = {RESERVED + page.encode(): _target("", ("GET",), page) for page in PAGES}
+        every_method: set[str] = set()
+        for endpoint in endpoints:
+            if endpoint.route is not None:
+                self._exact[endpoint.route.encode()] = _target(endpoint.name, endpoint.methods)
+                every_method.update(endpoint.methods)
+        by_length = sorted(self._exact.items(), key=lambda item: -len(item[0]))
+        self._prefixes = [(route, target) for route, target in by_length if route.endswith(b"/")]
+        self._whole_server = Target("", frozenset(), _allow(sorted(every_method or {"GET"})))
+        self._remembered: dict[bytes, Target | None] = {}
+
+    def find(self, path: bytes) -> Target | None:
+        """The target of a path as it was sent: percent-encoded, without its query. None: nothing is there."""
+        try:
+            return self._remembered[path]
+        except KeyError:
+            found = self._find(path)
+        if len(path) <= _LONGEST_REMEMBERED_BYTES:
+            if len(self._remembered) >= _MOST_REMEMBERED:
+                self._remembered.clear()
+            self._remembered[path] = found
+        return found
+
+    def _find(self, path: bytes) -> Target | None:
+        if path == b"*":
+            return self._whole_server
+        decoded = unquote_to_bytes(path)
+        found = self._exact.get(decoded)
+        if found is not None or decoded.startswith(RESERVED):
+            return found
+        return next((target for route, target in self._prefixes if decoded.startswith(route)), None)
+
+
+def _target(endpoint: str, methods: tuple[str, ...], page: str = "") -> Target:
+    taken = {method.encode() for method in methods}
+    if "GET" in methods:
+        taken.add(b"HEAD")
+    return Target(endpoint, frozenset(taken), _allow(methods), page)
+
+
+def _allow(methods: Iterable[str]) -> bytes:
+    names = list(methods)
+    if "GET" in names and "HEAD" not in names:
+        names.insert(names.index("GET") + 1, "HEAD")
+    if "OPTIONS" not in names:
+        names.append("OPTIONS")
+    return ", ".join(names).encode()

@@ -1,0 +1,221 @@
+"""What do all connections of one ingress share?
+
+The latest routing table and its routes, the router, the books of bytes held, the limits, the source of request ids, and
+one coarse sweep for every time limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from headgate.core.messages import Counters, Measurement, RequestCount, RoutingTable
+from headgate.ingress import pages
+from headgate.ingress.admission import Admission
+from headgate.ingress.problems import Refusal, Reply, phrase
+from headgate.ingress.routes import Routes
+from headgate.router.call import Call
+
+if TYPE_CHECKING:
+    from headgate.ingress.exchange import Exchange
+    from headgate.ingress.http1 import Connection
+
+logger = logging.getLogger("headgate.ingress")
+
+MEASURE_S = 5.0
+"""How long `/-/metrics` waits for the controller."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client may do to a connection. Times are checked once a second."""
+
+    head_bytes: int = 64 * 1024
+    """Request line and headers; also trailers, and chunk extensions between two bytes of a body."""
+    headers: int = 100
+    pipelined: int = 16
+    """Requests of one connection that are with the router at once; what else was read waits."""
+    head_s: float = 10.0
+    """From the first byte of a request to the end of its headers."""
+    idle_s: float = 75.0
+    """Without any request."""
+    body_s: float = 60.0
+    """For a body, and …"""
+    body_bytes_per_s: float = 4096.0
+    """… the time at this rate for the bytes that have arrived."""
+    send_s: float = 60.0
+    """Without the client taking any byte of an answer that it was sent."""
+    linger_s: float = 2.0
+    """After a refusal that ends the connection: for the client to read it before the connection is cut."""
+    connections: int = 1 << 30
+
+
+class Router(Protocol):
+    """What an ingress needs of its router; `headgate.router.router.Router` says what each does."""
+
+    def submit(self, call: Call) -> None: ...
+    def cancel(self, call: Call) -> None: ...
+    def credit(self, call: Call, count_bytes: int) -> None: ...
+
+
+class StatusLines(dict[int, bytes]):
+    """Status -> status line and `Date` header, for as long as the date is right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._date = b""
+
+    def set_date(self, unix_s: float) -> None:
+        """Forget what carries an older date."""
+        self._date = formatdate(unix_s, usegmt=True).encode()
+        self.clear()
+
+    def __missing__(self, status: int) -> bytes:
+        line = self[status] = b"HTTP/1.1 %d %b\r\ndate: %b\r\n" % (status, phrase(status).encode(), self._date)
+        return line
+
+
+class Service:
+    """Made on the running loop. `measure` asks the controller for the counters of all routers."""
+
+    def __init__(
+        self,
+        router: Router,
+        measure: Callable[[], Awaitable[Measurement]],
+        *,
+        server: str = "",
+        scheme: str = "http",
+        limits: Limits | None = None,
+    ) -> None:
+        self.router = router
+        self.limits = limits or Limits()
+        self.server = server
+        self.scheme = scheme
+        self.admission = Admission()
+        self.table: RoutingTable | None = None
+        self.routes = Routes(())
+        self.max_body_bytes = 104857600
+        self.debug = False
+        self.closing: Refusal | None = Refusal(503, "the instance is starting; try again", reason="starting")
+        self.connections: set[Connection] = set()
+        self.status_lines = StatusLines()
+        self.loop = asyncio.get_running_loop()
+        # Drawn here, after the fork: no two processes make the same ids.
+        self.id_prefix = os.urandom(8).hex() + "-"
+        self.ids = itertools.count(1)
+        self._measure = measure
+        self._measuring: asyncio.Task[None] | None = None
+        self._wait_for_measurement: list[Exchange] = []
+        self._refused: dict[int, int] = {}
+        self._empty: asyncio.Event = asyncio.Event()
+        self._draining = False
+        self._sweeper: asyncio.TimerHandle | None = None
+        self.status_lines.set_date(time.time())
+
+    def start(self) -> None:
+        """Begin to sweep, once a second."""
+        self._sweeper = self.loop.call_later(1.0, self._sweep_and_again)
+
+    def apply(self, table: RoutingTable) -> None:
+        """Follow this table from the next request on."""
+        self.table = table
+        self.routes = Routes(table.endpoints.values())
+        self.max_body_bytes = table.max_body_bytes
+        self.debug = table.debug
+        self.admission.share(table.max_inflight_bytes, table.num_ingresses)
+        self.closing = _SHUTTING_DOWN if table.closing or self._draining else None
+
+    def sweep(self, now: float) -> None:
+        """End what has waited too long. `now` is the loop's time."""
+        self.status_lines.set_date(time.time())
+        for connection in list(self.connections):
+            connection.check(now)
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuse new requests, wait for the answers of the others, then end every connection.
+
+        Returns when none is left; those that are not over after `grace_s` are cut.
+        """
+        self._draining = True
+        self.closing = _SHUTTING_DOWN
+        for connection in list(self.connections):
+            connection.finish()
+        self._empty.clear()
+        if self.connections:
+            try:
+                await asyncio.wait_for(self._empty.wait(), grace_s)
+            except TimeoutError:
+                logger.warning("%d connections were cut: their answers took longer than %g s", len(self.connections), grace_s)
+        for connection in list(self.connections):
+            connection.abort()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        if self._measuring is not None:
+            self._measuring.cancel()
+
+    def opened(self, connection: Connection) -> bool:
+        """Take note of a new connection; False where there are too many, or none is taken any more."""
+        if len(self.connections) >= self.limits.connections or self._draining:
+            return False
+        self.connections.add(connection)
+        return True
+
+    def closed(self, connection: Connection) -> None:
+        """Forget a connection."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self._empty.set()
+
+    def next_id(self) -> str:
+        """A request id that no other process makes."""
+        return f"{self.id_prefix}{next(self.ids):x}"
+
+    def show(self, page: str, exchange: Exchange) -> None:
+        """Answer with a page under `/-/`."""
+        if page == "healthz":
+            exchange.reply(pages.healthz())
+        elif page == "readyz" or self.table is None:
+            exchange.reply(pages.readyz(self.table))
+        elif page == "routes":
+            exchange.reply(pages.routes(self.table))
+        else:
+            self._wait_for_measurement.append(exchange)
+            if self._measuring is None:
+                self._measuring = self.loop.create_task(self._show_metrics(), name="headgate metrics")
+
+    def count_refusal(self, status: int) -> None:
+        """Take note of an answer that no router counts."""
+        self._refused[status] = self._refused.get(status, 0) + 1
+
+    def with_refusals(self, counters: Counters) -> Counters:
+        """A router's counters, and with them what this ingress refused by itself."""
+        refused = tuple(RequestCount("", "", status, count, 0.0) for status, count in sorted(self._refused.items()))
+        return msgspec.structs.replace(counters, requests=counters.requests + refused)
+
+    async def _show_metrics(self) -> None:
+        shown: Reply | Refusal
+        try:
+            measurement = await asyncio.wait_for(self._measure(), MEASURE_S)
+            assert self.table is not None
+            shown = pages.metrics(measurement, self.table)
+        except Exception as error:  # noqa: BLE001  # the root of a task: whatever it was, the page must be answered
+            logger.warning("the counters could not be read: %r", error)
+            shown = Refusal(503, "the controller does not answer; try again", reason="no controller")
+        self._measuring = None
+        waiting, self._wait_for_measurement = self._wait_for_measurement, []
+        for exchange in waiting:
+            exchange.reply(shown)
+
+    def _sweep_and_again(self) -> None:
+        self._sweeper = self.loop.call_later(1.0, self._sweep_and_again)
+        self.sweep(self.loop.time())
+
+
+_SHUTTING_DOWN = Refusal(503, "the instance is shutting down", reason="shutting down")
