@@ -73,9 +73,14 @@ def children() -> set[int]:
 
 
 def descriptors() -> dict[int, str]:
-    """This process's open descriptors and what each is, such as `socket:[4711]`."""
+    """This process's open descriptors and what each is, such as `socket:[4711]`.
+
+    Not the standard streams: pytest points them elsewhere for every phase of a test.
+    """
     found = {}
     for entry in os.listdir("/proc/self/fd"):
+        if int(entry) <= 2:
+            continue
         try:
             found[int(entry)] = os.readlink(f"/proc/self/fd/{entry}")
         except OSError:  # the one that listed the folder

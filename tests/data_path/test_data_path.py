@@ -1,0 +1,636 @@
+"""Router, links and replica together: every call ends exactly once, as the contract says."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import uvloop
+
+from headgate.config import BackendConfig
+from headgate.core import wire
+from headgate.core.messages import BrokenReplica, Idle
+from headgate.router import payload
+from headgate.router.context import context
+from tests.data_path.rig import Asked, Rig
+
+Scene = Callable[[], Coroutine[Any, Any, None]]
+
+
+def play(scene: Scene) -> None:
+    """Run a scene on a loop of its own, with a limit."""
+
+    async def limited() -> None:
+        await asyncio.wait_for(scene(), 20)
+
+    uvloop.run(limited())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait on the loop until the condition holds."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def test_a_python_call_gets_its_value(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda x, y=1: x + y) as rig:
+            call = rig.ask(40, kwargs={"y": 2})
+            await call.done
+            assert call.value == 42
+
+    play(scene)
+
+
+def test_an_http_call_gets_status_header_lines_and_body(tmp_path: Path) -> None:
+    def handler(request: Any) -> dict[str, str]:
+        return {"got": request.data.decode(), "path": request.path}
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler) as rig:
+            call = rig.ask(web=True, body=b"hello")
+            await call.done
+            assert call.frame is not None
+            assert call.frame.code == 200
+            assert call.frame.meta == b"content-type: application/json\r\n"
+            assert call.frame.body == b'{"got":"hello","path":"/x"}'
+
+    play(scene)
+
+
+def test_a_thousand_calls_in_flight_get_their_own_answers(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda x: x * 2, replicas=3) as rig:
+            calls = [rig.ask(number) for number in range(1000)]
+            await asyncio.gather(*(call.done for call in calls))
+            assert [call.value for call in calls] == [number * 2 for number in range(1000)]
+            assert rig.router.active == 0
+
+    play(scene)
+
+
+def test_a_large_body_arrives_whole_both_ways(tmp_path: Path) -> None:
+    body = bytes(range(256)) * 40_000
+
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda request: request.data[::-1]) as rig:
+            calls = [rig.ask(web=True, body=body), rig.ask(web=True, body=b"ab"), rig.ask(web=True, body=[body, b"end"])]
+            await asyncio.gather(*(call.done for call in calls))
+            assert [bytes(call.frame.body) for call in calls if call.frame] == [body[::-1], b"ba", b"dne" + body[::-1]]
+
+    play(scene)
+
+
+def test_what_user_code_raises_is_that_calls_failure_alone(tmp_path: Path) -> None:
+    def handler(x: int) -> int:
+        if x == 1:
+            raise KeyError("one")
+        return x
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler) as rig:
+            calls = [rig.ask(number) for number in range(3)]
+            await asyncio.gather(*(call.done for call in calls))
+            assert [call.info is None for call in calls] == [True, False, True]
+            info = calls[1].info
+            assert info is not None
+            assert info.kind == "UserCodeError"
+            assert "KeyError" in info.message
+            assert "raise KeyError" in info.traceback
+            assert "headgate/replica" not in info.traceback
+
+    play(scene)
+
+
+def test_a_method_that_is_not_listed_is_never_called_over_http(tmp_path: Path) -> None:
+    called: list[str] = []
+    methods = {"": lambda: "call", "listed": lambda: "listed", "other": lambda: called.append("other")}
+
+    async def scene() -> None:
+        async with Rig(tmp_path, methods, http_methods=("listed",)) as rig:
+            calls = [rig.ask(web=True, method=name) for name in ("", "listed", "other", "__init__", "__class__")]
+            await asyncio.gather(*(call.done for call in calls))
+            assert [call.info.status if call.info else 200 for call in calls] == [200, 200, 400, 400, 400]
+            python = rig.ask(method="other")
+            await python.done
+            assert python.info is None
+
+    play(scene)
+    assert called == ["other"]
+
+
+def test_queued_work_that_is_out_of_time_never_starts(tmp_path: Path) -> None:
+    started: list[int] = []
+    let_go = threading.Event()
+
+    def handler(x: int) -> None:
+        started.append(x)
+        let_go.wait(10)
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler) as rig:
+            first = rig.ask(0)
+            await until(lambda: started)
+            late = [rig.ask(number, timeout_s=0.05) for number in (1, 2)]
+            await asyncio.gather(*(call.done for call in late))
+            assert [call.info.kind for call in late if call.info] == ["DeadlineExceededError"] * 2
+            assert "never started" in (late[1].info.message if late[1].info else "")
+            let_go.set()
+            await first.done
+            last = rig.ask(3)
+            await last.done
+            assert last.info is None
+
+    play(scene)
+    assert started == [0, 3]
+
+
+def test_a_running_call_that_is_out_of_time_gets_504_and_its_place_back_later(tmp_path: Path) -> None:
+    let_go = threading.Event()
+
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda x: let_go.wait(10) if x else None) as rig:
+            call = rig.ask(1, timeout_s=0.02)
+            await call.done
+            assert call.info is not None
+            assert call.info.status == 504
+            let_go.set()
+            after = rig.ask(0)
+            await after.done
+            assert after.info is None
+
+    play(scene)
+
+
+def test_cancelled_work_that_has_not_started_never_does(tmp_path: Path) -> None:
+    started: list[int] = []
+    let_go = threading.Event()
+
+    def handler(x: int) -> None:
+        started.append(x)
+        let_go.wait(10)
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler) as rig:
+            first = rig.ask(0)
+            await until(lambda: started)
+            second, third = rig.ask(1), rig.ask(2)
+            rig.router.cancel(second)
+            let_go.set()
+            await asyncio.gather(first.done, third.done)
+            assert not second.done.done()
+            assert rig.router.active == 0
+
+    play(scene)
+    assert started == [0, 2]
+
+
+def test_async_user_code_is_cancelled_when_nobody_waits(tmp_path: Path) -> None:
+    events: list[str] = []
+
+    async def handler() -> None:
+        events.append("started")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            events.append("cancelled")
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler) as rig:
+            call = rig.ask()
+            await until(lambda: events == ["started"])
+            rig.router.cancel(call)
+            await until(lambda: events == ["started", "cancelled"])
+
+    play(scene)
+
+
+def test_sync_user_code_can_ask_whether_it_was_cancelled(tmp_path: Path) -> None:
+    seen = threading.Event()
+    started = threading.Event()
+
+    def handler() -> None:
+        started.set()
+        until_s = time.monotonic() + 10
+        while not context.cancelled() and time.monotonic() < until_s:
+            time.sleep(0.001)
+        if context.cancelled():
+            seen.set()
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler) as rig:
+            call = rig.ask()
+            await until(started.is_set)
+            rig.router.cancel(call)
+            await until(seen.is_set)
+
+    play(scene)
+
+
+def test_async_calls_run_side_by_side_up_to_concurrency(tmp_path: Path) -> None:
+    running, most = 0, 0
+    gate = asyncio.Event()
+
+    async def handler() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        if running == 7:
+            gate.set()
+        await gate.wait()
+        running -= 1
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, concurrency=7) as rig:
+            calls = [rig.ask() for _ in range(20)]
+            await asyncio.gather(*(call.done for call in calls))
+
+    play(scene)
+    assert most == 7
+
+
+def test_sync_calls_run_in_as_many_threads_as_concurrency_and_follow_a_change(tmp_path: Path) -> None:
+    barrier = threading.Barrier(3, timeout=10)
+    main_threads: set[str] = set()
+
+    def handler(meet: bool) -> None:
+        main_threads.add(threading.current_thread().name)
+        if meet:
+            barrier.wait()
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler) as rig:
+            await rig.ask(False).done
+            rig.config = BackendConfig(concurrency=3)
+            replica = rig.replicas[0]
+            replica.io_loop.call_soon_threadsafe(replica.runner.configure, rig.config)
+            rig.apply()
+            calls = [rig.ask(True) for _ in range(3)]
+            await asyncio.gather(*(call.done for call in calls))
+            assert [call.info for call in calls] == [None] * 3
+
+    play(scene)
+
+
+def test_a_full_queue_refuses_with_a_time_to_retry(tmp_path: Path) -> None:
+    let_go = threading.Event()
+
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda x: let_go.wait(10), max_queued_queries=2) as rig:
+            await until(lambda: rig.router._backends["b"].dispatcher.ready)
+            calls = [rig.ask(number) for number in range(4)]
+            await calls[3].done
+            info = calls[3].info
+            assert info is not None
+            assert (info.kind, info.status, info.reason) == ("QueueFullError", 503, "queue full")
+            assert info.retry_after_s is not None
+            assert info.retry_after_s > 0
+            let_go.set()
+            await asyncio.gather(*(call.done for call in calls[:3]))
+            assert [call.info for call in calls[:3]] == [None] * 3
+
+    play(scene)
+
+
+def test_unknown_endpoints_and_endpoints_without_traffic_are_refused(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda: None) as rig:
+            unknown = rig.ask(endpoint="nobody")
+            rig.apply(endpoints={"e": msgspec.structs.replace(rig.router.table.endpoints["e"], weights={})})
+            idle = rig.ask()
+            assert [call.info.status for call in (unknown, idle) if call.info] == [404, 503]
+
+    play(scene)
+
+
+def test_calls_wait_for_a_replica_that_is_starting_and_are_refused_when_none_is(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda: "ready") as rig:
+            entry = rig.entry()
+            rig.apply(backends={"b": msgspec.structs.replace(entry, replicas=(), starting=1)})
+            waiting = rig.ask()
+            assert not waiting.done.done()
+            rig.apply()
+            await waiting.done
+            assert waiting.value == "ready"
+            rig.apply(backends={"b": msgspec.structs.replace(entry, replicas=(), starting=0)})
+            refused = rig.ask()
+            assert refused.info is not None
+            assert refused.info.reason == "no replica"
+
+    play(scene)
+
+
+def test_a_removed_replica_answers_what_it_has_and_gets_nothing_new(tmp_path: Path) -> None:
+    let_go = threading.Event()
+    ran: list[str] = []
+
+    def handler(name: str) -> None:
+        ran.append(name)
+        if name == "first":
+            let_go.wait(10)
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, replicas=2) as rig:
+            await until(lambda: rig.router._backends["b"].dispatcher.ready == 2)
+            first = rig.ask("first")
+            await until(lambda: ran)
+            busy = next(replica for replica in rig.replicas if first.link is not None and replica.id == first.link.replica)
+            entry = rig.entry()
+            rest = tuple(replica for replica in entry.replicas if replica.id != busy.id)
+            rig.apply(backends={"b": msgspec.structs.replace(entry, replicas=rest)})
+            second = rig.ask("second")
+            await second.done
+            let_go.set()
+            await first.done
+            assert (first.info, second.info) == (None, None)
+            await until(lambda: not busy.links.all)  # its link is closed once it has nothing left
+
+    play(scene)
+
+
+def test_a_removed_endpoint_is_idle_once_its_calls_are_answered(tmp_path: Path) -> None:
+    let_go = threading.Event()
+
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda: let_go.wait(10)) as rig:
+            call = rig.ask()
+            rig.apply(endpoints={})
+            idle = [message for message in rig.reported if isinstance(message, Idle)]
+            assert idle[-1].except_endpoints == ("e",)
+            let_go.set()
+            await call.done
+            assert call.info is None
+            await until(lambda: [m for m in rig.reported if isinstance(m, Idle)][-1] == Idle(rig.version))
+
+    play(scene)
+
+
+# Streams.
+
+
+def test_a_generator_streams_and_ends(tmp_path: Path) -> None:
+    def handler() -> Iterator[str]:
+        yield from ("a", "bc", "d")
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler) as rig:
+            web, python = rig.ask(web=True), rig.ask()
+            await asyncio.gather(web.done, python.done)
+            assert web.chunks == [b"a", b"bc", b"d"]
+            assert web.frame is not None
+            assert web.frame.meta == b"content-type: text/plain; charset=utf-8\r\n"
+            assert [payload.load(chunk) for chunk in python.chunks] == ["a", "bc", "d"]
+
+    play(scene)
+
+
+def test_an_async_generator_streams_and_fails_in_the_middle(tmp_path: Path) -> None:
+    async def handler() -> AsyncIterator[bytes]:
+        yield b"one"
+        raise RuntimeError("enough")
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, idempotent=True) as rig:
+            call = rig.ask(web=True)
+            await call.done
+            assert call.chunks == [b"one"]
+            assert call.info is not None
+            assert call.info.kind == "UserCodeError"
+
+    play(scene)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_stream_waits_for_its_reader(tmp_path: Path, is_async: bool) -> None:
+    size, count = 64 * 1024, 40
+    made = 0
+
+    def chunks() -> Iterator[bytes]:
+        nonlocal made
+        for _ in range(count):
+            made += 1
+            yield b"x" * size
+
+    async def chunks_async() -> AsyncIterator[bytes]:
+        for chunk in chunks():
+            yield chunk
+
+    async def scene() -> None:
+        async with Rig(tmp_path, chunks_async if is_async else chunks) as rig:
+            call = rig.ask(web=True)
+            allowed = wire.STREAM_CREDIT // size
+            await until(lambda: len(call.chunks) == allowed)
+            assert made <= allowed + 1
+            while not call.done.done():
+                rig.router.credit(call, size)
+                await asyncio.sleep(0)
+            assert len(call.chunks) == count
+
+    play(scene)
+
+
+def test_a_cancelled_stream_closes_its_generator(tmp_path: Path) -> None:
+    closed = threading.Event()
+
+    def handler() -> Iterator[bytes]:
+        try:
+            while True:
+                yield b"x" * 100_000
+        finally:
+            closed.set()
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler) as rig:
+            call = rig.ask(web=True)
+            await until(lambda: call.chunks)
+            rig.router.cancel(call)
+            await until(closed.is_set)
+
+    play(scene)
+
+
+# Batches.
+
+
+def test_a_batch_fills_while_the_slot_is_busy(tmp_path: Path) -> None:
+    sizes: list[int] = []
+    let_go = threading.Event()
+
+    def handler(x: list[int]) -> list[int]:
+        sizes.append(len(x))
+        if len(sizes) == 1:
+            let_go.wait(10)
+        return [value + context.batch_size for value in x]
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, batch=True, max_batch_size=8) as rig:
+            first = rig.ask(0)
+            await until(lambda: sizes == [1])
+            rest = [rig.ask(number) for number in range(12)]
+            await until(lambda: rig.replicas[0].links.load() == 13)
+            let_go.set()
+            await asyncio.gather(first.done, *(call.done for call in rest))
+            assert sizes == [1, 8, 4]
+            assert [call.value for call in rest] == [number + 8 for number in range(8)] + [number + 4 for number in range(8, 12)]
+
+    play(scene)
+
+
+def test_one_bad_item_of_eight_fails_alone_where_it_is_returned(tmp_path: Path) -> None:
+    def handler(x: list[int]) -> list[Any]:
+        return [ValueError("bad") if value == 3 else value for value in x]
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, batch=True, max_batch_size=8, batch_wait_timeout=5.0) as rig:
+            calls = [rig.ask(number) for number in range(8)]
+            await asyncio.gather(*(call.done for call in calls))
+            assert [call.info is None for call in calls] == [number != 3 for number in range(8)]
+
+    play(scene)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_one_bad_item_of_eight_fails_alone_where_the_handler_raises_and_is_idempotent(tmp_path: Path, is_async: bool) -> None:
+    def handler(x: list[int]) -> list[int]:
+        if 5 in x:
+            raise ValueError("five")
+        return x
+
+    async def handler_async(x: list[int]) -> list[int]:
+        return handler(x)
+
+    async def scene() -> None:
+        chosen = handler_async if is_async else handler
+        async with Rig(tmp_path, chosen, batch=True, max_batch_size=8, batch_wait_timeout=5.0, idempotent=True) as rig:
+            calls = [rig.ask(number) for number in range(8)]
+            await asyncio.gather(*(call.done for call in calls))
+            assert [call.info is None for call in calls] == [number != 5 for number in range(8)]
+            assert [call.value for call in calls if call.info is None] == [0, 1, 2, 3, 4, 6, 7]
+
+    play(scene)
+
+
+def test_a_batch_that_raises_fails_whole_where_it_may_not_run_again(tmp_path: Path) -> None:
+    runs: list[int] = []
+
+    def handler(x: list[int]) -> list[int]:
+        runs.append(len(x))
+        raise ValueError("no")
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, batch=True, max_batch_size=4, batch_wait_timeout=5.0) as rig:
+            calls = [rig.ask(number) for number in range(4)]
+            await asyncio.gather(*(call.done for call in calls))
+            assert [call.info.kind for call in calls if call.info] == ["UserCodeError"] * 4
+
+    play(scene)
+    assert runs == [4]
+
+
+def test_a_batch_answer_of_the_wrong_length_says_what_came_back(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda x: "abc", batch=True, max_batch_size=3, batch_wait_timeout=5.0) as rig:
+            calls = [rig.ask(number) for number in range(3)]
+            await asyncio.gather(*(call.done for call in calls))
+            assert {call.info.kind for call in calls if call.info} == {"BatchResultError"}
+            assert "str" in (calls[0].info.message if calls[0].info else "")
+
+    play(scene)
+
+
+def test_calls_of_different_shape_share_a_batch_only_where_they_bind_the_same_parameters(tmp_path: Path) -> None:
+    batches: list[tuple[list[int], Any]] = []
+
+    def handler(x: list[int], y: Any = None) -> list[int]:
+        batches.append((x, y))
+        return x
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, batch=True, max_batch_size=2, batch_wait_timeout=0.05) as rig:
+            calls = [rig.ask(1), rig.ask(kwargs={"x": 2}), rig.ask(3, 30), rig.ask(4, kwargs={"y": 40}), rig.ask(5, kwargs={"z": 1})]
+            await asyncio.gather(*(call.done for call in calls))
+            assert [call.value for call in calls[:4]] == [1, 2, 3, 4]
+            misfit = calls[4].info
+            assert misfit is not None
+            assert "TypeError" in misfit.message
+            assert "'z'" in misfit.message
+
+    play(scene)
+    assert sorted(batches, key=lambda batch: batch[0]) == [([1, 2], None), ([3, 4], [30, 40])]
+
+
+# What goes wrong.
+
+
+def test_work_behind_a_slow_call_is_given_back_and_runs_elsewhere(tmp_path: Path) -> None:
+    let_go = threading.Event()
+    ran: list[str] = []
+
+    def handler(name: str) -> str:
+        ran.append(name)
+        if name == "slow":
+            let_go.wait(10)
+        return name
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, replicas=2) as rig:
+            await until(lambda: rig.router._backends["b"].dispatcher.ready == 2)
+            # Quick calls first, so that one replica is filled before the other is opened.
+            for _ in range(30):
+                await rig.ask("quick").done
+            calls = [rig.ask("slow"), *(rig.ask(f"after {number}") for number in range(50))]
+            await asyncio.gather(*(call.done for call in calls[1:]))
+            assert not calls[0].done.done()
+            let_go.set()
+            await calls[0].done
+            assert [call.value for call in calls] == ["slow", *(f"after {number}" for number in range(50))]
+
+    play(scene)
+    assert len(ran) == 81
+
+
+def test_garbage_on_a_link_closes_that_link_alone(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda: "fine") as rig:
+            await rig.ask().done
+            for garbage in (b"\xff" * 100, wire.encode(wire.CALL, 1), _hello("wrong"), wire.encode(wire.HELLO, 1, meta=b"\xc1")):
+                with socket.socket(socket.AF_UNIX) as client:
+                    client.settimeout(5)
+                    client.connect(rig.replicas[0].links.path)
+                    client.sendall(garbage)
+                    assert await asyncio.to_thread(client.recv, 1) == b""
+            call = rig.ask()
+            await call.done
+            assert call.value == "fine"
+            assert not [message for message in rig.reported if isinstance(message, BrokenReplica)]
+
+    play(scene)
+
+
+def _hello(token: str) -> bytes:
+    return wire.encode(wire.HELLO, 0, meta=msgspec.msgpack.encode(wire.Hello(wire.VERSION, "x", token, "/nowhere")))
+
+
+def test_a_closed_router_fails_what_is_left_and_refuses_the_rest(tmp_path: Path) -> None:
+    let_go = threading.Event()
+
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda: let_go.wait(10)) as rig:
+            calls: list[Asked] = [rig.ask() for _ in range(3)]
+            await rig.router.close(0.01)
+            assert [call.info.status for call in calls if call.info] == [503] * 3
+            refused = rig.ask()
+            assert refused.info is not None
+            assert refused.info.reason == "shutting down"
+            let_go.set()
+
+    play(scene)
