@@ -41,7 +41,7 @@ def accept_batch(function: Marked) -> Marked:
     if inspect.isclass(function) or not (callable(function) or isinstance(function, classmethod | staticmethod)):
         raise InvalidTypeError(f"accept_batch marks functions and methods, got {function!r}; mark the methods of the class that take lists")
     try:
-        setattr(function, _BATCH_MARK, True)
+        setattr(function.__func__ if isinstance(function, classmethod | staticmethod) else function, _BATCH_MARK, True)
     except AttributeError:
         raise InvalidTypeError(f"accept_batch can't mark {function!r}; wrap it in a function") from None
     return function
@@ -65,7 +65,7 @@ def describe(func_or_class: Any, init_args: tuple[Any, ...] = (), init_kwargs: M
     else:
         if args or kwargs:
             raise InvalidValueError(f"{name} is not a class, so it takes no arguments of a constructor; bind them with functools.partial")
-        methods = {"": _inspect("", target, target)} if _is_plain(target) else _methods_of(type(target))
+        methods = {"": _inspect("", target)} if _is_plain(target) else _methods_of(type(target))
     if not methods:
         raise InvalidTypeError(f"the class {name} has neither __call__ nor public methods, so there is nothing to call")
     for method in methods.values():
@@ -175,7 +175,7 @@ def _methods_of(cls: type) -> dict[str, MethodInfo]:
         function = found.__func__ if isinstance(found, classmethod | staticmethod) else found
         if inspect.isroutine(function):
             called = "" if name == "__call__" else name
-            methods[called] = _inspect(called, function, found, bound=not isinstance(found, staticmethod))
+            methods[called] = _inspect(called, function, bound=not isinstance(found, staticmethod))
     return methods
 
 
@@ -186,7 +186,7 @@ def _look_up(cls: type, name: str) -> Any:
     return None
 
 
-def _inspect(name: str, function: Any, marked: Any, *, bound: bool = False) -> MethodInfo:
+def _inspect(name: str, function: Any, *, bound: bool = False) -> MethodInfo:
     while isinstance(function, functools.partial) and not _is_plain(function.func):
         function = functools.partial(type(function.func).__call__, function.func, *function.args, **function.keywords)
     code = function
@@ -197,7 +197,7 @@ def _inspect(name: str, function: Any, marked: Any, *, bound: bool = False) -> M
         name=name,
         is_async=asynchronous_generator or inspect.iscoroutinefunction(function),
         is_generator=asynchronous_generator or inspect.isgeneratorfunction(function),
-        is_batch=any(getattr(each, _BATCH_MARK, False) for each in (marked, function, code)),
+        is_batch=any(getattr(each, _BATCH_MARK, False) for each in (function, code)),
         parameters=_parameters(function, bound=bound),
     )
 

@@ -62,9 +62,13 @@ def _pickler_class() -> Callable[..., Any]:
     class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         def reducer_override(self, obj: Any) -> Any:
             reduced = super().reducer_override(obj)
-            if isinstance(obj, StructMeta) and reduced is not NotImplemented:
-                return _reduce_struct_class(obj)
-            return reduced
+            if not isinstance(obj, type) or reduced is NotImplemented or len(reduced) < 6:
+                return reduced
+            if isinstance(obj, StructMeta):
+                reduced = _reduce_struct_class(obj)
+            make, args, state, _, _, set_state = reduced
+            _finished.add(obj)
+            return make, args, (set_state, state), None, None, _finish_class
 
     return ByValuePickler
 
@@ -98,7 +102,7 @@ def _reduce_struct_class(cls: type[msgspec.Struct]) -> tuple[Any, ...]:
     skeleton = (_identify(cls), type(cls), cls.__name__, cls.__qualname__, cls.__module__, bases, fields, config, has_post_init)
     names = {field[0] for field in fields}
     attributes = {name: value for name, value in cls.__dict__.items() if name not in names and name not in _MADE_BY_THE_CLASS}
-    return (_make_struct_class, skeleton, (_resolved_annotations(cls, own_annotations), attributes), None, None, _finish_struct_class)
+    return _make_struct_class, skeleton, (_resolved_annotations(cls, own_annotations), attributes), None, None, _set_struct_state
 
 
 def _make_struct_class(
@@ -135,14 +139,20 @@ def _make_struct_class(
     return cls
 
 
-def _finish_struct_class(cls: Any, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    if cls in _finished:
-        return
+def _set_struct_state(cls: Any, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
     annotations, attributes = state
     cls.__annotations__ = annotations
     for name, value in attributes.items():
         setattr(cls, name, value)
-    _finished.add(cls)
+
+
+def _finish_class(cls: type, state: tuple[Callable[[type, Any], object], Any]) -> None:
+    # A class that this process has already, such as the one whose definition once left from here, keeps what it has: the
+    # functions in `state` see copies of their globals.
+    if cls not in _finished:
+        set_state, own_state = state
+        set_state(cls, own_state)
+        _finished.add(cls)
 
 
 def _identify(cls: type) -> str:
@@ -152,7 +162,6 @@ def _identify(cls: type) -> str:
             identity = uuid.uuid4().hex
             _id_by_class[cls] = identity
             _class_by_id[identity] = cls
-            _finished.add(cls)
         return identity
 
 
