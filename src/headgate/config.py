@@ -97,7 +97,9 @@ def parse_config(given: object, base: BackendConfig | None = None) -> BackendCon
     values["http_methods"] = _method_names(values["http_methods"])
     cap, batch = values["max_concurrent_queries"], values["max_batch_size"]
     if cap is not None and cap < batch:
-        raise ConfigError(f"config: max_concurrent_queries={cap} is below max_batch_size={batch}, so no batch could fill; raise it or unset it")
+        raise ConfigError(
+            f"config: max_concurrent_queries={cap} is below max_batch_size={batch}, so no batch could fill; raise it or unset it"
+        )
     return BackendConfig(**values)
 
 

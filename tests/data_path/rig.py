@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import uvloop
@@ -45,7 +45,9 @@ def definition_of(methods: dict[str, Callable[..., Any]], batch: bool = False) -
 class Replica:
     """One replica on two threads. Its user code may be a function or a dict of methods."""
 
-    def __init__(self, folder: Path, handler: Callable[..., Any] | dict[str, Callable[..., Any]], config: BackendConfig, batch: bool) -> None:
+    def __init__(
+        self, folder: Path, handler: Callable[..., Any] | dict[str, Callable[..., Any]], config: BackendConfig, batch: bool
+    ) -> None:
         methods = handler if isinstance(handler, dict) else {"": handler}
         self.id = f"r{next(_ids)}"
         self.definition = definition_of(methods, batch)
@@ -185,7 +187,7 @@ class Rig:
         for replica in self.replicas:
             await asyncio.to_thread(replica.close)
 
-    async def __aenter__(self) -> Rig:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc: object) -> None:

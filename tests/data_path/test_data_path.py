@@ -36,7 +36,7 @@ def play(scene: Scene) -> None:
 async def until(condition: Callable[[], object]) -> None:
     """Wait on the loop until the condition holds."""
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - it is changed by other threads
             await asyncio.sleep(0.001)
 
 

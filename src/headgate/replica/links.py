@@ -203,5 +203,3 @@ class Links:
             os.unlink(self.path)
         except FileNotFoundError:
             pass
-
-

@@ -171,7 +171,6 @@ class _IoThread:
 
     async def _drain(self) -> None:
         """Finish what was received, then let the main thread return. Who told to drain kills what takes too long."""
-        while self._runner is None or self._links is None or not self._links.settled:
+        while self._runner is None or self._links is None or not self._links.settled:  # noqa: ASYNC110 - calls don't pay for telling
             await asyncio.sleep(_DRAIN_LOOK_S)
         self._runner.stop()
-

@@ -268,5 +268,3 @@ class Runner:
 
     async def _check_health_async(self) -> None:
         self.unhealthy = await self._caller.check_health_async()
-
-

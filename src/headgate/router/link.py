@@ -133,9 +133,7 @@ class Link(asyncio.BufferedProtocol):
             meta = _meta_encoder.encode(wire.CallMeta(call.endpoint, call.request_id, call.method, 0, (), msgspec.Raw(http)))
             flags = wire.FROM_HTTP
         else:
-            meta = _meta_encoder.encode(
-                wire.CallMeta(call.endpoint, call.request_id, call.method, call.positional, call.keywords, _NO_RAW)
-            )
+            meta = _meta_encoder.encode(wire.CallMeta(call.endpoint, call.request_id, call.method, call.positional, call.keywords, _NO_RAW))
             flags = 0
         if call.shadow:
             flags |= wire.SHADOW

@@ -471,7 +471,7 @@ class Router:
         """Refuse new calls, wait for those under way for up to `timeout_s`, fail the rest, close all links."""
         self._closed = True
         until = self.now() + timeout_s
-        while self._active and self.now() < until:
+        while self._active and self.now() < until:  # noqa: ASYNC110 - calls don't pay for telling
             await asyncio.sleep(0.005)
         if self._alarm is not None:
             self._alarm.cancel()
