@@ -61,18 +61,17 @@ def main() -> int:
 
 def ensure_environment() -> str | None:
     """Make `.venv` match `pyproject.toml`; returns what is wrong where it can't."""
-    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest() + f" {sys.version_info[0]}.{sys.version_info[1]}"
-    if STAMP.exists() and STAMP.read_text() == wanted and _works(PYTHON, "import headgate"):
+    version = ".".join(map(str, sys.version_info[:2]))
+    # The folder's own path is in it because an environment can't be moved.
+    wanted = f"{hashlib.sha256((ROOT / 'pyproject.toml').read_bytes()).hexdigest()} {version} {ROOT}"
+    if PYTHON.exists() and STAMP.exists() and STAMP.read_text() == wanted:
         return None
     began = time.monotonic()
-    if not _works(PYTHON, f"import pip, sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"):
+    if not _usable():
         try:
             import ensurepip  # noqa: F401 - Debian ships venv without it, and venv then fails half way
         except ImportError:
-            major, minor = sys.version_info[:2]
-            return (
-                f"this Python can't make a virtual environment; its venv package is missing: `apt-get install python{major}.{minor}-venv`"
-            )
+            return f"this Python can't make a virtual environment; its venv package is missing: `apt-get install python{version}-venv`"
         _say(f"making {VENV.name} with Python {sys.version.split()[0]}")
         made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=False)
         if made.returncode:
@@ -86,8 +85,10 @@ def ensure_environment() -> str | None:
     return None
 
 
-def _works(python: Path, program: str) -> bool:
-    return python.exists() and subprocess.run([str(python), "-c", program], check=False, capture_output=True).returncode == 0
+def _usable() -> bool:
+    """Whether `.venv` is an environment of this Python's version, made here, that can install."""
+    program = f"import pip, sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]} or sys.prefix != {str(VENV)!r})"
+    return PYTHON.exists() and subprocess.run([str(PYTHON), "-c", program], check=False, capture_output=True).returncode == 0
 
 
 def _say(line: str) -> None:
