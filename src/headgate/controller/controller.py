@@ -1,0 +1,645 @@
+"""How does what runs become what is asked for, and when is a verb over?
+
+The controller applies verbs to the desired state (`core/desired.py`), keeps it in the store, has replicas started and
+ended as `core/reconcile.py` says, and pushes routing tables. Between a check and its act there is no `await`; verbs that
+start replicas first hold their backend's lock meanwhile, so that others go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from headgate.config import BackendConfig
+from headgate.controller.describe import compare_init, description
+from headgate.controller.fleet import Fleet, Replica
+from headgate.controller.ingresses import Ingresses
+from headgate.controller.routers import Routers
+from headgate.controller.server import Connection, ControlServer
+from headgate.controller.store import Pending, Store
+from headgate.controller.tasks import Changes, Tasks
+from headgate.core import desired, reconcile
+from headgate.core import replica_life as life
+from headgate.core.desired import Backend, Copy, State
+from headgate.core.messages import (
+    BrokenReplica,
+    CompareInit,
+    CreateBackend,
+    DeleteBackend,
+    DeleteEndpoint,
+    Describe,
+    Description,
+    Hello,
+    Measure,
+    Measurement,
+    Message,
+    RoutingTable,
+    Shutdown,
+    UpdateBackend,
+    UpdateBackendConfig,
+    Verb,
+    VerbCall,
+    VerbDone,
+    Welcome,
+)
+from headgate.core.reconcile import Wanted
+from headgate.core.replica_life import BackOff
+from headgate.engines.base import Ended, Engine, InstanceSettings, ReplicaSpec, Running
+from headgate.errors import HeadgateError, InsufficientResourcesError, NotRunningError, ReplicaStartError, describe
+
+log = logging.getLogger("headgate.controller")
+
+COUNT_PERIOD_S = 1.0
+"""How often routers are asked for their counters, so that little is lost of those that end."""
+_DRAIN_POLL_S = 0.02
+_INGRESS_GRACE_S = 5.0
+
+
+class _Health:
+    """Why a backend has fewer replicas than it should have."""
+
+    def __init__(self) -> None:
+        self.back_off = BackOff()
+        self.reason = ""
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class _Roll:
+    """A rolling update under way: how many old replicas are still wanted."""
+
+    def __init__(self, old_wanted: int) -> None:
+        self.old_wanted = old_wanted
+        self.new: list[Replica] = []
+        self.one_by_one = False
+
+
+class Controller:
+    """The controller of one instance. `run` is its whole life."""
+
+    def __init__(self, settings: InstanceSettings, engine: Engine, http_urls: tuple[str, ...]) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._http_urls = http_urls
+        self._changes = Changes()
+        self._tasks = Tasks()
+        self._verb_tasks = Tasks()
+        self._shutdown_verbs = Tasks()
+        self._routers = Routers(self._changes)
+        self._fleet = Fleet(engine, settings, self._tasks, self._changes, changed=self._publish, over=self._replica_over)
+        self._ingresses = Ingresses(engine, settings, self._routers, self._tasks, self._changes)
+        self._server = ControlServer(settings.control_path, self)
+        self._store = Store(settings.state_dir, durable=settings.state_kept)
+        self._state = State()
+        self._epoch = 0
+        self._adopted = asyncio.Event()
+        self._verbs: dict[str, asyncio.Task[VerbDone]] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._rolls: dict[str, _Roll] = {}
+        self._health: dict[str, _Health] = {}
+        self._starts: dict[str, int] = {}
+        self._deaths: dict[str, int] = {}
+        self._closing = False
+        self._ending: asyncio.Task[None] | None = None
+        self._shut_down = asyncio.Event()
+        self._base = RoutingTable(
+            version=0,
+            max_body_bytes=settings.max_body_bytes,
+            max_inflight_bytes=settings.max_inflight_bytes,
+            num_ingresses=settings.num_ingresses,
+            debug=settings.debug,
+            http_urls=http_urls,
+        )
+
+    async def run(self) -> None:
+        """Adopt what runs, keep it as it is asked for, and return after a shutdown."""
+        try:
+            self._epoch = self._store.begin_epoch()
+            self._state, pending = self._store.load()
+            self._engine.on_end = self._ended
+            self._engine.on_message = self._from_engine
+            await self._server.open()
+            running = await self._engine.open()
+            self._adopt(running, pending)
+            self._tasks.spawn(self._announce(), "announcement")
+            self._tasks.spawn(self._count(), "counting")
+            await self._shut_down.wait()
+            await self._shutdown_verbs.settle()
+        finally:
+            await self._verb_tasks.close()
+            await self._shutdown_verbs.close()
+            await self._tasks.close()
+            await self._server.close()
+            self._store.close()
+
+    # What the server tells.
+
+    def connected(self, connection: Connection, hello: Hello) -> bool:
+        """See `Owner`."""
+        if hello.role in ("replica", "ingress"):
+            if not self._engine.connected(hello, connection):
+                log.warning("refused process %d: there is no %s %r, or its token is wrong", hello.pid, hello.role, hello.id)
+                return False
+        elif hello.role != "client":
+            log.warning("refused process %d: %r is no role", hello.pid, hello.role)
+            return False
+        connection.send(Welcome(self._settings.name, self._http_urls, self._settings.folder))
+        if hello.routes:
+            self._routers.add(connection)
+        if hello.role == "replica" and hello.state == life.READY:
+            replica = self._fleet.get(hello.id)
+            if replica is not None:  # it was out of reach, and may have missed a change
+                self._fleet.configure([replica], replica.config)
+        return True
+
+    def received(self, connection: Connection, message: Message) -> None:
+        """See `Owner`."""
+        if isinstance(message, VerbCall):
+            self._call(connection, message)
+        elif isinstance(message, BrokenReplica):
+            self._broken(message)
+        elif not self._routers.received(connection, message) and connection.hello.role in ("replica", "ingress"):
+            self._engine.received(connection.hello.id, message)
+
+    def lost(self, connection: Connection) -> None:
+        """See `Owner`."""
+        self._routers.lost(connection)
+
+    # What the engine tells.
+
+    def _from_engine(self, id: str, message: Message) -> None:
+        log.warning("%s sent what nobody understands: %s", id, type(message).__name__)
+
+    def _ended(self, ended: Ended) -> None:
+        if ended.role == "ingress":
+            self._ingresses.ended(ended)
+        else:
+            self._fleet.ended(ended)
+
+    def _broken(self, message: BrokenReplica) -> None:
+        replica = self._fleet.get(message.replica)
+        if replica is not None:
+            self._fleet.kill_soon(replica, message.reason)
+
+    # Adoption.
+
+    def _adopt(self, running: list[Running], pending: list[Pending]) -> None:
+        """Match what runs with what is asked for; go on with the verbs that were under way, or forget them."""
+        by_generation: dict[tuple[str, int], list[Running]] = {}
+        for found in running:
+            if isinstance(found.spec, ReplicaSpec):
+                by_generation.setdefault((found.spec.backend, found.spec.generation), []).append(found)
+        carried: list[tuple[Pending, list[Replica]]] = []
+        for verb in pending:
+            found_of_it = by_generation.get((verb.backend.tag, verb.backend.generation), [])
+            if verb.kind == "configure":  # its replicas are those beyond what was wanted before
+                old = self._state.backends.get(verb.backend.tag)
+                wanted = old.config.num_replicas if old is not None else 0
+                found_of_it.sort(key=lambda found: found.state == life.STARTING)
+                found_of_it = found_of_it[wanted:]
+            if not found_of_it:
+                self._store.forget(verb.id)
+                continue
+            carried.append((verb, [self._fleet.adopt(found, held=True, config=verb.backend.config) for found in found_of_it]))
+        for found in running:
+            if isinstance(found.spec, ReplicaSpec) and self._fleet.get(found.id) is None:
+                replica = self._fleet.adopt(found, held=False, config=self._config_of(found.spec))
+                if replica.state == life.STARTING:
+                    self._tasks.spawn(self._start_alone(replica), f"start of {replica.id}")
+        for verb, replicas in carried:
+            self._begin(verb.id, self._carry_on(verb, replicas), self._verb_tasks)
+        if running or self._state.backends:
+            log.info(
+                "took over %d processes; %d backends and %d endpoints are asked for",
+                len(running),
+                len(self._state.backends),
+                len(self._state.endpoints),
+            )
+        self._adopted.set()
+        self._ingresses.start([found for found in running if found.role == "ingress"])
+        self._reconcile()
+
+    def _config_of(self, spec: ReplicaSpec) -> BackendConfig:
+        backend = self._state.backends.get(spec.backend)
+        return backend.config if backend is not None and backend.generation == spec.generation else spec.config
+
+    async def _announce(self) -> None:
+        """Tell the engine when HTTP answers: every ingress runs and follows a table."""
+        await self._changes.until(lambda: self._ingresses.complete)
+        await self._routers.in_force(self._routers.version)
+        self._engine.serving()
+
+    async def _count(self) -> None:
+        while True:
+            await asyncio.sleep(COUNT_PERIOD_S)
+            await self._routers.measure()
+
+    # Reconciling.
+
+    def _reconcile(self) -> None:
+        """Start what is missing, drain what is too many, and push what has changed."""
+        if not self._adopted.is_set() or self._closing:
+            return
+        now = self._now()
+        wanted = {tag: Wanted(backend.generation, self._wanted(backend)) for tag, backend in self._state.backends.items()}
+        paused = [tag for tag, health in self._health.items() if not health.back_off.may_start(now)]
+        actions = reconcile.reconcile(wanted, [replica.actual() for replica in self._fleet.all() if not replica.held], paused)
+        for tag, count in actions.start.items():
+            for _ in range(count):
+                replica = self._fleet.make(self._state.backends[tag], held=False)
+                self._tasks.spawn(self._start_alone(replica), f"start of {replica.id}")
+        for id in actions.drain:
+            self._dismiss(self._fleet.get(id))
+        self._publish()
+
+    def _wanted(self, backend: Backend) -> int:
+        roll = self._rolls.get(backend.tag)
+        return backend.config.num_replicas if roll is None else roll.old_wanted
+
+    def _publish(self) -> int:
+        """Push the table if it has changed; returns the version to wait for."""
+        if not self._adopted.is_set():
+            return -1
+        copies: list[Copy] = []
+        coming: dict[str, int] = {tag: 1 for tag, roll in self._rolls.items() if roll.one_by_one}
+        for replica in self._fleet.all():
+            if not replica.shown:
+                continue
+            if replica.state == life.READY:
+                copies.append(Copy(replica.id, replica.tag, replica.address, replica.spec.token))
+            elif replica.state == life.STARTING:
+                coming[replica.tag] = coming.get(replica.tag, 0) + 1
+        table = desired.routing_table(self._state, copies, coming=coming, base=msgspec.structs.replace(self._base, closing=self._closing))
+        return self._routers.publish(table, self._epoch)
+
+    async def _start_alone(self, replica: Replica) -> None:
+        """Start a replica that no verb waits for. What becomes of a failure is decided where every end is."""
+        self._count_start(replica)
+        try:
+            await self._fleet.start(replica)
+        except HeadgateError:
+            return
+        self._reconcile()
+
+    def _count_start(self, replica: Replica) -> None:
+        self._starts[replica.tag] = self._starts.get(replica.tag, 0) + 1
+
+    def _replica_over(self, replica: Replica) -> None:
+        """A replica has ended: where nobody asked for that, note why, and when the next may start."""
+        if not replica.dismissed and not self._closing:
+            if replica.ready_at is None:
+                if not replica.held:
+                    log.error("replica %s of backend %r did not start: %s", replica.id, replica.tag, replica.fault)
+                    self._failed(replica.tag, life.STARTING, replica.failure or replica.fault)
+            else:
+                log.warning("replica %s of backend %r ended: %s", replica.id, replica.tag, replica.fault)
+                self._deaths[replica.tag] = self._deaths.get(replica.tag, 0) + 1
+                if life.died_early(life.READY, replica.answered, self._now() - replica.ready_at):
+                    self._failed(replica.tag, life.READY, f"replica {replica.id} ended: {replica.fault}")
+                else:
+                    self._forget_health(replica.tag)
+        self._reconcile()
+
+    def _failed(self, tag: str, state: str, reason: str) -> None:
+        health = self._health.setdefault(tag, _Health())
+        now = self._now()
+        health.back_off = health.back_off.died(state, now)
+        health.reason = reason
+        if health.timer is not None:
+            health.timer.cancel()
+        health.timer = asyncio.get_running_loop().call_later(max(health.back_off.until - now, 0), self._reconcile)
+
+    def _forget_health(self, tag: str) -> None:
+        health = self._health.pop(tag, None)
+        if health is not None and health.timer is not None:
+            health.timer.cancel()
+
+    def _dismiss(self, replica: Replica | None) -> None:
+        """Take a replica out of the table and have it drained."""
+        if replica is not None and replica.live:
+            self._fleet.dismiss(replica)
+            self._tasks.spawn(self._drain(replica), f"drain of {replica.id}")
+
+    async def _drain(self, replica: Replica) -> None:
+        """End a dismissed replica once no router sends it anything."""
+        grace_s = replica.config.graceful_shutdown_timeout
+        if replica.state == life.DRAINING:
+            version = self._publish()
+            try:
+                async with asyncio.timeout(grace_s):
+                    await self._routers.in_force(version)
+                    if replica.tag not in self._state.backends:  # what is queued for it has nowhere else to go
+                        await self._routers.idle(version, backend=replica.tag)
+            except TimeoutError:
+                log.warning("replica %s of backend %r: some router still uses it after %g s", replica.id, replica.tag, grace_s)
+        await self._fleet.drain(replica, grace_s)
+
+    # Verbs.
+
+    def _call(self, connection: Connection, call: VerbCall) -> None:
+        """Begin a verb, or listen to one that has begun under this id; the answer goes to whoever asked."""
+        task = self._verbs.get(call.id)
+        if task is None:
+            task = self._begin(
+                call.id, self._do(call.id, call.verb), self._shutdown_verbs if isinstance(call.verb, Shutdown) else self._verb_tasks
+            )
+        task.add_done_callback(lambda done: connection.send(self._answer(call.id, done)))
+
+    def _begin(self, id: str, work: Coroutine[Any, Any, VerbDone], tasks: Tasks) -> asyncio.Task[VerbDone]:
+        task = self._verbs[id] = tasks.spawn(work, f"verb {id}")
+
+        def forget(done: asyncio.Task[VerbDone]) -> None:
+            if self._verbs.get(id) is done:
+                del self._verbs[id]
+
+        task.add_done_callback(forget)
+        return task
+
+    def _answer(self, id: str, task: asyncio.Task[VerbDone]) -> VerbDone:
+        if task.cancelled():
+            return VerbDone(id, error=describe(NotRunningError(f"instance {self._settings.name!r} was shut down before this was done")))
+        error = task.exception()
+        return task.result() if error is None else VerbDone(id, error=describe(error))
+
+    async def _do(self, id: str, verb: Verb) -> VerbDone:
+        await self._adopted.wait()
+        carried = self._verbs.get(id)
+        if carried is not None and carried is not asyncio.current_task():  # begun under an earlier controller
+            return await asyncio.shield(carried)
+        match verb:
+            case Describe():
+                return VerbDone(id, msgspec.msgpack.encode(self._describe()))
+            case Measure():
+                return VerbDone(id, msgspec.msgpack.encode(await self._measure()))
+            case CompareInit():
+                compare_init(self._settings, self._http_urls, verb.given)
+                return VerbDone(id)
+            case Shutdown():
+                await self._shutdown()
+                return VerbDone(id)
+        if self._closing:
+            raise NotRunningError(f"instance {self._settings.name!r} is shutting down")
+        known = self._store.result(id)
+        if known is not None:
+            if known.error is None:
+                known = msgspec.structs.replace(known, warnings=await self._effect(verb))
+            return known
+        try:
+            match verb:
+                case CreateBackend() | UpdateBackend() | UpdateBackendConfig():
+                    await self._apply_with_replicas(id, verb)
+                case DeleteBackend():
+                    async with self._lock(verb.tag):
+                        self._commit(id, desired.apply(self._state, verb))
+                case _:
+                    self._commit(id, desired.apply(self._state, verb))
+        except HeadgateError as error:
+            done = VerbDone(id, error=describe(error))
+            self._store.finish(done, self._state, self._state)
+            return done
+        return VerbDone(id, warnings=await self._effect(verb))
+
+    def _commit(self, id: str, state: State) -> None:
+        """Make it what is asked for, durably and together with the verb's result, and begin to act on it."""
+        self._store.finish(VerbDone(id), self._state, state)
+        self._state = state
+        for tag in self._health.keys() - state.backends.keys():
+            self._forget_health(tag)
+        self._reconcile()
+
+    async def _effect(self, verb: Verb) -> tuple[str, ...]:
+        """Wait until what the verb asked for holds. Returns warnings for whom it does not yet."""
+        version = self._publish()
+        warnings = await self._routers.in_force(version)
+        if isinstance(verb, DeleteEndpoint):
+            await self._routers.idle(version, endpoint=verb.name)
+        elif isinstance(verb, DeleteBackend | UpdateBackend | UpdateBackendConfig):
+            await self._changes.until(lambda: not any(replica.dismissed for replica in self._fleet.of(verb.tag)))
+        return warnings
+
+    async def _apply_with_replicas(self, id: str, verb: CreateBackend | UpdateBackend | UpdateBackendConfig) -> None:
+        async with self._lock(verb.tag):
+            state = desired.apply(self._state, verb)
+            backend = state.backends[verb.tag]
+            old = self._state.backends.get(verb.tag)
+            if isinstance(verb, UpdateBackendConfig) and old is not None and backend.config.num_replicas <= old.config.num_replicas:
+                self._commit(id, state)
+                self._fleet.configure(self._fleet.of(verb.tag, backend.generation), backend.config)
+                return
+            if isinstance(verb, CreateBackend):
+                pending = Pending(id, "create", backend)
+            elif isinstance(verb, UpdateBackend):
+                pending = Pending(id, "update", backend, verb.allow_gap)
+            else:
+                pending = Pending(id, "configure", backend)
+            self._check_room(pending)
+            self._state = msgspec.structs.replace(self._state, next_generation=state.next_generation)
+            self._store.begin(pending, state.next_generation)
+            await self._see_through(pending, [])
+
+    async def _carry_on(self, pending: Pending, replicas: list[Replica]) -> VerbDone:
+        """Go on with a verb that an earlier controller began."""
+        tag = pending.backend.tag
+        log.info("going on with the %s of backend %r, of which %d replicas run", pending.kind, tag, len(replicas))
+        try:
+            async with self._lock(tag):
+                await self._see_through(pending, replicas)
+        except HeadgateError as error:
+            done = VerbDone(pending.id, error=describe(error))
+            self._store.finish(done, self._state, self._state)
+            return done
+        version = self._publish()
+        warnings = await self._routers.in_force(version)
+        await self._changes.until(lambda: not any(replica.dismissed for replica in self._fleet.of(tag)))
+        return VerbDone(pending.id, warnings=warnings)
+
+    async def _see_through(self, pending: Pending, have: list[Replica]) -> None:
+        """Start the replicas of a pending verb, besides those that it has already, and commit it."""
+        backend = pending.backend
+        if pending.kind == "create":
+            replicas = await self._start_held(backend, backend.config.num_replicas - len(have), have)
+        elif pending.kind == "update":
+            replicas = await self._roll_over(pending, have)
+        else:
+            more = backend.config.num_replicas - self._state.backends[backend.tag].config.num_replicas
+            replicas = await self._start_held(backend, max(more - len(have), 0), have)
+        for replica in replicas:
+            replica.held, replica.shown = False, True
+        self._rolls.pop(backend.tag, None)
+        self._forget_health(backend.tag)
+        self._commit(pending.id, desired.with_backend(self._state, backend))
+        if pending.kind == "configure":
+            self._fleet.configure(self._fleet.of(backend.tag, backend.generation), backend.config)
+
+    def _check_room(self, pending: Pending) -> None:
+        """Refuse at once what can't fit."""
+        backend = pending.backend
+        if pending.kind == "update":
+            return  # `next_step` decides
+        old = self._state.backends.get(backend.tag)
+        count = backend.config.num_replicas - (old.config.num_replicas if old is not None else 0)
+        why = self._engine.fits(backend.options, count)
+        if why is not None:
+            raise InsufficientResourcesError(f"backend {backend.tag!r}: {count} replica{'s do' if count > 1 else ' does'} not fit: {why}")
+
+    async def _start_held(self, backend: Backend, count: int, have: list[Replica]) -> list[Replica]:
+        """Start `count` replicas in parallel beside those it has; return all, once all are ready. After an error none is left."""
+        replicas = [*have, *(self._fleet.make(backend, held=True) for _ in range(count))]
+        for replica in replicas:
+            self._count_start(replica)
+        starts = [asyncio.ensure_future(self._fleet.start(replica)) for replica in replicas]
+        try:
+            if starts:
+                await asyncio.wait(starts, return_when=asyncio.FIRST_EXCEPTION)
+            for start in starts:
+                if start.done():
+                    start.result()
+            self._check_alive(replicas)
+        except BaseException:
+            for start in starts:
+                start.cancel()
+            await asyncio.gather(*starts, return_exceptions=True)
+            await asyncio.gather(*(self._fleet.kill(replica, "its backend did not start", dismissed=True) for replica in replicas))
+            raise
+        return replicas
+
+    def _check_alive(self, replicas: list[Replica]) -> None:
+        for replica in replicas:
+            if replica.state != life.READY:
+                raise ReplicaStartError(f"replica {replica.id} of backend {replica.tag!r} ended soon after its start: {replica.fault}")
+
+    async def _roll_over(self, pending: Pending, have: list[Replica]) -> list[Replica]:
+        """Start the new replicas of an update, beside the old ones or one at a time; returns them, all ready."""
+        backend = pending.backend
+        old = self._state.backends[backend.tag]
+        roll = self._rolls[backend.tag] = _Roll(old.config.num_replicas)
+
+        def olds() -> list[Replica]:
+            return [replica for replica in self._fleet.of(backend.tag, old.generation) if replica.live]
+
+        def fits(count: int, without_one: bool) -> str | None:
+            return self._engine.fits(backend.options, count, [replica.id for replica in olds()[:1]] if without_one else None)
+
+        try:
+            roll.new = await self._start_held(backend, 0, have)
+            if len(olds()) < old.config.num_replicas and len(roll.new) < backend.config.num_replicas:
+                self._show(roll)  # it was in the middle of replacing one at a time
+            while True:
+                self._check_alive(roll.new)
+                step = reconcile.next_step(
+                    wanted=backend.config.num_replicas, old=len(olds()), new=len(roll.new), fits=fits, allow_gap=pending.allow_gap
+                )
+                if isinstance(step, reconcile.Commit):
+                    return roll.new
+                if isinstance(step, reconcile.Refuse):
+                    hint = "; with allow_gap=True it is stopped first, and requests wait meanwhile" if step.gap else ""
+                    raise InsufficientResourcesError(
+                        f"backend {backend.tag!r}: the new version does not fit beside the old one: {step.why}{hint}"
+                    )
+                if isinstance(step, reconcile.Start):
+                    fresh = await self._start_held(backend, step.count, [])
+                    roll.new += fresh
+                    await self._check(fresh)
+                    if step.beside:
+                        continue
+                    self._show(roll)
+                    roll.old_wanted = min(roll.old_wanted, backend.config.num_replicas - len(roll.new))
+                else:
+                    roll.one_by_one = True
+                    roll.old_wanted = len(olds()) - 1
+                self._reconcile()
+                await self._changes.until(lambda: not any(replica.dismissed for replica in self._fleet.of(backend.tag, old.generation)))
+        except BaseException:
+            self._rolls.pop(backend.tag, None)
+            hidden = [replica for replica in roll.new if not replica.shown]
+            for replica in roll.new:
+                replica.held = not replica.shown  # those that have served are drained; the others were never there
+            await asyncio.gather(*(self._fleet.kill(replica, "its update failed", dismissed=True) for replica in hidden))
+            self._reconcile()
+            raise
+
+    def _show(self, roll: _Roll) -> None:
+        """Let new replicas serve beside the old ones."""
+        roll.one_by_one = True
+        for replica in roll.new:
+            replica.shown = True
+
+    async def _check(self, replicas: list[Replica]) -> None:
+        """New replicas must give a sign of life before anything is shifted to them."""
+        for replica, fault in zip(replicas, await asyncio.gather(*map(self._fleet.check, replicas)), strict=True):
+            if fault:
+                raise ReplicaStartError(f"replica {replica.id} of the new version of backend {replica.tag!r} is not well: {fault}")
+
+    # Questions.
+
+    def _describe(self) -> Description:
+        return description(
+            self._settings,
+            self._http_urls,
+            self._state,
+            self._fleet.all(),
+            self._ingresses.running,
+            updating=self._rolls,
+            reasons={tag: health.reason for tag, health in self._health.items()},
+            resources=self._engine.resources(),
+            now=self._now(),
+        )
+
+    async def _measure(self) -> Measurement:
+        counters, routers = await self._routers.measure()
+        return Measurement(counters, dict(self._starts), dict(self._deaths), routers)
+
+    # The end.
+
+    async def _shutdown(self) -> None:
+        """End everything, once, however many ask for it."""
+        if self._ending is None:
+            self._ending = self._tasks.spawn(self._end_all(), "shutdown")
+        await asyncio.shield(self._ending)
+
+    async def _end_all(self) -> None:
+        """Refuse new work; drain; stop replicas, then ingresses; then nothing is left but this process."""
+        log.info("shutting down: new work is refused")
+        self._closing = True
+        self._publish()
+        await self._verb_tasks.close()  # what had not finished is as if it had not begun
+        graces = [replica.config.graceful_shutdown_timeout for replica in self._fleet.all() if replica.state == life.READY]
+        deadline = self._now() + max(graces, default=0.0)
+        await self._drain_routers(deadline)
+        replicas = self._fleet.all()
+        log.info("shutting down: stopping %d replicas", len(replicas))
+        for replica in replicas:
+            if replica.live:
+                self._fleet.dismiss(replica)
+        grace_s = max(deadline - self._now(), 0.0)
+        await asyncio.gather(*(self._fleet.drain(replica, min(grace_s, replica.config.graceful_shutdown_timeout)) for replica in replicas))
+        log.info("shutting down: stopping %d ingresses", len(self._ingresses.running))
+        await self._ingresses.stop(_INGRESS_GRACE_S)
+        await self._engine.close()
+        log.info("shutting down: done")
+        self._shut_down.set()
+
+    async def _drain_routers(self, deadline: float) -> None:
+        """Wait until no router has a request under way."""
+        while self._now() < deadline:
+            await self._routers.measure()
+            left = self._routers.under_way()
+            if not left and not self._routers.still_serving():
+                return
+            await asyncio.sleep(_DRAIN_POLL_S)
+        if deadline and self._routers.under_way():
+            log.warning("shutting down: %d requests take longer than graceful_shutdown_timeout and are given up", self._routers.under_way())
+
+    def _lock(self, tag: str) -> asyncio.Lock:
+        """Held by the verb that changes a backend; others on it wait their turn."""
+        lock = self._locks.get(tag)
+        if lock is None:
+            lock = self._locks[tag] = asyncio.Lock()
+        return lock
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()

@@ -1,0 +1,119 @@
+"""What is there to see of an instance: what is asked for, what runs, and why not?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from headgate.controller.fleet import Replica
+from headgate.core import replica_life as life
+from headgate.core.desired import Backend, State
+from headgate.core.messages import BackendInfo, Description, EndpointInfo, ProcessInfo, ReplicaStatus
+from headgate.engines.base import InstanceSettings, Running
+from headgate.errors import ConfigError
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def description(
+    settings: InstanceSettings,
+    http_urls: tuple[str, ...],
+    state: State,
+    replicas: Iterable[Replica],
+    ingresses: Iterable[Running],
+    *,
+    updating: Iterable[str],
+    reasons: Mapping[str, str],
+    resources: tuple[dict[str, float], dict[str, float]],
+    now: float,
+) -> Description:
+    """The whole instance at this moment. `reasons` says why backends have too few replicas, `resources` what there is and what is free."""
+    by_tag: dict[str, list[Replica]] = {}
+    processes = [_process("supervisor", "supervisor", os.getppid()), _process("controller", "controller", os.getpid())]
+    processes += [_process("ingress", ingress.id, ingress.pid) for ingress in ingresses if ingress.pid is not None]
+    for replica in replicas:
+        by_tag.setdefault(replica.tag, []).append(replica)
+        if replica.pid is not None:
+            processes.append(_process("replica", replica.id, replica.pid))
+    backends = {
+        tag: _backend(backend, by_tag.get(tag, []), updating=tag in updating, reason=reasons.get(tag, ""), now=now)
+        for tag, backend in state.backends.items()
+    }
+    with_traffic = {tag for endpoint in state.endpoints.values() for tag, weight in endpoint.weights.items() if weight > 0}
+    return Description(
+        name=settings.name,
+        http_urls=http_urls,
+        backends=backends,
+        endpoints={
+            name: EndpointInfo(name, endpoint.route, endpoint.methods, endpoint.weights, endpoint.shadows)
+            for name, endpoint in state.endpoints.items()
+        },
+        processes=tuple(processes),
+        resources=resources[0],
+        free=resources[1],
+        ready=all(any(replica.state == life.READY and replica.shown for replica in by_tag.get(tag, [])) for tag in with_traffic),
+    )
+
+
+def _backend(backend: Backend, replicas: list[Replica], *, updating: bool, reason: str, now: float) -> BackendInfo:
+    ready = sum(replica.state == life.READY and replica.generation == backend.generation for replica in replicas)
+    if updating:
+        state = "updating"
+    elif ready >= backend.config.num_replicas:
+        state, reason = "ready", ""
+    else:
+        state = "unhealthy" if reason else "starting"
+    return BackendInfo(
+        tag=backend.tag,
+        definition=backend.definition.name,
+        config=backend.config,
+        options=backend.options,
+        state=state,
+        reason=reason,
+        replicas=tuple(ReplicaStatus(replica.id, replica.state, replica.pid, replica.gpus, now - replica.since) for replica in replicas),
+        methods=tuple(backend.definition.methods),
+    )
+
+
+def _process(role: str, id: str, pid: int) -> ProcessInfo:
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            rss = int(file.read().split()[1]) * _PAGE_BYTES
+    except OSError:  # it has just ended
+        rss = 0
+    return ProcessInfo(role, id, pid, rss)
+
+
+def compare_init(settings: InstanceSettings, http_urls: tuple[str, ...], given: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` naming each explicit argument of an `init` that contradicts the running instance."""
+    ports = {port for url in http_urls if (port := urlsplit(url).port) is not None} or {settings.http_port}
+    differ = []
+    for name, value in given.items():
+        if name == "http_port":
+            same, actual = value == 0 or value in ports, ", ".join(map(str, sorted(ports)))
+        elif name == "state_dir":
+            kept = settings.state_dir if settings.state_kept else None
+            same, actual = (
+                (value is None) == (kept is None) and (kept is None or os.path.realpath(value) == os.path.realpath(kept)),
+                repr(kept),
+            )
+        elif name == "max_inflight_bytes" and value is None:
+            continue  # asks for the default, whatever that was computed to be
+        elif name == "resources":
+            same, actual = (value or {}) == settings.resources, repr(settings.resources)
+        elif name in ("ssl_certfile", "ssl_keyfile"):
+            running = getattr(settings, name)
+            same, actual = value == running or (value and running and os.path.realpath(value) == os.path.realpath(running)), repr(running)
+        elif hasattr(settings, name):
+            running = getattr(settings, name)
+            same, actual = value == running, repr(running)
+        else:
+            continue  # which engine it is was settled by whoever found the instance
+        if not same:
+            differ.append(f"{name}={value!r} (it runs with {actual})")
+    if differ:
+        raise ConfigError(
+            f"instance {settings.name!r} is running already, and differs in {'; '.join(differ)}; leave these out, or choose another name"
+        )

@@ -1,0 +1,205 @@
+"""Which routers are there, which routing table does each follow, and what have they counted?
+
+Tables are pushed when they have changed. Their versions grow, also over controllers: the upper bits are the controller's
+number, kept in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+import msgspec
+
+from headgate.controller.server import Connection
+from headgate.controller.tasks import Changes
+from headgate.core import messages
+from headgate.core.messages import Applied, Count, Counted, Counters, Idle, Message, QueueDepth, RequestCount, RoutingTable
+
+log = logging.getLogger("headgate.controller")
+
+CLIENT_PATIENCE_S = 2.0
+"""How long a verb waits for processes with handles to follow; ingresses are waited for."""
+_COUNT_PATIENCE_S = 0.5
+_KEPT_ENDED = 256
+_VERSION_BITS = 32
+
+
+class _Follower:
+    """One router's connection."""
+
+    __slots__ = ("applied", "connection", "idle")
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.applied = -1
+        self.idle = Idle(-1)
+
+    @property
+    def is_ingress(self) -> bool:
+        return self.connection.hello.role == "ingress"
+
+
+class Routers:
+    """All routers that are connected. `changes` is told whenever one has come, gone, or followed a table."""
+
+    def __init__(self, changes: Changes) -> None:
+        self.ingresses: set[str] = set()
+        """The ids of the ingresses that run, connected or not: a verb is in force only when each of them follows."""
+        self.table: RoutingTable | None = None
+        self._changes = changes
+        self._encoded = b""
+        self._followers: dict[Connection, _Follower] = {}
+        self._counts: dict[str, tuple[int, Counters]] = {}  # by the router's id: the number it answered, and what it said
+        self._ended: dict[str, None] = {}  # ids in _counts whose routers have gone, oldest first
+        self._total = Counters()  # of routers that are forgotten
+        self._number = 0
+
+    @property
+    def version(self) -> int:
+        """The version of the table that routers should follow now."""
+        return self.table.version if self.table is not None else -1
+
+    def publish(self, table: RoutingTable, epoch: int) -> int:
+        """Push this table if it says something new; its version is set here. Returns the version to wait for."""
+        if self.table is not None and msgspec.structs.replace(table, version=self.table.version) == self.table:
+            return self.table.version
+        version = self.table.version + 1 if self.table is not None else epoch << _VERSION_BITS
+        self.table = msgspec.structs.replace(table, version=version)
+        self._encoded = messages.encode(self.table)
+        for follower in self._followers.values():
+            follower.connection.send_table(self.table, self._encoded)
+        return version
+
+    def add(self, connection: Connection) -> None:
+        """A router has connected; it gets the table, once there is one."""
+        self._followers[connection] = _Follower(connection)
+        self._ended.pop(connection.hello.id, None)
+        if self.table is not None:
+            connection.send_table(self.table, self._encoded)
+        self._changes.tell()
+
+    def lost(self, connection: Connection) -> None:
+        """A connection has ended."""
+        if self._followers.pop(connection, None) is None:
+            return
+        id = connection.hello.id
+        if id in self._counts and all(follower.connection.hello.id != id for follower in self._followers.values()):
+            self._ended[id] = None
+            if len(self._ended) > _KEPT_ENDED:
+                oldest = next(iter(self._ended))
+                del self._ended[oldest]
+                self._total = add_up([self._total, _lasting(self._counts.pop(oldest)[1])])
+        self._changes.tell()
+
+    def received(self, connection: Connection, message: Message) -> bool:
+        """Take a message of a router; False if it is not about routing."""
+        follower = self._followers.get(connection)
+        if isinstance(message, Applied):
+            if follower is not None:
+                follower.applied = max(follower.applied, message.version)
+        elif isinstance(message, Idle):
+            if follower is not None and message.version >= follower.idle.version:
+                follower.idle = message
+        elif isinstance(message, Counted):
+            self._counts[connection.hello.id] = (message.number, message.counters)
+        else:
+            return False
+        self._changes.tell()
+        return True
+
+    async def in_force(self, version: int) -> tuple[str, ...]:
+        """Wait until every ingress follows this version, and every client or 2 s have passed. Returns a warning for each that is late."""
+        deadline = asyncio.get_running_loop().time() + CLIENT_PATIENCE_S
+        await self._changes.until(lambda: self._ingresses_follow(version))
+        await self._changes.until(lambda: not self._late(version), deadline - asyncio.get_running_loop().time())
+        return tuple(
+            f"process {follower.connection.hello.pid} (handles of {follower.connection.hello.id}) did not answer "
+            f"within {CLIENT_PATIENCE_S:g} s; it follows when it runs again"
+            for follower in self._late(version)
+        )
+
+    async def idle(self, version: int, *, endpoint: str | None = None, backend: str | None = None, timeout_s: float | None = None) -> bool:
+        """Wait until no router has anything left of what the table of this version no longer has.
+
+        A client that does not even follow that version is not waited for: it does not run.
+        """
+
+        def done() -> bool:
+            return self._ingresses_follow(version) and not any(
+                follower.applied >= version
+                and (
+                    follower.idle.version < version
+                    or endpoint in follower.idle.except_endpoints
+                    or backend in follower.idle.except_backends
+                )
+                for follower in self._followers.values()
+            )
+
+        return await self._changes.until(done, timeout_s)
+
+    async def measure(self) -> tuple[Counters, int]:
+        """Ask all routers for their counters, wait briefly, and add up what is known; also how many answered."""
+        self._number = number = self._number + 1
+        asked = {}
+        for connection in self._followers:
+            if not connection.slow:
+                connection.send(Count(number))
+                asked[connection.hello.id] = connection
+
+        def answered(id: str) -> bool:
+            return id in self._counts and self._counts[id][0] >= number
+
+        await self._changes.until(
+            lambda: all(answered(id) or connection not in self._followers for id, connection in asked.items()), _COUNT_PATIENCE_S
+        )
+        known = [_lasting(counters) if id in self._ended else counters for id, (_, counters) in self._counts.items()]
+        return add_up([self._total, *known]), sum(map(answered, asked))
+
+    def under_way(self) -> int:
+        """Requests that the routers had at their last count: queued or running."""
+        live = (counters for id, (_, counters) in self._counts.items() if id not in self._ended)
+        return sum(depth.in_flight for counters in live for depth in counters.queues)
+
+    def still_serving(self) -> bool:
+        """Whether a router has something left of what is no longer in the table."""
+        return any(follower.idle.except_endpoints or follower.idle.except_backends for follower in self._followers.values())
+
+    def __len__(self) -> int:
+        return len(self._followers)
+
+    def _ingresses_follow(self, version: int) -> bool:
+        following = {follower.connection.hello.id for follower in self._followers.values() if follower.applied >= version}
+        return self.ingresses <= following
+
+    def _late(self, version: int) -> list[_Follower]:
+        return [follower for follower in self._followers.values() if not follower.is_ingress and follower.applied < version]
+
+
+def add_up(several: Iterable[Counters]) -> Counters:
+    """The sum of the counters of several routers."""
+    requests: dict[tuple[str, str, int], tuple[int, float]] = {}
+    queues: dict[str, tuple[int, int]] = {}
+    dropped = retried = 0
+    for counters in several:
+        for request in counters.requests:
+            key = (request.endpoint, request.backend, request.status)
+            count, seconds = requests.get(key, (0, 0.0))
+            requests[key] = (count + request.count, seconds + request.seconds)
+        for depth in counters.queues:
+            queued, in_flight = queues.get(depth.backend, (0, 0))
+            queues[depth.backend] = (queued + depth.queued, in_flight + depth.in_flight)
+        dropped += counters.shadows_dropped
+        retried += counters.retried
+    return Counters(
+        tuple(RequestCount(*key, *sums) for key, sums in sorted(requests.items())),
+        tuple(QueueDepth(tag, *depths) for tag, depths in sorted(queues.items())),
+        dropped,
+        retried,
+    )
+
+
+def _lasting(counters: Counters) -> Counters:
+    """What stays of a router that has ended: its queues are gone."""
+    return msgspec.structs.replace(counters, queues=())

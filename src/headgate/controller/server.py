@@ -1,0 +1,181 @@
+"""Who may talk to the controller, and how do their messages reach it?
+
+One listener for all: drivers, processes with handles, ingresses and replicas. Each connection begins with a hello. What
+it then means is the owner's affair; here are only permission, framing, and a bound on what an idle reader is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from headgate.core import messages
+from headgate.core.messages import Hello, Message, RoutingTable
+from headgate.errors import WireError
+
+log = logging.getLogger("headgate.controller")
+
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
+_BACKLOG = 512
+
+
+class Owner(Protocol):
+    """What the server tells, all of it on the event loop."""
+
+    def connected(self, connection: Connection, hello: Hello) -> bool:
+        """A hello has come. False refuses the connection."""
+        ...
+
+    def received(self, connection: Connection, message: Message) -> None:
+        """A message after the hello."""
+        ...
+
+    def lost(self, connection: Connection) -> None:
+        """A connection that was accepted has ended."""
+        ...
+
+
+class Connection(asyncio.Protocol):
+    """One connection with the controller. Once it was accepted, `hello` says whose."""
+
+    hello: Hello
+
+    def __init__(self, owner: Owner, on_end: Callable[[Connection], None]) -> None:
+        self._owner = owner
+        self._on_end = on_end
+        self._decoder = messages.MessageDecoder()
+        self._transport: asyncio.Transport | None = None
+        self._accepted = False
+        self._slow = False
+        self._unsent: tuple[RoutingTable, bytes] | None = None
+
+    def send(self, message: Message) -> None:
+        """Queue a message; never blocks, drops it where the connection is lost."""
+        if self._transport is not None:
+            self._transport.write(messages.encode(message))
+
+    def send_table(self, table: RoutingTable, encoded: bytes) -> None:
+        """Send a routing table; to a peer that doesn't read only the latest, and only once it reads again."""
+        if self._slow:
+            self._unsent = (table, encoded)
+        elif self._transport is not None:
+            self._transport.write(encoded)
+
+    @property
+    def slow(self) -> bool:
+        """Whether the peer does not read what it was sent."""
+        return self._slow
+
+    def close(self) -> None:
+        """End the connection after what was sent."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # not asserted: uvloop's has no such base
+        peer = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid, uid, _ = _CREDENTIALS.unpack(peer)
+        if uid != os.getuid():
+            log.warning("refused a connection of process %d: it runs as user %d, this instance as %d", pid, uid, os.getuid())
+            self._refuse()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            received = self._decoder.received(data)
+        except WireError as error:
+            log.warning("%s: closed its connection: %s", self._name, error)
+            self._refuse()
+            return
+        for message in received:
+            if self._transport is None:
+                return
+            if self._accepted:
+                self._owner.received(self, message)
+            else:
+                self._first(message)
+
+    def pause_writing(self) -> None:
+        self._slow = True
+
+    def resume_writing(self) -> None:
+        self._slow = False
+        if self._unsent is not None:
+            table, encoded = self._unsent
+            self._unsent = None
+            self.send_table(table, encoded)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self._on_end(self)
+        if self._accepted:
+            self._owner.lost(self)
+
+    @property
+    def _name(self) -> str:
+        return f"{self.hello.role} {self.hello.id} (process {self.hello.pid})" if self._accepted else "an unknown process"
+
+    def _first(self, message: Message) -> None:
+        if not isinstance(message, Hello):
+            log.warning("refused a connection that did not begin with a hello")
+            self._refuse()
+            return
+        if message.protocol != messages.PROTOCOL:
+            log.warning("refused process %d: it speaks protocol %d, this instance %d", message.pid, message.protocol, messages.PROTOCOL)
+            self._refuse()
+            return
+        self.hello = message
+        if self._owner.connected(self, message):
+            self._accepted = True
+        else:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+            self._transport = None
+
+
+class ControlServer:
+    """Listens at `path`, for the same user's processes only."""
+
+    def __init__(self, path: str, owner: Owner) -> None:
+        self._path = path
+        self._owner = owner
+        self._server: asyncio.Server | None = None
+        self._connections: set[Connection] = set()
+
+    async def open(self) -> None:
+        """Take the place of whoever listened here before, and listen."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        mask = os.umask(0o077)
+        try:
+            listener.bind(self._path)
+        finally:
+            os.umask(mask)
+        self._server = await asyncio.get_running_loop().create_unix_server(self._accept, sock=listener, backlog=_BACKLOG)
+
+    async def close(self) -> None:
+        """Stop listening and end every connection, each after what was sent to it."""
+        if self._server is not None:
+            self._server.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+        for connection in list(self._connections):
+            connection.close()
+        for _ in range(100):
+            if not self._connections:
+                return
+            await asyncio.sleep(0.01)
+
+    def _accept(self) -> Connection:
+        connection = Connection(self._owner, self._connections.discard)
+        self._connections.add(connection)
+        return connection

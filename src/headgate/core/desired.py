@@ -1,0 +1,319 @@
+"""What should run, and what does a verb make of it?
+
+`apply` takes the state and a verb, and returns the new state or raises the error that the user gets: all or nothing.
+`routing_table` says what routers have to know, from the state and the replicas that run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from headgate.config import BackendConfig, ReplicaOptions, parse_config, suggest
+from headgate.core import traffic
+from headgate.core.messages import (
+    BackendEntry,
+    CreateBackend,
+    CreateEndpoint,
+    Definition,
+    DeleteBackend,
+    DeleteEndpoint,
+    EndpointEntry,
+    ReplicaEntry,
+    RoutingTable,
+    SetTraffic,
+    ShadowTraffic,
+    UpdateBackend,
+    UpdateBackendConfig,
+)
+from headgate.errors import AlreadyExistsError, ConfigError, InUseError, InvalidValueError, NotFoundError
+
+HTTP_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+RESERVED_PREFIX: Final = "/-/"
+ASYNC_CONCURRENCY: Final = 100
+
+
+class Backend(msgspec.Struct, frozen=True):
+    """One backend as it is asked for. `generation` is a number of its own for each version of code under each tag."""
+
+    tag: str
+    generation: int
+    definition: Definition
+    config: BackendConfig
+    options: ReplicaOptions
+
+    @property
+    def concurrency(self) -> int:
+        """Calls of user code that one replica runs at once."""
+        return concurrency_of(self.definition, self.config)
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """One endpoint as it is asked for. `backend` is what it was created with, so that the same again is a no-op."""
+
+    name: str
+    route: str | None
+    methods: tuple[str, ...]
+    backend: str | None
+    weights: dict[str, float] = {}
+    shadows: dict[str, float] = {}
+
+
+class State(msgspec.Struct, frozen=True):
+    """Everything that is asked for. Never changed in place."""
+
+    backends: dict[str, Backend] = {}
+    endpoints: dict[str, Endpoint] = {}
+    next_generation: int = 1
+
+
+class Copy(msgspec.Struct, frozen=True):
+    """A ready replica, as routers are told of it."""
+
+    id: str
+    backend: str
+    address: str
+    token: str
+
+
+StateVerb = (
+    CreateBackend | UpdateBackend | DeleteBackend | UpdateBackendConfig | CreateEndpoint | DeleteEndpoint | SetTraffic | ShadowTraffic
+)
+"""The verbs that change what is asked for."""
+
+
+def concurrency_of(definition: Definition, config: BackendConfig) -> int:
+    """Calls of user code that one replica runs at once: as configured, else 100 for async handlers, 1 for others and for batches."""
+    if config.concurrency is not None:
+        return config.concurrency
+    takes_batches = any(method.is_batch for method in definition.methods.values())
+    return ASYNC_CONCURRENCY if definition.any_async and not takes_batches else 1
+
+
+def apply(state: State, verb: StateVerb) -> State:
+    """The state after the verb. Raises the error of the contract, and then nothing has changed."""
+    match verb:
+        case CreateBackend():
+            return _create_backend(state, verb)
+        case UpdateBackend():
+            return _update_backend(state, verb)
+        case DeleteBackend():
+            return _delete_backend(state, verb)
+        case UpdateBackendConfig():
+            return _update_backend_config(state, verb)
+        case CreateEndpoint():
+            return _create_endpoint(state, verb)
+        case DeleteEndpoint():
+            endpoint = _endpoint(state, verb.name)
+            rest = {name: other for name, other in state.endpoints.items() if name != endpoint.name}
+            return msgspec.structs.replace(state, endpoints=rest)
+        case SetTraffic():
+            return _set_traffic(state, verb)
+        case ShadowTraffic():
+            return _shadow_traffic(state, verb)
+
+
+def with_backend(state: State, backend: Backend) -> State:
+    """The state with this backend in the place of the one under its tag."""
+    return msgspec.structs.replace(state, backends=state.backends | {backend.tag: backend})
+
+
+def users_of(state: State, tag: str) -> list[str]:
+    """The endpoints that send requests or copies to a backend."""
+    return [name for name, endpoint in state.endpoints.items() if endpoint.weights.get(tag, 0) > 0 or tag in endpoint.shadows]
+
+
+def _create_backend(state: State, verb: CreateBackend) -> State:
+    _check_name("backend tag", verb.tag)
+    if verb.tag in state.backends:
+        raise AlreadyExistsError(
+            f"backend {verb.tag!r} exists already; replace its code with update_backend, or choose another tag "
+            "(list_backends() shows those in use)"
+        )
+    _check_fit(verb.tag, verb.definition, verb.config)
+    backend = Backend(verb.tag, state.next_generation, verb.definition, verb.config, verb.options)
+    return msgspec.structs.replace(with_backend(state, backend), next_generation=state.next_generation + 1)
+
+
+def _update_backend(state: State, verb: UpdateBackend) -> State:
+    old = _backend(state, verb.tag)
+    _check_fit(verb.tag, verb.definition, old.config)
+    new = msgspec.structs.replace(old, generation=state.next_generation, definition=verb.definition)
+    return msgspec.structs.replace(with_backend(state, new), next_generation=state.next_generation + 1)
+
+
+def _delete_backend(state: State, verb: DeleteBackend) -> State:
+    _backend(state, verb.tag)
+    users = users_of(state, verb.tag)
+    if users:
+        named = ", ".join(repr(name) for name in users)
+        raise InUseError(
+            f"backend {verb.tag!r} is used by endpoint {named}; give it weight 0 by set_traffic (shadows: shadow_traffic(…, 0)) first"
+        )
+    # What an endpoint says of it with weight 0 would be a name that leads nowhere.
+    endpoints = {
+        name: msgspec.structs.replace(endpoint, weights={tag: weight for tag, weight in endpoint.weights.items() if tag != verb.tag})
+        for name, endpoint in state.endpoints.items()
+    }
+    backends = {tag: backend for tag, backend in state.backends.items() if tag != verb.tag}
+    return msgspec.structs.replace(state, backends=backends, endpoints=endpoints)
+
+
+def _update_backend_config(state: State, verb: UpdateBackendConfig) -> State:
+    old = _backend(state, verb.tag)
+    config = parse_config(verb.config if verb.config is not None else verb.changes, old.config)
+    _check_fit(verb.tag, old.definition, config)
+    return with_backend(state, msgspec.structs.replace(old, config=config))
+
+
+def _create_endpoint(state: State, verb: CreateEndpoint) -> State:
+    _check_name("endpoint name", verb.name)
+    if verb.route is not None:
+        _check_route(verb.route)
+    methods = _check_methods(verb.methods)
+    if verb.backend is not None:
+        _backend(state, verb.backend)
+    old = state.endpoints.get(verb.name)
+    if old is not None:
+        if (old.route, old.methods, old.backend) == (verb.route, methods, verb.backend):
+            return state
+        raise AlreadyExistsError(
+            f"endpoint {verb.name!r} exists already, with route {old.route!r} and methods {', '.join(old.methods)}; "
+            "delete it with delete_endpoint first, or choose another name"
+        )
+    for other in state.endpoints.values():
+        if verb.route is not None and other.route == verb.route:
+            raise AlreadyExistsError(
+                f"route {verb.route!r} is taken by endpoint {other.name!r}; choose another route, or delete that endpoint first"
+            )
+    weights = {} if verb.backend is None else {verb.backend: 1.0}
+    return _with_endpoint(state, Endpoint(verb.name, verb.route, methods, verb.backend, weights))
+
+
+def _set_traffic(state: State, verb: SetTraffic) -> State:
+    endpoint = _endpoint(state, verb.endpoint)
+    weights = traffic.check_weights(verb.weights)
+    for tag in weights:
+        _backend(state, tag)
+    return _with_endpoint(state, msgspec.structs.replace(endpoint, weights=weights))
+
+
+def _shadow_traffic(state: State, verb: ShadowTraffic) -> State:
+    endpoint = _endpoint(state, verb.endpoint)
+    proportion = traffic.check_proportion(verb.proportion)
+    _backend(state, verb.backend)
+    shadows = {tag: share for tag, share in endpoint.shadows.items() if tag != verb.backend}
+    if proportion > 0:
+        shadows[verb.backend] = proportion
+    return _with_endpoint(state, msgspec.structs.replace(endpoint, shadows=shadows))
+
+
+def _with_endpoint(state: State, endpoint: Endpoint) -> State:
+    return msgspec.structs.replace(state, endpoints=state.endpoints | {endpoint.name: endpoint})
+
+
+def _backend(state: State, tag: str) -> Backend:
+    found = state.backends.get(tag)
+    if found is None:
+        raise NotFoundError(f"there is no backend {tag!r}{_hint(tag, state.backends, 'list_backends')}")
+    return found
+
+
+def _endpoint(state: State, name: str) -> Endpoint:
+    found = state.endpoints.get(name)
+    if found is None:
+        raise NotFoundError(f"there is no endpoint {name!r}{_hint(name, state.endpoints, 'list_endpoints')}")
+    return found
+
+
+def _hint(name: str, known: Mapping[str, Any], verb: str) -> str:
+    return suggest(name, list(known)) or f"; {verb}() shows those that are"
+
+
+def _check_name(what: str, name: str) -> None:
+    if not name:
+        raise InvalidValueError(f"a {what} must not be empty")
+    _check_text(what, name)
+
+
+def _check_text(what: str, text: str) -> None:
+    if any(ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0 for char in text):
+        raise InvalidValueError(f"a {what} must not have control characters, got {text!r}")
+    if any(0xD800 <= ord(char) < 0xE000 for char in text):
+        raise InvalidValueError(f"a {what} must be text that UTF-8 can encode, got {text!r}")
+
+
+def _check_route(route: str) -> None:
+    _check_text("route", route)
+    if not route.startswith("/"):
+        raise InvalidValueError(f"a route begins with '/', got {route!r}")
+    if route.startswith(RESERVED_PREFIX):
+        raise InvalidValueError(f"routes under {RESERVED_PREFIX!r} are Headgate's own, got {route!r}; choose another")
+
+
+def _check_methods(methods: Iterable[str]) -> tuple[str, ...]:
+    checked: dict[str, None] = {}
+    for method in methods:
+        upper = method.upper()
+        if upper not in HTTP_METHODS:
+            hint = suggest(upper, HTTP_METHODS) or f"; known are {', '.join(HTTP_METHODS)}"
+            raise InvalidValueError(f"{method!r} is not an HTTP method that can be served{hint}")
+        checked[upper] = None
+    if not checked:
+        raise InvalidValueError("an endpoint needs at least one HTTP method, such as methods=('GET',)")
+    return tuple(checked)
+
+
+def _check_fit(tag: str, definition: Definition, config: BackendConfig) -> None:
+    """Refuse a config that this code can't run with."""
+    if config.max_batch_size > 1 and not any(method.is_batch for method in definition.methods.values()):
+        raise ConfigError(
+            f"config: max_batch_size={config.max_batch_size}, but {definition.name} of backend {tag!r} does not take batches; "
+            "mark it with @serve.accept_batch"
+        )
+    known = [name for name in definition.methods if name]
+    for name in config.http_methods:
+        if name != "__call__" and name not in definition.methods:
+            hint = suggest(name, known) or (f"; its methods are {', '.join(known)}" if known else "; it has no methods")
+            raise ConfigError(f"config: http_methods: {definition.name} of backend {tag!r} has no method {name!r}{hint}")
+
+
+def routing_table(
+    state: State,
+    copies: Iterable[Copy],
+    *,
+    coming: Mapping[str, int],
+    base: RoutingTable,
+) -> RoutingTable:
+    """What routers follow: `base` has what does not depend on the state; `coming` counts replicas on their way, by backend."""
+    ready: dict[str, list[ReplicaEntry]] = {}
+    for copy in copies:
+        ready.setdefault(copy.backend, []).append(ReplicaEntry(copy.id, copy.address, copy.token))
+    backends = {tag: _backend_entry(backend, tuple(ready.get(tag, ())), coming.get(tag, 0)) for tag, backend in state.backends.items()}
+    endpoints = {
+        name: EndpointEntry(name, endpoint.route, endpoint.methods, endpoint.weights, endpoint.shadows)
+        for name, endpoint in state.endpoints.items()
+    }
+    return msgspec.structs.replace(base, endpoints=endpoints, backends=backends)
+
+
+def _backend_entry(backend: Backend, replicas: tuple[ReplicaEntry, ...], starting: int) -> BackendEntry:
+    config, methods = backend.config, backend.definition.methods
+    return BackendEntry(
+        tag=backend.tag,
+        concurrency=backend.concurrency,
+        max_batch_size=config.max_batch_size,
+        is_batch=any(method.is_batch for method in methods.values()),
+        batch_wait_timeout=config.batch_wait_timeout,
+        max_concurrent_queries=config.max_concurrent_queries,
+        max_queued_queries=config.max_queued_queries,
+        request_timeout=config.request_timeout,
+        idempotent=config.idempotent,
+        http_methods=config.http_methods,
+        methods=tuple(methods),
+        replicas=replicas,
+        starting=starting,
+        wanted=config.num_replicas,
+    )
