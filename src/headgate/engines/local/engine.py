@@ -40,6 +40,7 @@ from headgate.errors import InvalidValueError, NotFoundError, NotRunningError, R
 
 INGRESS: Final = "ingress"
 REPLICA: Final = "replica"
+_LAST_WORDS_TURNS: Final = 16
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,35}")
 
 
@@ -146,7 +147,7 @@ class LocalEngine:
         process.unsent.clear()
         if process.role == INGRESS:
             self._is_ready(process, "")
-        elif hello.state == "ready":
+        elif hello.address:
             self._is_ready(process, hello.address)
         return True
 
@@ -234,6 +235,8 @@ class LocalEngine:
         self._tell(Close())
         await asyncio.wait([self._closed])
         self._leave()
+        for one in list(self._processes):  # those whose last words were still waited for
+            self._has_ended(one, "killed by SIGKILL")
 
     # Processes.
 
@@ -313,6 +316,17 @@ class LocalEngine:
         if not process.started.done():
             process.started.set_result(None)
 
+    def _hear_of_end(self, id: str, reason: str, turns: int) -> None:
+        """Note an end; of one that was still starting a few turns of the loop later.
+
+        What it said last, such as why its constructor failed, was in the control socket before it ended, and is read by then.
+        """
+        process = self._processes.get(id)
+        if process is not None and not process.started.done() and turns:
+            self._loop.call_soon(self._hear_of_end, id, reason, turns - 1)
+        else:
+            self._has_ended(id, reason)
+
     def _has_ended(self, id: str, reason: str) -> None:
         process = self._processes.pop(id, None)
         if process is None:
@@ -340,12 +354,12 @@ class LocalEngine:
         records = self._channel.receive()
         if records is None:  # the supervisor is gone, and with it all that it started
             self._leave()
-            for running in list(self._processes):
-                self._has_ended(running, "killed with the supervisor")
+            for one in list(self._processes):
+                self._has_ended(one, "killed with the supervisor")
             return
         for record in records:
             if isinstance(record, Exited):
-                self._has_ended(record.id, record.reason)
+                self._hear_of_end(record.id, record.reason, _LAST_WORDS_TURNS)
             elif isinstance(record, Spawned):
                 process = self._processes.get(record.id)
                 if process is not None:
