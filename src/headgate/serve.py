@@ -21,6 +21,7 @@ import functools
 import importlib
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar
@@ -147,6 +148,8 @@ class Instance:
             config: keys of `BackendConfig` to set, or a whole one.
             ray_actor_options: what each replica takes: keys of `ReplicaOptions`, such as `{"num_gpus": 1}`.
 
+        Warns (`UserWarning`) where the code has required parameters that no HTTP request can give.
+
         Raises, and then nothing of the backend exists: `AlreadyExistsError` or `InvalidValueError` (`ValueError`) for a tag
         that is taken or no name, and for arguments to a function; `InvalidTypeError` (`TypeError`) for what isn't callable;
         `ConfigError` (`ValueError`), for a wrong type `ConfigTypeError` (also a `TypeError`); `InsufficientResourcesError`
@@ -158,8 +161,10 @@ class Instance:
 
         self._check_running(changing="create_backend")
         _text("a backend tag", tag)
-        parsed_config, options = parse_config(config), parse_options(ray_actor_options)
-        self._verb(CreateBackend(tag, definition.describe(func_or_class, init_args, init_kwargs), parsed_config, options))
+        checked, options = parse_config(config), parse_options(ray_actor_options)
+        described = definition.describe(func_or_class, init_args, init_kwargs)
+        _warn(definition.http_warnings(described, checked.http_methods))
+        self._verb(CreateBackend(tag, described, checked, options))
 
     def update_backend(
         self, tag: str, func_or_class: Callable[..., Any], /, *init_args: Any, allow_gap: bool = False, **init_kwargs: Any
@@ -184,7 +189,9 @@ class Instance:
         self._check_running(changing="update_backend")
         _text("a backend tag", tag)
         _flag("allow_gap", allow_gap)
-        self._verb(UpdateBackend(tag, definition.describe(func_or_class, init_args, init_kwargs), allow_gap))
+        described = definition.describe(func_or_class, init_args, init_kwargs)
+        _warn(definition.http_warnings(described))
+        self._verb(UpdateBackend(tag, described, allow_gap))
 
     def delete_backend(self, tag: str) -> None:
         """Drain and stop a backend's replicas; the tag can be used again at once.
@@ -505,8 +512,9 @@ def _connect(settings: InstanceSettings, given: Mapping[str, Any], *, started: b
             if wanted.get("http_port") == 0:
                 del wanted["http_port"]
             connection.verb(CompareInit(wanted))
-        connection.welcome()
-        return Instance(connection, owned=started and not settings.detached)
+        instance = Instance(connection, owned=started and not settings.detached)
+        instance._http_urls = connection.welcome().http_urls
+        return instance
     except BaseException:
         if started:  # interrupted, as by Ctrl-C
             connection.verb(Shutdown())
@@ -606,6 +614,13 @@ def _path(what: str, value: object) -> str | None:
     if not path:
         raise InvalidValueError(f"{what} must not be empty; leave it out")
     return os.path.abspath(path)
+
+
+def _warn(texts: list[str]) -> None:
+    from headgate.router import connection as connections
+
+    for text in texts:
+        warnings.warn(text, UserWarning, stacklevel=connections.frames_to_the_caller())
 
 
 def _methods(methods: object) -> tuple[str, ...]:

@@ -74,7 +74,7 @@ class Connection:
         """
         done = self._wait(self._call(verb))
         for text in done.warnings:
-            warnings.warn(text, RuntimeWarning, stacklevel=_frames_to_the_caller())
+            warnings.warn(text, RuntimeWarning, stacklevel=frames_to_the_caller())
         if done.error is not None:
             raise rebuild(done.error)
         return done.result
@@ -307,8 +307,8 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
         loop.close()
 
 
-def _frames_to_the_caller() -> int:
-    """How far up the stack user code is, so that a warning names a line of it."""
+def frames_to_the_caller() -> int:
+    """How far up the stack user code is, as `warnings.warn` counts it, so that a warning names a line of it."""
     depth = 1
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__", "").startswith("headgate."):
