@@ -54,7 +54,7 @@ def plain() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def headgate() -> Iterator[str]:
+def served() -> Iterator[str]:
     """One ingress, one replica; yields its address."""
     with serve.init("benchmark-noop", http_port=0) as instance:
         serve.create_backend("noop", noop)
@@ -87,10 +87,10 @@ def main() -> int:
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is needed: `apt-get install wrk`")
     rates: dict[str, list[float]] = {"plain ASGI with a hop": [], "headgate": []}
-    with tempfile.TemporaryDirectory() as folder, plain() as plain_url, headgate() as headgate_url:
+    with tempfile.TemporaryDirectory() as folder, plain() as plain_url, served() as served_url:
         script = Path(folder, "post.lua")
         script.write_text(REQUEST)
-        urls = dict(zip(rates, (plain_url, headgate_url), strict=True))
+        urls = dict(zip(rates, (plain_url, served_url), strict=True))
         for url in urls.values():  # not counted: windows grow, caches fill
             measure(url, str(script), 1)
         for number in range(options.rounds):

@@ -67,7 +67,7 @@ _WRONG = serve.Response('{"error": "pixels must be 64 numbers from 0 to 16"}', s
 
 
 def _pixels_of(request: serve.Request) -> list[float] | None:
-    given = request.get_json(silent=True)
+    given = request.get_json(force=True, silent=True)  # as curl -d sends it, too
     pixels = given.get("pixels") if isinstance(given, dict) else None
     if not isinstance(pixels, list) or len(pixels) != 64:
         return None
@@ -167,7 +167,7 @@ def _row(answers: list[Answer], total: int) -> list[str]:
 
 
 def _accuracy(answers: list[Answer]) -> float:
-    return sum(answer.body["digit"] == answer.digit for answer in answers) / len(answers)
+    return sum(bool(answer.body["digit"] == answer.digit) for answer in answers) / len(answers)
 
 
 def check(host: str, measured: Measured) -> list[str]:

@@ -105,7 +105,7 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def demo_url() -> Iterator[str]:
     with subprocess.Popen([sys.executable, "-u", DEMO, "--port", "0"], stdout=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None
