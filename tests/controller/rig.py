@@ -1,0 +1,251 @@
+"""A controller with a fake engine, and the processes around it: ingresses, routers and drivers that do as they are told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from headgate.config import BackendConfig, ReplicaOptions
+from headgate.controller.controller import Controller
+from headgate.core import messages
+from headgate.core.messages import (
+    Applied,
+    Count,
+    Counted,
+    Counters,
+    CreateBackend,
+    CreateEndpoint,
+    Definition,
+    Describe,
+    Description,
+    Hello,
+    Idle,
+    Message,
+    MethodInfo,
+    RoutingTable,
+    Shutdown,
+    Verb,
+    VerbCall,
+    VerbDone,
+)
+from headgate.engines.base import IngressSpec, InstanceSettings, ReplicaSpec
+from headgate.errors import rebuild
+from headgate.router.control import ControlLink
+from headgate.testing import FakeEngine
+
+PATIENCE_S = 10.0
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    """Wait until it is so."""
+    deadline = asyncio.get_running_loop().time() + PATIENCE_S
+    while not condition():
+        if asyncio.get_running_loop().time() > deadline:
+            raise AssertionError(f"not within {PATIENCE_S:g} s: {what}")
+        await asyncio.sleep(0.002)
+
+
+def definition(name: str = "f", payload: bytes = b"code", **methods: MethodInfo) -> Definition:
+    """A function; with `methods`, a class."""
+    return Definition(payload=payload, kind="class" if methods else "function", name=name, methods={"": MethodInfo("")} | methods)
+
+
+def create(tag: str, *, code: Definition | None = None, options: ReplicaOptions | None = None, **config: Any) -> CreateBackend:
+    return CreateBackend(tag, code or definition(), BackendConfig(**config), options or ReplicaOptions())
+
+
+def settings_in(folder: str, **changes: Any) -> InstanceSettings:
+    given: dict[str, Any] = {
+        "name": "test",
+        "folder": folder,
+        "state_dir": folder,
+        "state_kept": False,
+        "http_host": "127.0.0.1",
+        "http_port": 0,
+        "num_ingresses": 1,
+        "max_body_bytes": 1000,
+        "max_inflight_bytes": 10000,
+        "resources": {},
+        "detached": False,
+        "debug": False,
+        "ssl_certfile": None,
+        "ssl_keyfile": None,
+        "driver_pid": os.getpid(),
+    }
+    return InstanceSettings(**given | changes)
+
+
+class Process:
+    """A process with a router, or a driver without one; it follows tables unless it is `frozen`."""
+
+    def __init__(self, path: str, role: str, id: str, token: str = "", *, routes: bool = True) -> None:
+        self.id = id
+        self.tables: list[RoutingTable] = []
+        self.arrived: list[Message] = []
+        self.frozen = False
+        self.busy_endpoints: tuple[str, ...] = ()
+        self.busy_backends: tuple[str, ...] = ()
+        self.counters = Counters()
+        self.link = ControlLink(path, lambda: Hello(messages.PROTOCOL, role, id, os.getpid(), token, routes), self._received)
+        self.link.start()
+
+    @property
+    def table(self) -> RoutingTable:
+        return self.tables[-1]
+
+    def replicas(self, tag: str) -> list[str]:
+        """The ids of the ready replicas that its table has."""
+        return [replica.id for replica in self.table.backends[tag].replicas]
+
+    def is_idle(self, version: int | None = None) -> None:
+        self.busy_endpoints = self.busy_backends = ()
+        self.link.send(Idle(self.table.version if version is None else version))
+
+    def _received(self, message: Message) -> None:
+        self.arrived.append(message)
+        if isinstance(message, RoutingTable):
+            self.tables.append(message)
+            if not self.frozen:
+                self.link.send(Applied(message.version))
+                gone = tuple(name for name in self.busy_endpoints if name not in message.endpoints)
+                self.link.send(Idle(message.version, gone, tuple(tag for tag in self.busy_backends if tag not in message.backends)))
+        elif isinstance(message, Count) and not self.frozen:
+            self.link.send(Counted(message.number, self.counters))
+
+
+class Rig:
+    """One instance: its folder, its engine, its controller (the latest), and everybody who is connected."""
+
+    def __init__(self, folder: str, engine: FakeEngine, settings: InstanceSettings) -> None:
+        self.folder = folder
+        self.engine = engine
+        self.settings = settings
+        self.processes: list[Process] = []
+        self._ingresses: dict[str, Process] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._ingress_keeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin a controller and the ingresses that it starts, and connect a driver."""
+        self._task = asyncio.create_task(Controller(self.settings, self.engine, ("http://127.0.0.1:1234",)).run())
+        self._ingress_keeper = asyncio.create_task(self._keep_ingresses())
+        if not self.processes:
+            self.driver = self.process("driver", routes=False)
+        await asyncio.wait_for(self.driver.link.connected(), PATIENCE_S)
+        await until(lambda: self.engine.is_serving, "the engine is told that HTTP answers")
+
+    async def crash(self) -> None:
+        """Kill the controller where it stands; what the engine runs lives on, for the next one."""
+        assert self._task is not None
+        assert self._ingress_keeper is not None
+        self.engine = self.engine.successor()  # before anything can be undone
+        for task in (self._ingress_keeper, self._task):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def ended(self) -> None:
+        """Wait until the controller has ended by itself."""
+        assert self._task is not None
+        await asyncio.wait_for(self._task, PATIENCE_S)
+
+    @property
+    def ingress(self) -> Process:
+        """The first ingress that runs."""
+        return next(process for id, process in self._ingresses.items() if id in self.engine.running())
+
+    def process(self, id: str, *, routes: bool = True) -> Process:
+        """Connect a process of the user."""
+        process = Process(self.settings.control_path, "client", id, routes=routes)
+        self.processes.append(process)
+        return process
+
+    async def try_verb(self, verb: Verb) -> VerbDone:
+        return await asyncio.wait_for(self.driver.link.call(verb), PATIENCE_S)
+
+    async def verb(self, verb: Verb) -> VerbDone:
+        """Send a verb and wait for its end; raises its error."""
+        done = await self.try_verb(verb)
+        if done.error is not None:
+            raise rebuild(done.error)
+        return done
+
+    async def repeat(self, id: str, verb: Verb) -> VerbDone:
+        """Send a verb under an id of its own, as a process does that lost its connection."""
+        answers: list[VerbDone] = []
+        link = self.driver.link
+        future: asyncio.Future[VerbDone] = asyncio.get_running_loop().create_future()
+        link._verbs[id] = (VerbCall(id, verb), future)  # what ControlLink.call does, but for the id
+        link.send(VerbCall(id, verb))
+        try:
+            answers.append(await asyncio.wait_for(future, PATIENCE_S))
+        finally:
+            link._verbs.pop(id, None)
+        return answers[0]
+
+    async def create(self, tag: str, **config: Any) -> None:
+        await self.verb(create(tag, **config))
+
+    async def endpoint(self, name: str, backend: str | None = None) -> None:
+        await self.verb(CreateEndpoint(name, f"/{name}", ("GET",), backend))
+
+    async def describe(self) -> Description:
+        return msgspec.msgpack.decode((await self.verb(Describe())).result, type=Description)
+
+    def replicas(self, tag: str) -> list[str]:
+        """The ids of the replicas of a backend that the engine runs."""
+        running = self.engine.running().values()
+        return [found.id for found in running if isinstance(found.spec, ReplicaSpec) and found.spec.backend == tag]
+
+    async def shut_down(self) -> None:
+        await self.verb(Shutdown())
+        await self.ended()
+
+    async def close(self) -> None:
+        for process in [*self.processes, *self._ingresses.values()]:
+            await process.link.close()
+        for task in (self._ingress_keeper, self._task):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+
+    async def _keep_ingresses(self) -> None:
+        """Be the processes of the ingresses that the engine runs."""
+        while True:
+            for id, found in self.engine.running().items():
+                if isinstance(found.spec, IngressSpec) and id not in self._ingresses:
+                    self._ingresses[id] = Process(self.settings.control_path, "ingress", id, found.spec.token)
+            for id in [id for id in self._ingresses if id not in self.engine.running()]:
+                await self._ingresses.pop(id).link.close()
+            await asyncio.sleep(0.002)
+
+
+def play(
+    scene: Callable[[Rig], Awaitable[None]],
+    *,
+    resources: dict[str, float] | None = None,
+    state_dir: Path | None = None,
+    **settings: Any,
+) -> None:
+    """Run a scene on a running instance."""
+
+    async def main() -> None:
+        with tempfile.TemporaryDirectory(prefix="hg-") as folder:
+            if state_dir is not None:
+                settings.update(state_dir=str(state_dir), state_kept=True)
+            rig = Rig(folder, FakeEngine(resources), settings_in(folder, **settings))
+            try:
+                await rig.start()
+                await asyncio.wait_for(scene(rig), 60)
+            finally:
+                await rig.close()
+
+    asyncio.run(main())
