@@ -442,7 +442,7 @@ class MessageDecoder:
                 break
             try:
                 messages.append(_decoder.decode(memoryview(self._buffer)[offset + _LENGTH.size : stop]))
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise WireError(f"not a control message: {error}; close this connection") from error
             offset = stop
         del self._buffer[:offset]
