@@ -266,8 +266,6 @@ def ingress(
         await stop
         server.close()
         await service.drain(0.01)
-        while service.connections:
-            await asyncio.sleep(0.001)
 
     ended: list[asyncio.Future[None]] = []
     thread = threading.Thread(target=uvloop.run, args=(serve(),))

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
+import struct
 from collections import deque
 from time import monotonic
 from typing import Final, cast
@@ -26,6 +28,8 @@ from headgate.ingress.service import Service, logger
 SLICE_BYTES: Final = 4096
 _LARGE_PIECE_BYTES: Final = 16 * 1024
 _MAX_TIMEOUT_MS: Final = 1 << 40
+_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
+_ESTABLISHED: Final = 1  # the first byte of TCP_INFO
 
 _SPECIAL: Final = frozenset(
     (
@@ -130,9 +134,7 @@ class Connection(asyncio.Protocol):
         if self._deaf:
             return
         if self._backlog or self._waiting or len(data) > SLICE_BYTES or self._quiet_bytes + len(data) > self.service.limits.head_bytes:
-            self._backlog += data
-            self.service.admission.held_bytes += len(data)
-            self._feed_backlog()
+            self._feed_backlog(data)
         else:
             self._quiet_bytes += len(data)
             self._feed(data)
@@ -307,12 +309,18 @@ class Connection(asyncio.Protocol):
             last.framing = CLOSE
 
     def abort(self) -> None:
-        """Cut the connection."""
+        """Cut the connection, so that the client can tell it from an end."""
         self._drop()
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.transport.abort()
 
     def check(self, now: float) -> None:
         """Called once a second: end what has been in the same state for too long."""
+        if self._paused and self._client_is_gone():
+            self.abort()
+            return
         state, count, limit_s = self._state()
         if (state, count) != self._mark:
             self._mark, self._marked_at = (state, count), now
@@ -324,6 +332,11 @@ class Connection(asyncio.Protocol):
                 self._refuse_input(Refusal(408, f"the request's {state} took longer than {limit_s:g} s"))
             else:
                 self.abort()
+
+    def _client_is_gone(self) -> bool:
+        """Ask the kernel: the loop doesn't tell while reading is paused."""
+        sock = self.transport.get_extra_info("socket")
+        return sock is not None and sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _ESTABLISHED
 
     def _state(self) -> tuple[str, int, float]:
         """What is waited for, a number that changes with progress, and how long that may last."""
@@ -362,8 +375,10 @@ class Connection(asyncio.Protocol):
                     self._refuse_input(_refusal_of(error))
             return
 
-    def _feed_backlog(self) -> None:
-        limits, backlog = self.service.limits, self._backlog
+    def _feed_backlog(self, more: bytes = b"") -> None:
+        limits, admission = self.service.limits, self.service.admission
+        backlog, self._backlog = self._backlog + more, b""
+        admission.held_bytes -= len(backlog) - len(more)
         view, offset = memoryview(backlog), 0
         while offset < len(backlog) and not self._waiting and not self._deaf:
             room = limits.head_bytes - self._quiet_bytes
@@ -378,9 +393,9 @@ class Connection(asyncio.Protocol):
             self._quiet_bytes += len(part)
             offset += len(part)
             self._feed(part)
-        rest = b"" if self._deaf else backlog[offset:]
-        self.service.admission.held_bytes += len(rest) - len(self._backlog)
-        self._backlog = rest
+        if not self._deaf:
+            self._backlog = backlog[offset:]
+            admission.held_bytes += len(self._backlog)
         self._pause_or_resume()
 
     def _pause_or_resume(self) -> None:
