@@ -252,6 +252,8 @@ def _full_request(head: wire.HttpHead, body: bytes) -> wrappers.Request:
             value = environ[key] + ("; " if name == "cookie" else ",") + value
         environ[key] = value
     request = wrappers.Request(environ)
-    request.max_form_memory_size = None  # the whole body is in memory already, and has its own limit
+    # The body is in memory already, so its files need no temporary ones that somebody would have to close.
+    request._get_file_stream = lambda *_args, **_kwargs: io.BytesIO()  # type: ignore[method-assign]  # meant to be replaced
+    request.max_form_memory_size = None  # the body as a whole has its own limit
     request.headers = Headers(pairs)  # as they came: repeated ones apart, and none mistaken for another
     return request

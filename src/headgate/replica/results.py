@@ -19,13 +19,13 @@ def split_batch(result: Any, size: int) -> list[Any]:
     if isinstance(result, list | tuple):
         if len(result) == size:
             return list(result)
-        raise _refused(f"a {type(result).__name__} of {len(result)}", size)
+        raise _refused(f"{type(result).__name__} of {len(result)}", size)
     shape = getattr(result, "shape", None)
     if shape is None or hasattr(result, "columns"):  # a table's columns are not its first dimension
-        raise _refused(_article(type(result).__name__), size)
+        raise _refused("None" if result is None else type(result).__name__, size)
     shape = tuple(shape)
     if not shape or shape[0] != size:
-        raise _refused(f"{_article(type(result).__name__)} of shape {shape}", size)
+        raise _refused(f"{type(result).__name__} of shape {shape}", size)
     return list(result)
 
 
@@ -33,9 +33,5 @@ def _refused(what: str, size: int) -> BatchResultError:
     plural = "" if size == 1 else "s"
     return BatchResultError(
         f"a batch handler must return one answer for each request, in a list, tuple, array, tensor or Series; "
-        f"for {size} request{plural} it returned {what}"
+        f"for {size} request{plural} it returned: {what}"
     )
-
-
-def _article(name: str) -> str:
-    return "None" if name == "NoneType" else f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
