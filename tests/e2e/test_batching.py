@@ -63,7 +63,7 @@ def test_forty_dripping_requests_leave_in_three_or_four_batches_none_undersized(
     batches = [(int(number), int(size)) for number, size in (body.split() for body, _ in answers)]
     numbers = [number for number, _ in batches]
     assert numbers == sorted(numbers)  # in order of age
-    sizes = {number: size for number, size in batches}
+    sizes = dict(batches)
     assert sum(sizes.values()) == 40
     assert len(sizes) in (3, 4)
     # While a batch ran, all that came waited for the next: about 25 in 100 ms, at most 32. Only the first and the last may be small.
@@ -128,16 +128,16 @@ def test_what_is_not_one_answer_for_each_request_fails_the_batch_and_says_what_c
 def test_numpy_answers_are_split_by_their_first_dimension(instance: serve.Instance) -> None:
     @serve.accept_batch
     def handler(x: list[Any]) -> Any:
-        import numpy
+        import numpy as np
 
-        return numpy.stack(x) * 2
+        return np.stack(x) * 2
 
-    import numpy
+    import numpy as np
 
     instance.create_backend("b", handler, config={"max_batch_size": 4, "batch_wait_timeout": 0.05})
     instance.create_endpoint("b", backend="b")
     handle = instance.get_handle("b")
-    answers = serve.get([handle.remote(numpy.full(3, number)) for number in range(6)])
+    answers = serve.get([handle.remote(np.full(3, number)) for number in range(6)])
     assert [answer.tolist() for answer in answers] == [[number * 2] * 3 for number in range(6)]
 
 

@@ -57,7 +57,7 @@ def split(instance: serve.Instance) -> Iterator[serve.Instance]:
         instance.create_backend(tag, answers(tag))
     instance.create_endpoint("e", "/e")
     instance.set_traffic("e", {"a": 0.7, "b": 0.3})
-    yield instance
+    return instance
 
 
 def test_ten_thousand_requests_split_as_the_weights_say(split: serve.Instance) -> None:
