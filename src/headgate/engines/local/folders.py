@@ -167,11 +167,25 @@ def remove(path: str) -> None:
         pass
 
 
-def remove_instance(folder: str) -> None:
-    """Remove the folder of an instance that ends, and the base folder where that was the last one."""
-    shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        os.rmdir(os.path.dirname(folder))
+def remove_instance(folder: str, *, is_starter: bool = False) -> None:
+    """Remove the folder of an instance that ends, and the base folder where that was the last one.
+
+    Where somebody waits in `starting` to have the folder next, it is left to them, empty. `is_starter`: we are that one.
+    """
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        is_ours = is_starter or _try_lock(lock, fcntl.LOCK_EX)
+        for name in sorted(os.listdir(folder), key=lambda name: name == "lock"):  # that one last: without it the folder counts as free
+            remove(f"{folder}/{name}")
+        if is_ours:
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+                os.rmdir(os.path.dirname(folder))
+    finally:
+        os.close(lock)
 
 
 def sweep(base: str) -> None:

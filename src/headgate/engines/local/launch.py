@@ -26,6 +26,7 @@ from headgate.errors import InstanceStartError, rebuild
 __all__ = ["find", "folder_for", "launch", "wait_ended"]
 
 START_TIMEOUT_S: Final = 60.0
+REAP_TIMEOUT_S: Final = 5.0
 _LOG_TAIL_BYTES: Final = 4096
 _INHERITED_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -47,6 +48,7 @@ def launch(settings: InstanceSettings, *, root: str = "headgate.root", timeout_s
     with folders.starting(settings.folder, timeout_s):
         if not _wait_free(settings.folder, timeout_s):
             return False
+        _reap_earlier(settings.folder)
         replaces_dead = folders.clear(settings.folder)
         python_path = os.environ.get("PYTHONPATH")
         _start(Boot(settings=settings, root=root, python_path=python_path, replaces_dead=replaces_dead), timeout_s)
@@ -101,9 +103,8 @@ def _start(boot: Boot, timeout_s: float) -> None:
             raise _with_log(rebuild(report.error), log, log_begins, log_path)
     except BaseException as error:
         if pid is not None:
-            _end(pid, settings.folder)
-        else:
-            folders.remove_instance(settings.folder)
+            _end(pid)
+        folders.remove_instance(settings.folder, is_starter=True)
         if isinstance(error, _DiedError):
             raise _with_log(InstanceStartError(str(error)), log, log_begins, log_path) from None
         raise
@@ -172,15 +173,22 @@ def _with_log(error: Exception, log: int | None, begins: int, path: str) -> Exce
     return InstanceStartError(f"{error.message}\n\nThe end of its log ({path}):\n{tail}") if tail else error
 
 
-def _end(pid: int, folder: str) -> None:
-    """Make sure that a supervisor whose start failed is gone, and its folder too; its children die with it."""
+def _reap_earlier(folder: str) -> None:
+    """Reap the supervisor of the instance that this process had in this folder before; it has let go of it."""
+    with _supervisors_lock:
+        pid = _supervisors.pop(folder, None)
+    if pid is not None:
+        _reap(pid, time.monotonic() + REAP_TIMEOUT_S)
+
+
+def _end(pid: int) -> None:
+    """Make sure that a supervisor whose start failed is gone; its children die with it."""
     if not _reap(pid, time.monotonic() + 0.5):
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        _reap(pid, time.monotonic() + 5.0)
-    folders.remove_instance(folder)
+        _reap(pid, time.monotonic() + REAP_TIMEOUT_S)
 
 
 def _reap(pid: int, deadline: float) -> bool:
