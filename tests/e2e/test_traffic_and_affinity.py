@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def over_http(instance: serve.Instance, path: str, headers: list[dict[str, str]]
 
 
 @pytest.fixture
-def split(instance: serve.Instance) -> Iterator[serve.Instance]:
+def split(instance: serve.Instance) -> serve.Instance:
     """An endpoint "e" at "/e" with backends "a" and "b", 70 to 30."""
     for tag in ("a", "b"):
         instance.create_backend(tag, answers(tag))
