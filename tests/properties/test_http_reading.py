@@ -1,0 +1,195 @@
+"""Whatever way the bytes of a client are cut, it gets the same answers in the same order; and no bytes break the ingress."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headgate.ingress.http1 import Connection
+from headgate.ingress.service import Service
+from headgate.router.call import Call
+from tests.ingress_server import TABLE, FakeRouter, body_of, echo, frame, head_of, hold
+
+
+class FakeTransport:
+    """Remembers what was written; `paused` says whether it would read."""
+
+    def __init__(self) -> None:
+        self.written = bytearray()
+        self.paused = self.closed = False
+
+    def write(self, data: bytes) -> None:
+        assert not self.closed, "written after the connection was closed"
+        self.written += data
+
+    def writelines(self, parts: list[bytes]) -> None:
+        self.write(b"".join(parts))
+
+    def write_eof(self) -> None:
+        self.closed = True
+
+    close = abort = write_eof
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def pause_reading(self) -> None:
+        assert not self.paused
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        assert self.paused
+        self.paused = False
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def get_extra_info(self, name: str) -> Any:
+        return None
+
+
+class Played:
+    """What came of playing some reads to a connection."""
+
+    def __init__(self, written: bytes, calls: list[tuple[bytes, bytes]], held_bytes: int, most_given: int) -> None:
+        self.written, self.calls, self.held_bytes, self.most_given = written, calls, held_bytes, most_given
+
+
+async def _play(reads: list[bytes], seed: int | None) -> Played:
+    """Feed the reads as a transport would. Without a seed calls are answered at once, else later and in any order."""
+    router = FakeRouter(echo if seed is None else hold)
+    service = Service(router, _no_measure, server="here")
+    service.apply(TABLE)
+    service.status_lines.set_date(0)
+    service.id_prefix = "id-"
+    transport, connection = FakeTransport(), Connection(service)
+    connection.connection_made(transport)  # type: ignore[arg-type]  # it has all that a connection uses
+    order = random.Random(seed)
+    most_given, pending = 0, list(reads)
+    while True:
+        if pending and not transport.paused:
+            data = pending.pop(0)
+            if not transport.closed:
+                connection.data_received(data)
+        given = [call for call in router.calls if not call.complete]  # type: ignore[attr-defined]  # an exchange
+        most_given = max(most_given, len(given))
+        if given and seed is not None and order.random() < 0.6:
+            _answer(order.choice(given))
+        elif not given and not pending:
+            await asyncio.sleep(0)
+            if all(call.complete for call in router.calls) and not transport.paused:  # type: ignore[attr-defined]  # an exchange
+                break
+        await asyncio.sleep(0)
+    connection.connection_lost(None)
+    return Played(
+        bytes(transport.written), [(head_of(c).target, body_of(c)) for c in router.calls], service.admission.held_bytes, most_given
+    )
+
+
+async def _no_measure() -> Any:
+    raise AssertionError("nothing asks for metrics here")
+
+
+def _answer(call: Call) -> None:
+    call.answered(frame(body_of(call) or head_of(call).target))
+
+
+def _cut(data: bytes, sizes: list[int]) -> list[bytes]:
+    reads, at = [], 0
+    for size in sizes:
+        reads.append(data[at : at + size])
+        at += size
+    return [read for read in (*reads, data[at:]) if read]
+
+
+bodies = st.one_of(st.binary(max_size=40), st.integers(4000, 20_000).map(lambda size: b"z" * size))
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[bytes, tuple[bytes, bytes] | None, int]:
+    """A request's bytes, the target and body that must reach the router (None: it is refused), and its status."""
+    number = draw(st.integers(0, 999))
+    kind = draw(st.sampled_from(["get", "length", "chunked", "missing", "upgrade", "trailers"]))
+    target = b"/echo?%d" % number
+    body = draw(bodies)
+    if kind == "get":
+        return b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % target, (target, b""), 200
+    if kind == "missing":
+        return b"POST /nowhere HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body), None, 404
+    start = b"POST %b HTTP/1.1\r\nHost: a\r\n" % target
+    if kind == "upgrade":
+        start += b"Connection: upgrade\r\nUpgrade: h2c\r\n"
+    if kind in ("chunked", "trailers"):
+        chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in _cut(body, draw(st.lists(st.integers(1, 9), max_size=5))))
+        trailers = b"Host: b\r\nX-Serve-Shard-Key: \xff\r\n" if kind == "trailers" else b""
+        return start + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n" + trailers + b"\r\n", (target, body), 200
+    return start + b"Content-Length: %d\r\n\r\n%b" % (len(body), body), (target, body), 200
+
+
+def _statuses(written: bytes) -> list[tuple[int, bytes]]:
+    """An oracle of its own: the answers in what was written."""
+    found = []
+    while written:
+        head, _, rest = written.partition(b"\r\n\r\n")
+        (length,) = (int(line[16:]) for line in head.split(b"\r\n") if line.startswith(b"content-length: "))
+        found.append((int(head[9:12]), rest[:length]))
+        written = rest[length:]
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(requests(), min_size=1, max_size=40), st.lists(st.integers(1, 3000), max_size=60), st.none() | st.integers(0, 1000))
+def test_a_stream_of_requests_is_answered_the_same_however_it_is_cut_and_in_order(
+    given_requests: list[tuple[bytes, tuple[bytes, bytes] | None, int]], sizes: list[int], seed: int | None
+) -> None:
+    data = b"".join(request for request, _, _ in given_requests)
+    played = asyncio.run(_play(_cut(data, sizes), seed))
+    expected_calls = [call for _, call, _ in given_requests if call is not None]
+    assert played.calls == expected_calls
+    answers = _statuses(played.written)
+    assert [status for status, _ in answers] == [status for _, _, status in given_requests]
+    assert [body for status, body in answers if status == 200] == [body or target for target, body in expected_calls]
+    assert played.most_given <= 16
+    assert played.held_bytes == 0
+
+
+PIECES = [
+    b"GET / HTTP/1.1\r\n",
+    b"POST /echo HTTP/1.1\r\nHost: a\r\n",
+    b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"OPTIONS * HTTP/1.1\r\n",
+    b"HTTP/1.1 200 OK\r\n",
+    b"Host: a\r\n\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Content-Length: 5\r\n",
+    b"Connection: close\r\n",
+    b"Connection: upgrade\r\nUpgrade: x\r\n",
+    b"Expect: 100-continue\r\n",
+    b"X-SERVE-TIMEOUT-MS: 1\r\n",
+    b"X-SERVE-SHARD-KEY: \xff\r\n",
+    b"\r\n",
+    b"hello",
+    b"5\r\nhello\r\n",
+    b"0\r\n",
+    b"x" * 70_000,
+]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.one_of(st.sampled_from(PIECES), st.binary(max_size=20)), max_size=12), st.lists(st.integers(1, 200), max_size=20))
+def test_no_bytes_break_the_ingress_and_any_cut_of_them_gives_the_same_answers(parts: list[bytes], sizes: list[int]) -> None:
+    data = b"".join(parts)
+    whole = asyncio.run(_play([data] if data else [], None))
+    cut = asyncio.run(_play(_cut(data, sizes), None))
+    assert whole.held_bytes == cut.held_bytes == 0
+    assert cut.calls == whole.calls
+    # A request whose body came with its head is not told to go on; else the answers are the same.
+    go_on = b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert cut.written.replace(go_on, b"") == whole.written.replace(go_on, b"")
