@@ -44,6 +44,8 @@ def run(spec: ReplicaSpec) -> None:
         else:
             io.serve(_construct(spec)).run()
     except _StartFailedError as failed:
+        why = failed.info.traceback or failed.info.message
+        print(f"headgate: a replica of {spec.backend!r} did not start\n{why}", file=sys.stderr, flush=True)  # noqa: T201  # where user code prints
         io.report_failure(failed.info)
         raise SystemExit(1) from None
     finally:
