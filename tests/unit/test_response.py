@@ -422,3 +422,40 @@ def test_an_error_of_an_inner_backend_keeps_its_class_and_both_tracebacks() -> N
     assert "in inner" in info.traceback
     assert "in outer" in info.traceback
     assert isinstance(rebuild(info), ValueError)
+
+
+DRIVER = """
+import subprocess, sys
+import msgspec
+from headgate.errors import ErrorInfo, UserCodeError, rebuild
+from headgate.router import payload
+
+class Refused(Exception):
+    def __init__(self, code): super().__init__(f"refused with {code}"); self.code = code
+
+def handler(): raise Refused(7)
+
+child = subprocess.run([sys.executable, "-c", sys.argv[1]], input=b"".join(payload.dump(handler)), capture_output=True)
+assert child.returncode == 0, child.stderr.decode()
+try:
+    raise rebuild(msgspec.msgpack.decode(child.stdout, type=ErrorInfo))
+except Refused as error:
+    print(isinstance(error, UserCodeError), error.code, error.message)
+"""
+
+REPLICA = """
+import sys
+import msgspec
+from headgate.replica.response import raised
+from headgate.router import payload
+
+try:
+    payload.load(sys.stdin.buffer.read())()
+except Exception as error:
+    sys.stdout.buffer.write(msgspec.msgpack.encode(raised(error)))
+"""
+
+
+def test_an_exception_of_the_caller_s_main_comes_home_as_itself() -> None:
+    run = subprocess.run([sys.executable, "-c", DRIVER, REPLICA], capture_output=True, text=True, check=False)
+    assert run.stdout == "True 7 Refused: refused with 7\n", run.stderr

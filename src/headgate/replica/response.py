@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections.abc
 import datetime as dt
 import http
+import pickle
 import re
 import sys
 import types
@@ -28,7 +29,7 @@ from headgate.errors import (
     InvalidValueError,
     UserCodeError,
 )
-from headgate.router import payload
+from headgate.router import byvalue, payload
 
 _OCTETS: Final = b"content-type: application/octet-stream\r\n"
 _TEXT: Final = b"content-type: text/plain; charset=utf-8\r\n"
@@ -239,8 +240,20 @@ def raised(error: BaseException) -> ErrorInfo:
     if isinstance(error, UserCodeError):
         # From a call that user code made: its class was put together in this process, but its cause can travel on.
         inner = errors.describe(error)
-        return msgspec.structs.replace(inner, traceback=errors.format_traceback(error))
-    return errors.describe_user_error(error)
+        return _with_cause(msgspec.structs.replace(inner, traceback=errors.format_traceback(error)), error.cause)
+    return _with_cause(errors.describe_user_error(error), error)
+
+
+def _with_cause(info: ErrorInfo, cause: BaseException | None) -> ErrorInfo:
+    if info.pickled or cause is None:
+        return info
+    try:
+        # Its class is of the caller's `__main__`, perhaps, which has to travel by value to be the caller's own class again.
+        pickled = byvalue.dumps(cause)
+        pickle.loads(pickled)
+    except Exception:  # noqa: BLE001 - user classes may fail in any way; the message and traceback still travel
+        return info
+    return msgspec.structs.replace(info, pickled=pickled)
 
 
 # Bodies.
