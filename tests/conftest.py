@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import shutil
@@ -58,9 +59,9 @@ def _check_nothing_left(before: Held, scope: str) -> None:
         left = Held.now().more_than(before)
         return not left
 
-    try:
+    with contextlib.suppress(AssertionError):
         wait_until(settled, SETTLE_S)
-    except AssertionError:
+    if left:
         pytest.fail(f"this {scope} has left behind:\n  " + "\n  ".join(sorted(left)), pytrace=False)
 
 
