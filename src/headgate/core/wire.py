@@ -105,7 +105,8 @@ class Decoder:
     """
 
     def __init__(self, max_body_bytes: int = MAX_BODY_BYTES) -> None:
-        self._max_body_bytes = max_body_bytes
+        self.max_body_bytes = max_body_bytes
+        """Bodies over this are refused; a peer that has not proved who it is gets little."""
         self._scratch = bytearray(_SCRATCH_BYTES)
         self._view = memoryview(self._scratch)
         self._filled = 0
@@ -130,7 +131,7 @@ class Decoder:
         while end - offset >= HEAD_BYTES:
             head = HEAD.unpack_from(data, offset)
             meta_bytes, body_bytes, number, micros, millis, place, code, kind, flags = head
-            if not 0 < kind <= LAST_KIND or meta_bytes > MAX_META_BYTES or body_bytes > self._max_body_bytes:
+            if not 0 < kind <= LAST_KIND or meta_bytes > MAX_META_BYTES or body_bytes > self.max_body_bytes:
                 raise WireError(f"not a frame: kind {kind}, {meta_bytes} bytes of metadata, {body_bytes} bytes of body; close this link")
             body_at = offset + HEAD_BYTES + meta_bytes
             stop = body_at + body_bytes

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
+from headgate.core import wire
 from headgate.core.binding import Binder, gather
 from headgate.core.bisection import Bisection
 from headgate.core.messages import Definition, MethodInfo
@@ -136,7 +137,7 @@ class Caller:
         return handler.call(*args, **kwargs)
 
     def _answer(self, member: Member, result: Any, start: float) -> None:
-        micros = int((time.monotonic() - start) * 1e6)
+        micros = _micros_since(start)
         if member.web:
             encoded = response.encode_http(result)
             body = encoded.body
@@ -166,7 +167,7 @@ class Caller:
     def _fail(self, member: Member, error: BaseException) -> None:
         if isinstance(error, SystemExit):
             _exit(error)
-        micros = int((time.monotonic() - member.started_at) * 1e6)
+        micros = _micros_since(member.started_at)
         if member.web and (member.stream is None):
             stands_for = response.answer_of(error)
             if stands_for is not None:
@@ -343,7 +344,7 @@ class Caller:
         if isinstance(error, SystemExit):
             _exit(error)
         info = self._describe(error, members[0])
-        micros = int((time.monotonic() - members[0].started_at) * 1e6)
+        micros = _micros_since(members[0].started_at)
         for member in members:
             member.link.fail(member, info, micros)
 
@@ -379,7 +380,7 @@ def _send_chunk(member: Member, stream: Stream, encoder: response.StreamEncoder,
 def _end_stream(member: Member, stream: Stream, encoder: response.StreamEncoder) -> None:
     if encoder.first and member.web:
         _send_chunk(member, stream, encoder, b"")
-    member.link.end(member, encoder.status, int((time.monotonic() - member.started_at) * 1e6))
+    member.link.end(member, encoder.status, _micros_since(member.started_at))
 
 
 async def _each(chunks: Iterator[Any] | AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
@@ -390,6 +391,10 @@ async def _each(chunks: Iterator[Any] | AsyncIterator[Any]) -> AsyncGenerator[An
     for chunk in chunks:
         yield chunk
         await asyncio.sleep(0)  # a plain generator must not keep the loop from the others
+
+
+def _micros_since(start: float) -> int:
+    return min(int((time.monotonic() - start) * 1e6), wire.MAX_MICROS)
 
 
 def _exit(error: SystemExit) -> None:

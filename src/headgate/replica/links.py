@@ -22,6 +22,7 @@ from headgate.replica.outbox import Outbox
 if TYPE_CHECKING:
     from headgate.replica.runner import Runner
 
+_FIRST_BODY_BYTES = 0
 _hello_decoder = msgspec.msgpack.Decoder(wire.Hello)
 _error_encoder = msgspec.msgpack.Encoder()
 
@@ -34,7 +35,7 @@ class ReplicaLink(asyncio.BufferedProtocol):
         """What this router has here and was not answered yet, by number."""
         self.page: mmap.mmap | bytearray = bytearray(wire.PLACES)
         self._links = links
-        self._decoder = wire.Decoder()
+        self._decoder = wire.Decoder(_FIRST_BODY_BYTES)  # until the token has been seen
         self._welcomed = False
         self.outbox: Outbox
         self._transport: asyncio.Transport
@@ -93,6 +94,7 @@ class ReplicaLink(asyncio.BufferedProtocol):
         finally:
             os.close(descriptor)
         self._welcomed = True
+        self._decoder.max_body_bytes = wire.MAX_BODY_BYTES
         self.outbox.put(wire.encode(wire.WELCOME, os.getpid()))
         self.outbox.flush()
 
@@ -121,14 +123,16 @@ class ReplicaLink(asyncio.BufferedProtocol):
         else:
             self.outbox.put(head, body)
 
-    def fail(self, member: Member, error: ErrorInfo, micros: int) -> None:
-        """End without an answer."""
+    def fail(self, member: Member, error: ErrorInfo, micros: int | None) -> None:
+        """End without an answer; `micros` is None where user code was not entered."""
         if self.members.pop(member.number, None) is None:
             return
         meta = _error_encoder.encode(error)
         if len(meta) > wire.MAX_META_BYTES:
             meta = _error_encoder.encode(ErrorInfo(error.kind, error.message[:10000], error.traceback[-100000:], error.reason))
-        self.outbox.put(wire.encode(wire.FAIL, member.number, code=error.status, micros=micros, place=self._links.load(), meta=meta))
+        flags, micros = (0, 0) if micros is None else (wire.RAN, micros)
+        load = self._links.load()
+        self.outbox.put(wire.encode(wire.FAIL, member.number, flags=flags, code=error.status, micros=micros, place=load, meta=meta))
 
     def give_back(self, member: Member, *, dropped: bool) -> None:
         """It was not started here: `dropped` says that nobody wants it any more."""

@@ -83,7 +83,7 @@ class Runner:
                 if group is None:
                     plain.append(member)
                 elif isinstance(group, ErrorInfo):
-                    member.link.fail(member, group, 0)
+                    member.link.fail(member, group, None)
                     member.link.outbox.flush()
                 else:
                     self._inbox.add_to_batches(member, group)

@@ -19,7 +19,7 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any, Final, TypeVar
 
@@ -32,6 +32,8 @@ from headgate.router.router import Router
 
 T = TypeVar("T")
 
+_LOOK_S = 1.0
+"""How often a thread that waits for a verb looks whether the loop still runs."""
 _JOIN_S = 5.0
 """The loop's thread ends in milliseconds; more than this means that it is stuck, and a daemon thread may be left."""
 
@@ -51,6 +53,7 @@ class Connection:
         self.over = ""  # why nothing can be done through it any more
         self.forked = False  # this process is a child of the one that made it
         self.users = 0
+        self.on_end: Callable[[], object] | None = None  # called in the loop's thread when the instance was ended by others
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -62,6 +65,7 @@ class Connection:
         self._routed = False
         self._inbox: deque[Call | tuple[str, Call, int]] = deque()
         self._scheduled = False
+        self._ending: asyncio.Task[None] | None = None  # it ends because the instance has
         self._early: list[Call] = []  # calls that wait for the first routing table
 
     # Verbs.
@@ -120,11 +124,9 @@ class Connection:
             loop, thread = self._loop, self._thread
             self._loop = None
         _forget(self)
-        if loop is not None and thread is not None and thread.ident != threading.get_ident():
-            try:
-                asyncio.run_coroutine_threadsafe(self._end(), loop)
-            except RuntimeError:  # it ended by itself
-                pass
+        if loop is not None:  # else it ends by itself already
+            asyncio.run_coroutine_threadsafe(self._end(), loop)
+        if thread is not None and thread.ident != threading.get_ident():
             thread.join(_JOIN_S)
         self._fail_all()
 
@@ -150,7 +152,7 @@ class Connection:
                 import uvloop
 
                 self._loop = uvloop.new_event_loop()
-                self._thread = threading.Thread(target=_run, args=(self._loop,), name=f"headgate-{self.name}", daemon=True)
+                self._thread = threading.Thread(target=self._run, args=(self._loop,), name=f"headgate-{self.name}", daemon=True)
                 self._thread.start()
             return self._loop
 
@@ -164,7 +166,12 @@ class Connection:
                 raise NotRunningError(f"instance {self.name!r}: {self.over}") from None
             raise
         try:
-            return future.result()
+            while True:
+                try:
+                    return future.result(_LOOK_S)
+                except TimeoutError:
+                    if not future.done() and self._loop is None and (self._thread is None or not self._thread.is_alive()):
+                        raise NotRunningError(f"instance {self.name!r}: {self.over}") from None
         except BaseException:
             future.cancel()
             raise
@@ -174,7 +181,7 @@ class Connection:
         with self._lock:
             if self._routes is not None:
                 return
-            link = ControlLink(f"{self.folder}/control.sock", lambda: self._hello(routes=True), self._received, on_gone=self._routes_gone)
+            link = ControlLink(f"{self.folder}/control.sock", lambda: self._hello(routes=True), self._received, on_gone=self._gone)
             self._links.append(link)
             try:
                 loop.call_soon_threadsafe(self._start_router, link)
@@ -217,7 +224,8 @@ class Connection:
 
     def _open_control(self) -> ControlLink:
         if self._control is None:
-            self._control = ControlLink(f"{self.folder}/control.sock", lambda: self._hello(routes=False), lambda message: None)
+            path = f"{self.folder}/control.sock"
+            self._control = ControlLink(path, lambda: self._hello(routes=False), lambda message: None, on_gone=self._gone)
             self._links.append(self._control)
             self._control.start()
         return self._control
@@ -234,11 +242,12 @@ class Connection:
         assert self._routes is not None
         assert self._router is not None
         assert self._changed is not None
-        await self._routes.connected()
-        await self._changed.wait()
-        if not self._routed:
-            raise NotRunningError(self._gone())
-        return self._router.table
+        while True:
+            await self._routes.connected()
+            if self._routed:
+                return self._router.table
+            self._changed.clear()
+            await self._changed.wait()
 
     def _received(self, message: Message) -> None:
         assert self._router is not None
@@ -254,16 +263,22 @@ class Connection:
         elif isinstance(message, Count):
             self._routes.send(Counted(message.number, self._router.counters()))
 
-    def _routes_gone(self) -> None:
-        assert self._changed is not None
-        self._changed.set()
-        error = ErrorInfo("NotRunningError", self._gone())
+    def _gone(self, ended: bool) -> None:
+        if self._changed is not None:
+            self._changed.set()
         early, self._early = self._early, []
         for call in early:
-            call.failed(error)
-
-    def _gone(self) -> str:
-        return f"instance {self.name!r} has ended, or its controller can't be reached; call serve.init() again"
+            why = f"instance {self.name!r} has ended, or its controller can't be reached; call serve.init() again"
+            call.failed(ErrorInfo("NotRunningError", why))
+        if not ended:
+            return
+        with self._lock:
+            if self._loop is None:  # it ends already
+                return
+            self.over = "it was shut down; call serve.init() again"
+            self._loop = None
+        _forget(self)
+        self._ending = asyncio.get_running_loop().create_task(self._end())
 
     def _empty_inbox(self) -> None:
         self._scheduled = False
@@ -299,12 +314,15 @@ class Connection:
         await asyncio.sleep(0)  # transports end in the next turn of the loop
         asyncio.get_running_loop().stop()
 
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            loop.run_forever()
+        finally:
+            loop.close()
+        self._fail_all()
+        if self._ending is not None and self.on_end is not None:
+            self.on_end()
 
-def _run(loop: asyncio.AbstractEventLoop) -> None:
-    try:
-        loop.run_forever()
-    finally:
-        loop.close()
 
 
 def frames_to_the_caller() -> int:

@@ -28,7 +28,8 @@ class ControlLink:
 
     `path` is the controller's Unix socket; `hello` is asked for at each connection, so that it can tell the state of
     then. `on_message` gets everything but answers to verbs and welcomes; `on_lost` is called whenever a connection has
-    ended; `on_gone` when the instance's folder is gone, or the controller out of reach for 10 s. All run on the loop.
+    ended; `on_gone` when the controller has been out of reach for 10 s, and, with True, when the instance's folder is gone,
+    which means that it has ended for good. All run on the loop.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class ControlLink:
         on_message: Callable[[Message], None],
         on_lost: Callable[[], None] | None = None,
         *,
-        on_gone: Callable[[], None] | None = None,
+        on_gone: Callable[[bool], None] | None = None,
         gone_after_s: float = GONE_AFTER_S,
     ) -> None:
         self._path = path
@@ -134,13 +135,13 @@ class ControlLink:
                     delay_s, lost_at, self._welcome = FIRST_DELAY_S, self._loop.time(), None
                 if self._on_lost is not None:
                     self._on_lost()
-            out_of_reach = self._loop.time() - lost_at > self._gone_after_s
-            if out_of_reach or not os.path.exists(os.path.dirname(self._path)):
+            ended = not os.path.exists(os.path.dirname(self._path))
+            if ended or self._loop.time() - lost_at > self._gone_after_s:
                 self._gone = True
-                if self._on_gone is not None:
-                    self._on_gone()
-                why = f"the controller could not be reached for {self._gone_after_s:g} s" if out_of_reach else "the instance has ended"
+                why = "the instance has ended" if ended else f"its controller could not be reached for {self._gone_after_s:g} s"
                 self._fail_waiting(why)
+                if self._on_gone is not None:
+                    self._on_gone(ended)
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, LONGEST_DELAY_S)
 

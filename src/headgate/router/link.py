@@ -230,7 +230,10 @@ class Link(asyncio.BufferedProtocol):
         elif kind == wire.FAIL:
             call = self._take(frame.number)
             error = _error_decoder.decode(frame.meta)
-            self._backend.dispatcher.answered(self.replica, frame.micros / 1e6, frame.place, now)
+            if frame.flags & wire.RAN:
+                self._backend.dispatcher.answered(self.replica, frame.micros / 1e6, frame.place, now)
+            else:
+                self._backend.dispatcher.released(self.replica, frame.place, now)
             self._backend.router.fail(call, error, now)
         elif kind == wire.GIVE_BACK:
             call = self._take(frame.number)

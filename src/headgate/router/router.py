@@ -87,6 +87,7 @@ class BackendRoute:
             self.leave(name)
         if not entry.replicas and not entry.starting:
             self.refuse_queued("no replica of this backend is ready or starting")
+        self.pump(self.router.now())  # a raised limit makes room
 
     def leave(self, replica: str) -> None:
         """Give this replica nothing new; close its link when it has nothing left."""
