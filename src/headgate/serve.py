@@ -506,11 +506,14 @@ def _connect(settings: InstanceSettings, given: Mapping[str, Any], *, started: b
     from headgate.router import connection as connections
 
     connection = connections.open_to(settings.name, settings.folder)
+    connection.on_end = functools.partial(launch.wait_ended, settings.folder, _SHUTDOWN_S)  # so that no zombie of it stays
     try:
         if not started:
-            wanted = {key: getattr(settings, key) for key in given if key in settings.__struct_fields__ and key != "name"}
-            if wanted.get("http_port") == 0:
-                del wanted["http_port"]
+            wanted = {
+                key: None if value is None else getattr(settings, key)  # as checked, such as paths that are absolute
+                for key, value in given.items()
+                if key in settings.__struct_fields__ and key != "name"
+            }
             connection.verb(CompareInit(wanted))
         instance = Instance(connection, owned=started and not settings.detached)
         instance._http_urls = connection.welcome().http_urls

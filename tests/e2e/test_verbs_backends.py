@@ -6,6 +6,7 @@ import functools
 import os
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,6 +65,17 @@ class Slow:
 
     def __call__(self, request: Any) -> str:
         return "slow"
+
+
+class Waits:
+    """Says by a file that it is being constructed, and is so until another file is there."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "begun").touch()
+        wait_until((folder / "go").exists, 30)
+
+    def __call__(self, request: Any) -> str:
+        return "at last"
 
 
 class Broken:
@@ -201,20 +213,22 @@ def test_a_handler_that_http_cannot_call_is_warned_of_and_created(shared_instanc
     assert serve.get_handle("needs two").remote(1, b=2).result(10) == 3
 
 
-def test_a_slow_create_backend_blocks_no_other_verb(shared_instance: Instance) -> None:
+def test_a_slow_create_backend_blocks_no_other_verb(shared_instance: Instance, tmp_path: Path) -> None:
     done = threading.Event()
 
     def create_slowly() -> None:
-        serve.create_backend("slow", Slow, 1.5)
+        serve.create_backend("slow", Waits, tmp_path)
         done.set()
 
     thread = threading.Thread(target=create_slowly)
     thread.start()
-    wait_until(lambda: [process for process in serve.status().processes if process.id.startswith("slow")] or done.is_set())
+    wait_until((tmp_path / "begun").exists)
     serve.create_backend("quick", hello)
     serve.create_endpoint("quick", backend="quick")
     assert serve.get_handle("quick").remote(None).result(10) == "hello"
     assert not done.is_set()
+    assert "slow" not in serve.list_backends()
+    (tmp_path / "go").touch()
     thread.join(30)
     assert serve.list_backends()["slow"].state == "ready"
 

@@ -181,7 +181,7 @@ BAD_TRAFFIC: list[tuple[Any, type[Exception], str]] = [
     ({"one": float("inf")}, ValueError, "one"),
     ({"one": 1.5, "two": -0.5}, ValueError, "two"),
     ({"one": 0.5, "two": 0.4}, ValueError, r"0\.9"),
-    ({"one": 0.5, "two": 0.500002}, ValueError, r"1\.000002"),
+    ({"one": 0.5, "two": 0.500002}, ValueError, r"1\.00000[12]"),
     ({"one": 0}, ValueError, "0"),
     ({"one": 0.5, "three": 0.5}, LookupError, "three"),
 ]
