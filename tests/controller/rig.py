@@ -29,6 +29,7 @@ from headgate.core.messages import (
     Idle,
     Message,
     MethodInfo,
+    Pong,
     RoutingTable,
     Shutdown,
     Verb,
@@ -80,6 +81,18 @@ def settings_in(folder: str, **changes: Any) -> InstanceSettings:
         "driver_pid": os.getpid(),
     }
     return InstanceSettings(**given | changes)
+
+
+class Engine(FakeEngine):
+    """A fake engine whose replicas answer pings as they are told."""
+
+    def __init__(self, totals: dict[str, float] | None = None) -> None:
+        super().__init__(totals)
+        self.pongs: dict[str, Pong] = {}
+
+    async def ping(self, id: str) -> Pong:
+        pong = await super().ping(id)
+        return self.pongs.get(id, pong)
 
 
 class Process:
@@ -145,7 +158,7 @@ class Rig:
         """Kill the controller where it stands; what the engine runs lives on, for the next one."""
         assert self._task is not None
         assert self._ingress_keeper is not None
-        self.engine = self.engine.successor()  # before anything can be undone
+        self.engine = self.engine.successor()  # first, so that nothing that the old one does as it ends reaches what runs
         for task in (self._ingress_keeper, self._task):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -160,6 +173,11 @@ class Rig:
     def ingress(self) -> Process:
         """The first ingress that runs."""
         return next(process for id, process in self._ingresses.items() if id in self.engine.running())
+
+    def say(self, id: str, pong: Pong) -> None:
+        """What a replica answers to pings from now on."""
+        assert isinstance(self.engine, Engine)
+        self.engine.pongs[id] = pong
 
     def process(self, id: str, *, routes: bool = True) -> Process:
         """Connect a process of the user."""
@@ -233,15 +251,18 @@ def play(
     *,
     resources: dict[str, float] | None = None,
     state_dir: Path | None = None,
+    hold: tuple[str, ...] = (),
     **settings: Any,
 ) -> None:
-    """Run a scene on a running instance."""
+    """Run a scene on a running instance. Replicas of the backends in `hold` stay in their constructors."""
 
     async def main() -> None:
         with tempfile.TemporaryDirectory(prefix="hg-") as folder:
             if state_dir is not None:
                 settings.update(state_dir=str(state_dir), state_kept=True)
-            rig = Rig(folder, FakeEngine(resources), settings_in(folder, **settings))
+            rig = Rig(folder, Engine(resources), settings_in(folder, **settings))
+            for tag in hold:
+                rig.engine.hold(tag)
             try:
                 await rig.start()
                 await asyncio.wait_for(scene(rig), 60)

@@ -66,6 +66,7 @@ class _Health:
     def __init__(self) -> None:
         self.back_off = BackOff()
         self.reason = ""
+        self.no_room = False
         self.timer: asyncio.TimerHandle | None = None
 
 
@@ -290,25 +291,28 @@ class Controller:
 
     def _replica_over(self, replica: Replica) -> None:
         """A replica has ended: where nobody asked for that, note why, and when the next may start."""
-        if not replica.dismissed and not self._closing:
+        if not replica.no_room:  # what it had booked is free: whoever waits for room may try at once
+            for health in self._health.values():
+                if health.no_room:
+                    health.back_off = BackOff()
+        if not replica.dismissed and not replica.held and not self._closing:
             if replica.ready_at is None:
-                if not replica.held:
-                    log.error("replica %s of backend %r did not start: %s", replica.id, replica.tag, replica.fault)
-                    self._failed(replica.tag, life.STARTING, replica.failure or replica.fault)
+                log.error("replica %s of backend %r did not start: %s", replica.id, replica.tag, replica.fault)
+                self._failed(replica, life.STARTING, replica.failure or replica.fault)
             else:
                 log.warning("replica %s of backend %r ended: %s", replica.id, replica.tag, replica.fault)
                 self._deaths[replica.tag] = self._deaths.get(replica.tag, 0) + 1
                 if life.died_early(life.READY, replica.answered, self._now() - replica.ready_at):
-                    self._failed(replica.tag, life.READY, f"replica {replica.id} ended: {replica.fault}")
+                    self._failed(replica, life.READY, f"replica {replica.id} ended: {replica.fault}")
                 else:
                     self._forget_health(replica.tag)
         self._reconcile()
 
-    def _failed(self, tag: str, state: str, reason: str) -> None:
-        health = self._health.setdefault(tag, _Health())
+    def _failed(self, replica: Replica, state: str, reason: str) -> None:
+        health = self._health.setdefault(replica.tag, _Health())
         now = self._now()
         health.back_off = health.back_off.died(state, now)
-        health.reason = reason
+        health.reason, health.no_room = reason, replica.no_room
         if health.timer is not None:
             health.timer.cancel()
         health.timer = asyncio.get_running_loop().call_later(max(health.back_off.until - now, 0), self._reconcile)
@@ -491,7 +495,7 @@ class Controller:
         replicas = [*have, *(self._fleet.make(backend, held=True) for _ in range(count))]
         for replica in replicas:
             self._count_start(replica)
-        starts = [asyncio.ensure_future(self._fleet.start(replica)) for replica in replicas]
+        starts: list[asyncio.Future[None]] = [asyncio.ensure_future(self._fleet.start(replica)) for replica in replicas]
         try:
             if starts:
                 await asyncio.wait(starts, return_when=asyncio.FIRST_EXCEPTION)
@@ -499,13 +503,20 @@ class Controller:
                 if start.done():
                     start.result()
             self._check_alive(replicas)
+        except ReplicaStartError as error:
+            await self._give_up(starts, replicas)
+            message = f"backend {backend.tag!r} could not be started: {error.message}"
+            raise ReplicaStartError(message, remote_traceback=error.remote_traceback) from None
         except BaseException:
-            for start in starts:
-                start.cancel()
-            await asyncio.gather(*starts, return_exceptions=True)
-            await asyncio.gather(*(self._fleet.kill(replica, "its backend did not start", dismissed=True) for replica in replicas))
+            await self._give_up(starts, replicas)
             raise
         return replicas
+
+    async def _give_up(self, starts: list[asyncio.Future[None]], replicas: list[Replica]) -> None:
+        for start in starts:
+            start.cancel()
+        await asyncio.gather(*starts, return_exceptions=True)
+        await asyncio.gather(*(self._fleet.kill(replica, "its backend did not start", dismissed=True) for replica in replicas))
 
     def _check_alive(self, replicas: list[Replica]) -> None:
         for replica in replicas:

@@ -19,7 +19,7 @@ from headgate.core.desired import Backend
 from headgate.core.messages import Configure
 from headgate.core.reconcile import Actual
 from headgate.engines.base import Ended, Engine, InstanceSettings, ReplicaSpec, Running
-from headgate.errors import HeadgateError, ReplicaStartError
+from headgate.errors import HeadgateError, InsufficientResourcesError, ReplicaStartError
 
 log = logging.getLogger("headgate.controller")
 
@@ -45,6 +45,7 @@ class Replica:
         self.address = ""
         self.answered = 0
         self.fault = ""  # why it is killed, or how it ended …
+        self.no_room = False  # it did not fit into what was free
         self.failure = ""  # … and with the remote traceback, if it did not start
         self.watch: asyncio.Task[None] | None = None
 
@@ -160,7 +161,7 @@ class Fleet:
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
                 await asyncio.shield(self._engine.kill(replica.id))  # an adopted one lives on when the wait for it is cancelled
-            replica.failure = str(error)
+            replica.failure, replica.no_room = str(error), isinstance(error, InsufficientResourcesError)
             self._end(replica, error.message if isinstance(error, HeadgateError) else repr(error))
             raise
         finally:

@@ -1,4 +1,4 @@
-"""How are there always as many ingresses as were asked for?"""
+"""How are there always as many ingresses as were asked for, and none that is stuck?"""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import secrets
 from headgate.controller.routers import Routers
 from headgate.controller.tasks import Changes, Tasks
 from headgate.engines.base import Ended, Engine, IngressSpec, InstanceSettings, Running
-from headgate.errors import HeadgateError
+from headgate.errors import HeadgateError, NotFoundError
 
 log = logging.getLogger("headgate.controller")
 
 _FIRST_DELAY_S = 0.05
 _LONGEST_DELAY_S = 5.0
+_CHECK_PERIOD_S = 1.0
+_CHECK_TIMEOUT_S = 10.0
+"""An ingress runs no user code: without a sign of life for so long it is stuck, and verbs would wait for it for ever."""
 _LIVED_S = 5.0
 """An ingress that lived so long did not die of its start: its successor comes at once."""
 
@@ -91,10 +94,21 @@ class Ingresses:
                 except HeadgateError as error:
                     log.error("ingress %d could not be started: %s", number, error)
             started_at = loop.time()
-            await self._changes.until(lambda: number not in self._running)
+            while not await self._changes.until(lambda: number not in self._running, _CHECK_PERIOD_S):
+                await self._check(self._running[number])
             lived = loop.time() - started_at > _LIVED_S
             delay_s = 0.0 if lived else min(max(delay_s * 2, _FIRST_DELAY_S), _LONGEST_DELAY_S)
             await asyncio.sleep(delay_s)
+
+    async def _check(self, ingress: Running) -> None:
+        try:
+            async with asyncio.timeout(_CHECK_TIMEOUT_S):
+                await self._engine.ping(ingress.id)
+        except TimeoutError:
+            log.warning("ingress %s gave no sign of life for %g s; it is killed", ingress.id, _CHECK_TIMEOUT_S)
+            await self._engine.kill(ingress.id)
+        except NotFoundError:  # it has ended, which is told elsewhere
+            pass
 
     def _add(self, number: int, running: Running) -> None:
         if running.id in self._ended:

@@ -1,0 +1,184 @@
+"""Is what runs what is asked for, whatever dies?"""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from headgate.controller import ingresses
+from headgate.core import replica_life
+from headgate.core.messages import BrokenReplica, Pong, UpdateBackend
+from headgate.errors import ReplicaStartError
+from tests.controller.rig import Rig, create, definition, play, until
+
+QUICK = {"health_check_period": 0.01, "health_check_timeout": 0.1}
+
+
+@pytest.fixture(autouse=True)
+def _quick_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica_life, "_FIRST_DELAY_S", 0.02)
+
+
+async def until_replaced(rig: Rig, tag: str, id: str, count: int = 1) -> None:
+    await until(lambda: id not in rig.ingress.replicas(tag) and len(rig.ingress.replicas(tag)) == count, f"{id} is replaced")
+
+
+def test_a_dead_replica_leaves_the_table_at_once_and_is_replaced():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1", num_replicas=2)
+        dead, other = rig.replicas("v1")
+        rig.engine.hold("v1")
+        rig.engine.end(dead)
+        await until(lambda: rig.ingress.replicas("v1") == [other], "the table is without it")
+        assert rig.ingress.table.backends["v1"].starting == 1
+        rig.engine.release("v1")
+        await until_replaced(rig, "v1", dead, 2)
+        assert other in rig.ingress.replicas("v1")
+
+    play(scene)
+
+
+def test_a_backend_whose_replacement_does_not_start_is_shown_with_the_traceback_and_tried_again():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1")
+        for _ in range(3):
+            rig.engine.fail_next("v1", ReplicaStartError("no model", remote_traceback="Traceback: here"))
+        seen: list[str] = []
+        (id,) = rig.replicas("v1")
+        rig.engine.end(id)
+        await until(lambda: not rig.ingress.replicas("v1"), "it is gone")
+        while not rig.ingress.replicas("v1"):
+            info = (await rig.describe()).backends["v1"]
+            if info.state == "unhealthy":
+                seen.append(info.reason)
+            await asyncio.sleep(0.001)
+        assert any("no model" in reason and "Traceback: here" in reason for reason in seen)
+        info = (await rig.describe()).backends["v1"]
+        assert (info.state, info.reason) == ("ready", "")
+
+    play(scene)
+
+
+def test_a_crash_loop_slows_down_and_no_replica_is_announced_while_none_may_start(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(replica_life, "_FIRST_DELAY_S", 1000.0)
+
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1")
+        rig.engine.fail_next("v1", ReplicaStartError("boom"))
+        rig.engine.end(rig.replicas("v1")[0])
+        await until(lambda: not rig.replicas("v1") and not rig.ingress.table.backends["v1"].starting, "it is given up for now")
+        await rig.verb(UpdateBackend("v1", definition("fixed"), allow_gap=False))  # new code gets a new chance
+        assert len(rig.ingress.replicas("v1")) == 1
+
+    play(scene)
+
+
+def test_deaths_after_the_first_answer_never_slow_the_next_start(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(replica_life, "_FIRST_DELAY_S", 1000.0)
+
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1", **QUICK)
+        for _ in range(5):
+            (id,) = rig.replicas("v1")
+            rig.say(id, Pong(0, answered=1))
+            pings = len(rig.engine.sent[id])
+            await until(lambda id=id, pings=pings: len(rig.engine.sent[id]) >= pings + 2, "the controller has heard of the answer")  # type: ignore[misc]  # mypy can't type a lambda with a default
+            rig.engine.end(id)
+            await until_replaced(rig, "v1", id)
+
+    play(scene)
+
+
+def test_a_replica_that_gives_no_sign_of_life_is_replaced():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1", **QUICK)
+        (id,) = rig.replicas("v1")
+        rig.engine.stuck.add(id)
+        await until_replaced(rig, "v1", id)
+        assert [ended.id for ended in rig.engine.ended] == [id]
+
+    play(scene)
+
+
+@pytest.mark.parametrize("pong", [Pong(0, overdue_s=0.2), Pong(0, unhealthy="ValueError: lost the GPU")])
+def test_a_replica_that_is_overdue_or_unwell_is_replaced(pong: Pong):
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1", **QUICK)
+        (id,) = rig.replicas("v1")
+        rig.say(id, pong)
+        await until_replaced(rig, "v1", id)
+
+    play(scene)
+
+
+def test_a_call_that_is_a_little_overdue_is_left_alone():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1", **QUICK)
+        (id,) = rig.replicas("v1")
+        rig.say(id, Pong(0, overdue_s=0.05))
+        await until(lambda: len(rig.engine.sent[id]) > 5, "it was asked a few times")
+        assert rig.replicas("v1") == [id]
+
+    play(scene)
+
+
+def test_a_replica_that_a_router_can_not_talk_to_is_killed_and_replaced():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1")
+        (id,) = rig.replicas("v1")
+        rig.ingress.link.send(BrokenReplica("no-such-replica", "garbage"))
+        rig.ingress.link.send(BrokenReplica(id, "garbage"))
+        rig.ingress.link.send(BrokenReplica(id, "garbage"))
+        await until_replaced(rig, "v1", id)
+        (replacement,) = rig.replicas("v1")
+        rig.ingress.link.send(BrokenReplica(id, "garbage"))
+        await rig.describe()
+        assert rig.replicas("v1") == [replacement]
+
+    play(scene)
+
+
+def test_a_dead_ingress_is_started_again_with_its_number_and_the_latest_table():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1")
+        (before,) = [found for found in rig.engine.running().values() if found.role == "ingress"]
+        rig.engine.end(before.id)
+        await until(lambda: any(found.role == "ingress" for found in rig.engine.running().values()), "there is an ingress again")
+        await rig.endpoint("e", "v1")  # returns only when the new one follows
+        assert "e" in rig.ingress.table.endpoints
+        (after,) = [found for found in rig.engine.running().values() if found.role == "ingress"]
+        assert after.id != before.id
+        assert after.spec is not None
+        assert before.spec is not None
+        assert after.spec.number == before.spec.number  # type: ignore[union-attr]  # both are ingresses
+
+    play(scene)
+
+
+def test_an_ingress_that_gives_no_sign_of_life_is_replaced(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ingresses, "_CHECK_PERIOD_S", 0.01)
+    monkeypatch.setattr(ingresses, "_CHECK_TIMEOUT_S", 0.05)
+
+    async def scene(rig: Rig) -> None:
+        stuck = rig.ingress.id
+        rig.engine.stuck.add(stuck)
+        await until(lambda: stuck not in rig.engine.running(), "it is killed")
+        await until(lambda: any(found.role == "ingress" for found in rig.engine.running().values()), "there is an ingress again")
+
+    play(scene)
+
+
+def test_a_replica_that_dies_while_its_backend_is_created_fails_the_verb():
+    async def scene(rig: Rig) -> None:
+        rig.engine.hold("v1")
+        creating = asyncio.create_task(rig.try_verb(create("v1", num_replicas=2)))
+        await until(lambda: len(rig.replicas("v1")) == 2, "both start")
+        rig.engine.end(rig.replicas("v1")[0], "killed by SIGSEGV")
+        done = await creating
+        assert done.error is not None
+        assert done.error.kind == "ReplicaStartError"
+        assert "SIGSEGV" in done.error.message
+        assert rig.replicas("v1") == []
+
+    play(scene)

@@ -1,0 +1,313 @@
+"""Does a new controller go on where the old one died, and does a new instance restore what was kept?"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from headgate.config import ReplicaOptions
+from headgate.core import replica_life
+from headgate.core.messages import (
+    Configure,
+    CreateEndpoint,
+    DeleteBackend,
+    SetTraffic,
+    ShadowTraffic,
+    UpdateBackend,
+    UpdateBackendConfig,
+    VerbDone,
+)
+from headgate.errors import AlreadyExistsError, ReplicaStartError
+from tests.controller.rig import PATIENCE_S, Engine, Rig, create, definition, play, until
+
+ONE_CPU = ReplicaOptions(num_cpus=1)
+
+
+async def crash_during(rig: Rig, verb: asyncio.Task[VerbDone]) -> None:
+    """Kill the controller; whoever waits for the verb has lost the connection, and will send it again."""
+    await rig.crash()
+    verb.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await verb
+
+
+def test_a_new_controller_adopts_what_runs_and_no_router_ever_sees_less():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1", num_replicas=3)
+        await rig.endpoint("e", "v1")
+        before, table, ingress = rig.replicas("v1"), rig.ingress.table, rig.ingress
+        seen = len(ingress.tables)
+        await rig.crash()
+        await rig.start()
+        await until(lambda: len(ingress.tables) > seen, "the new controller sends a table")
+        assert rig.replicas("v1") == before
+        for newer in ingress.tables[seen:]:
+            assert newer.version > table.version
+            assert (newer.endpoints, newer.backends) == (table.endpoints, table.backends)
+        assert rig.ingress is ingress
+        await rig.create("v2")
+
+    play(scene)
+
+
+def test_a_new_controller_replaces_what_died_while_there_was_none():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1", num_replicas=2)
+        dead, other = rig.replicas("v1")
+        await rig.crash()
+        rig.engine._running.pop(dead)  # it dies, and there is nobody to tell
+        await rig.start()
+        await until(lambda: len(rig.ingress.replicas("v1")) == 2 and dead not in rig.ingress.replicas("v1"), "it is replaced")
+        assert other in rig.ingress.replicas("v1")
+
+    play(scene)
+
+
+def test_a_replica_that_is_still_in_its_constructor_is_adopted():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1")
+        rig.engine.hold("v1")
+        rig.engine.end(rig.replicas("v1")[0])
+        await until(lambda: rig.replicas("v1"), "its replacement starts")
+        (starting,) = rig.replicas("v1")
+        await rig.crash()
+        await rig.start()
+        await until(lambda: rig.ingress.table.backends["v1"].starting, "it is announced")
+        rig.engine.release("v1")
+        await until(lambda: rig.ingress.replicas("v1") == [starting], "it serves")
+
+    play(scene)
+
+
+def test_a_backend_that_was_being_created_is_created_once_whether_or_not_its_verb_is_sent_again():
+    async def scene(rig: Rig) -> None:
+        rig.engine.hold("v1")
+        verb = create("v1", num_replicas=2)
+        first = asyncio.create_task(rig.repeat("id-1", verb))
+        await until(lambda: len(rig.replicas("v1")) == 2, "both start")
+        started = rig.replicas("v1")
+        await crash_during(rig, first)
+        await rig.start()
+        again = asyncio.create_task(rig.repeat("id-1", verb))
+        await rig.describe()
+        assert not again.done()
+        rig.engine.release("v1")
+        done = await again
+        assert done.error is None
+        assert sorted(rig.replicas("v1")) == sorted(started)
+        assert await rig.repeat("id-1", verb) == done
+        with pytest.raises(AlreadyExistsError):
+            await rig.verb(verb)
+
+    play(scene)
+
+
+def test_a_backend_that_was_being_created_is_finished_also_where_nobody_asks_again():
+    async def scene(rig: Rig) -> None:
+        rig.engine.hold("v1")
+        first = asyncio.create_task(rig.repeat("id-1", create("v1", num_replicas=2)))
+        await until(lambda: len(rig.replicas("v1")) == 2, "both start")
+        await crash_during(rig, first)
+        rig.engine.release("v1")
+        await rig.start()
+        await until(lambda: "v1" in rig.ingress.table.backends and len(rig.ingress.replicas("v1")) == 2, "it serves")
+
+    play(scene)
+
+
+def test_a_creation_of_which_nothing_runs_yet_is_undone_and_done_anew_when_it_is_sent_again():
+    async def scene(rig: Rig) -> None:
+        rig.engine.hold("v1")
+        verb = create("v1")
+        first = asyncio.create_task(rig.repeat("id-1", verb))
+        await until(lambda: rig.replicas("v1"), "it starts")
+        (started,) = rig.replicas("v1")
+        await crash_during(rig, first)
+        rig.engine._running.pop(started)
+        rig.engine.release("v1")
+        await rig.start()
+        assert "v1" not in (await rig.describe()).backends
+        assert (await rig.repeat("id-1", verb)).error is None
+        assert len(rig.replicas("v1")) == 1
+
+    play(scene)
+
+
+def test_a_creation_that_fails_under_the_next_controller_leaves_nothing_and_its_error_is_kept():
+    async def scene(rig: Rig) -> None:
+        rig.engine.hold("v1")
+        verb = create("v1", num_replicas=2)
+        first = asyncio.create_task(rig.repeat("id-1", verb))
+        await until(lambda: len(rig.replicas("v1")) == 2, "both start")
+        await crash_during(rig, first)
+        rig.engine.fail_next("v1", ReplicaStartError("boom"))
+        rig.engine.release("v1")
+        await rig.start()
+        done = await rig.repeat("id-1", verb)
+        assert done.error is not None
+        assert "boom" in done.error.message
+        assert rig.replicas("v1") == []
+        await rig.create("v1")
+
+    play(scene)
+
+
+@pytest.mark.parametrize("cpus", [4.0, 2.0])
+def test_an_update_goes_on_under_the_next_controller(cpus: float):
+    async def scene(rig: Rig) -> None:
+        await rig.verb(create("v1", options=ONE_CPU, num_replicas=2))
+        old = rig.replicas("v1")
+        rig.engine.hold("v1")
+        verb = UpdateBackend("v1", definition("g"), allow_gap=False)
+        first = asyncio.create_task(rig.repeat("id-1", verb))
+        await until(lambda: set(rig.replicas("v1")) - set(old), "a new one starts")
+        await crash_during(rig, first)
+        rig.engine.release("v1")
+        await rig.start()
+        assert (await rig.repeat("id-1", verb)).error is None
+        assert len(rig.replicas("v1")) == 2
+        assert not set(rig.replicas("v1")) & set(old)
+        info = (await rig.describe()).backends["v1"]
+        assert (info.definition, info.state) == ("g", "ready")
+
+    play(scene, resources={"CPU": cpus})
+
+
+def test_scaling_up_goes_on_under_the_next_controller():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1")
+        rig.engine.hold("v1")
+        verb = UpdateBackendConfig("v1", {"num_replicas": 3}, None)
+        first = asyncio.create_task(rig.repeat("id-1", verb))
+        await until(lambda: len(rig.replicas("v1")) == 3, "two more start")
+        running = rig.replicas("v1")
+        await crash_during(rig, first)
+        await rig.start()
+        assert len(rig.ingress.replicas("v1")) == 1
+        rig.engine.release("v1")
+        assert (await rig.repeat("id-1", verb)).error is None
+        assert sorted(rig.replicas("v1")) == sorted(running)
+        assert (await rig.describe()).backends["v1"].config.num_replicas == 3
+
+    play(scene)
+
+
+def test_what_is_no_longer_wanted_is_drained_by_the_next_controller():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1", num_replicas=2)
+        rig.ingress.busy_backends = ("v1",)
+        first = asyncio.create_task(rig.repeat("id-1", DeleteBackend("v1")))
+        await until(lambda: "v1" not in rig.ingress.table.backends, "it is gone from the table")
+        await crash_during(rig, first)
+        assert len(rig.replicas("v1")) == 2
+        rig.ingress.busy_backends = ()
+        await rig.start()
+        assert (await rig.repeat("id-1", DeleteBackend("v1"))).error is None
+        assert rig.replicas("v1") == []
+
+    play(scene)
+
+
+def test_adopted_replicas_are_told_their_config_again():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1")
+        (id,) = rig.replicas("v1")
+        await rig.verb(UpdateBackendConfig("v1", {"concurrency": 5}, None))
+        rig.engine.sent[id].clear()
+        await rig.crash()
+        await rig.start()
+        told = [message.config.concurrency for message in rig.engine.sent[id] if isinstance(message, Configure)]
+        assert told == [5]
+
+    play(scene)
+
+
+def test_a_verb_that_was_done_is_not_done_again_by_the_next_controller():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1")
+        await rig.create("v2")
+        await rig.endpoint("e", "v1")
+        first = await rig.repeat("id-1", SetTraffic("e", {"v1": 0.5, "v2": 0.5}))
+        await rig.verb(SetTraffic("e", {"v2": 1.0}))
+        await rig.crash()
+        await rig.start()
+        assert await rig.repeat("id-1", SetTraffic("e", {"v1": 0.5, "v2": 0.5})) == first
+        assert rig.ingress.table.endpoints["e"].weights == {"v2": 1.0}
+
+    play(scene)
+
+
+def keep_something(state_dir: Path) -> None:
+    """An instance with everything, on this state directory, shut down."""
+
+    async def scene(rig: Rig) -> None:
+        await rig.verb(create("v1", options=ONE_CPU, num_replicas=2, concurrency=3))
+        await rig.verb(create("v2", options=ONE_CPU))
+        await rig.verb(CreateEndpoint("e", "/e", ("GET", "POST"), "v1"))
+        await rig.verb(SetTraffic("e", {"v1": 0.25, "v2": 0.75}))
+        await rig.verb(ShadowTraffic("e", "v2", 0.5))
+        await rig.shut_down()
+
+    play(scene, resources={"CPU": 4}, state_dir=state_dir)
+
+
+def test_what_was_kept_is_restored_without_waiting_for_its_replicas(tmp_path: Path):
+    keep_something(tmp_path)
+
+    async def scene(rig: Rig) -> None:  # which begins when HTTP answers
+        found = await rig.describe()
+        assert set(found.backends) == {"v1", "v2"}
+        assert found.backends["v1"].state == "starting"
+        assert found.backends["v1"].config.concurrency == 3
+        endpoint = found.endpoints["e"]
+        assert (endpoint.route, endpoint.methods) == ("/e", ("GET", "POST"))
+        assert (endpoint.traffic, endpoint.shadows) == ({"v1": 0.25, "v2": 0.75}, {"v2": 0.5})
+        with pytest.raises(AlreadyExistsError):
+            await rig.create("v1")
+        rig.engine.release("v1")
+        await until(lambda: len(rig.ingress.replicas("v1")) == 2, "its replicas start")
+
+    play(scene, resources={"CPU": 4}, state_dir=tmp_path, hold=("v1",))
+
+
+def test_a_restored_backend_that_does_not_start_shows_why_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(replica_life, "_FIRST_DELAY_S", 1000.0)
+    keep_something(tmp_path)
+
+    async def scene(rig: Rig) -> None:  # with room for v1 only
+        await until(lambda: len(rig.ingress.replicas("v1")) == 2, "what fits starts")
+        info = (await rig.describe()).backends["v2"]
+        assert info.state == "unhealthy"
+        assert "CPU" in info.reason
+        await rig.verb(UpdateBackendConfig("v1", {"num_replicas": 1}, None))
+        await until(lambda: rig.ingress.replicas("v2"), "it starts as soon as there is room")
+        assert (await rig.describe()).backends["v2"].state == "ready"
+
+    play(scene, resources={"CPU": 2}, state_dir=tmp_path)
+
+
+def test_what_was_being_created_when_the_whole_instance_died_is_not_restored(tmp_path: Path):
+    async def scene(rig: Rig) -> None:
+        rig.engine.hold("v1")
+        first = asyncio.create_task(rig.repeat("id-1", create("v1")))
+        await until(lambda: rig.replicas("v1"), "it starts")
+        await crash_during(rig, first)
+        rig.engine = Engine()
+        await rig.start()
+        assert (await rig.describe()).backends == {}
+
+    play(scene, state_dir=tmp_path)
+
+
+def test_a_shutdown_repeated_to_the_next_controller_ends_the_instance():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1")
+        await rig.crash()
+        await rig.start()
+        await asyncio.wait_for(rig.shut_down(), PATIENCE_S)
+        assert rig.engine.running() == {}
+
+    play(scene)
