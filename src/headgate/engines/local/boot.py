@@ -29,7 +29,10 @@ def main(programs: Programs) -> None:
         surroundings.enter(surroundings.environment(spec, os.environ), spec.definition.cwd)
         run_replica(programs.replica, spec)
     gc.disable()  # nothing that is imported now will ever be freed
-    boot, report_to = _receive()
+    try:
+        boot, report_to = _receive()
+    except (OSError, msgspec.DecodeError):
+        sys.exit("this program is a part of Headgate that serve.init() starts; run your own script instead")
     if boot.python_path is None:
         os.environ.pop("PYTHONPATH", None)
     else:

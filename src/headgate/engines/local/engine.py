@@ -373,8 +373,11 @@ class LocalEngine:
 
     def _adopt(self, runs: Runs) -> None:
         decoder = protocol.replica_specs if runs.role == REPLICA else protocol.ingress_specs
-        with open(protocol.spec_path(self._settings.folder, runs.id), "rb") as file:
-            spec = decoder.decode(file.read())
+        try:
+            with open(protocol.spec_path(self._settings.folder, runs.id), "rb") as file:
+                spec = decoder.decode(file.read())
+        except FileNotFoundError:  # it has ended since
+            return
         process = _Process(spec, self._loop)
         process.pid = runs.pid
         self._processes[runs.id] = process

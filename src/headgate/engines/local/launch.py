@@ -125,15 +125,18 @@ def _execute(boot: Boot, stdin: socket.socket, log: int | None) -> int:
     if log is not None:
         actions += [(os.POSIX_SPAWN_DUP2, log, 1), (os.POSIX_SPAWN_DUP2, log, 2)]
     # A session of its own, so that Ctrl-C reaches the driver alone; -P, because a file of the working directory must not hide a module.
-    return os.posix_spawn(
-        sys.executable,
-        [sys.executable, "-P", "-m", boot.root],
-        environ,
-        file_actions=actions,
-        setsid=True,
-        setsigmask=(),
-        setsigdef=_INHERITED_SIGNALS,
-    )
+    try:
+        return os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-P", "-m", boot.root],
+            environ,
+            file_actions=actions,
+            setsid=True,
+            setsigmask=(),
+            setsigdef=_INHERITED_SIGNALS,
+        )
+    except OSError as error:
+        raise InstanceStartError(f"{sys.executable or 'the Python interpreter'} can't be executed: {error.strerror}") from error
 
 
 class _DiedError(Exception):

@@ -56,7 +56,7 @@ BACKLOG: Final = 4096
 """Connections that the kernel keeps for an ingress that is starting or was lost."""
 FIRST_DELAY_S: Final = 0.1
 LONGEST_DELAY_S: Final = 5.0
-STEADY_AFTER_S: Final = 5.0
+STEADY_AFTER_S: Final = 2.0
 """A controller that lived so long starts again without delay."""
 LEAVE_TIMEOUT_S: Final = 10.0
 """How long a controller may take to end after its engine was closed."""
@@ -217,7 +217,7 @@ class _Supervisor:
 
     def _prepare(self) -> None:
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a replica's children leave behind comes here, and ends with the instance
-        _set_name("headgate")
+        _set_name("hg-supervisor")
         self._wakeup.setblocking(False)
         self._wakeup_writer.setblocking(False)
         signal.set_wakeup_fd(self._wakeup_writer.fileno(), warn_on_full_buffer=False)
@@ -445,7 +445,7 @@ class _Supervisor:
             for number in (signal.SIGCHLD, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            _set_name(f"headgate-{role}"[:15])
+            _set_name(f"hg-{role}")
             self._close_all_but_listeners()
             settings = self._settings
             if role == CONTROLLER:
