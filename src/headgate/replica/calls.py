@@ -168,7 +168,7 @@ class Caller:
         if isinstance(error, SystemExit):
             _exit(error)
         micros = _micros_since(member.started_at)
-        if member.web and (member.stream is None):
+        if member.web and (member.stream is None or not member.stream.begun):
             stands_for = response.answer_of(error)
             if stands_for is not None:
                 member.link.answer(member, stands_for.status, stands_for.header_lines, stands_for.body, len(stands_for.body), micros)
@@ -374,6 +374,7 @@ class Caller:
 def _send_chunk(member: Member, stream: Stream, encoder: response.StreamEncoder, body: bytes) -> None:
     member.link.chunk(member, encoder.first, encoder.status, encoder.header_lines if encoder.first else b"", body, len(body))
     encoder.first = False
+    stream.begun = True
     stream.spend(len(body))
 
 

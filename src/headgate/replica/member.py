@@ -77,6 +77,7 @@ class Stream:
     """How much of a streamed answer may still be sent: its credit. Waits end when the member is cancelled."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        self.begun = False  # its head has left
         self.last_chunk_at = time.monotonic()
         self._credit = wire.STREAM_CREDIT
         self._loop = loop  # where async user code waits, if it is async
