@@ -67,7 +67,7 @@ async def _play(reads: list[bytes], seed: int | None) -> Played:
     router = FakeRouter(echo if seed is None else hold)
     service = Service(router, _no_measure, server="here")
     service.apply(TABLE)
-    service.status_lines.set_date(0)
+    service.set_date(0)
     service.id_prefix = "id-"
     transport, connection = FakeTransport(), Connection(service)
     connection.connection_made(transport)  # type: ignore[arg-type]  # it has all that a connection uses

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from headgate.core import wire
 from headgate.errors import ErrorInfo
 from headgate.ingress.problems import Refusal, Reply, from_error
+from headgate.ingress.routes import Target
 from headgate.router.call import Call
 
 if TYPE_CHECKING:
@@ -21,6 +22,19 @@ _CREDIT_BYTES: Final = wire.STREAM_CREDIT // 4
 _BODYLESS: Final = frozenset((204, 304))
 CLOSE: Final = b"connection: close\r\n"
 KEEP_ALIVE: Final = b"connection: keep-alive\r\n"
+
+
+class _LengthLines(dict[int, bytes]):
+    """Size of a body -> the end of its head; small ones are kept."""
+
+    def __missing__(self, size: int) -> bytes:
+        line = b"\r\ncontent-length: %d\r\n\r\n" % size
+        if size < 4096:
+            self[size] = line
+        return line
+
+
+_LENGTH_LINES: Final = _LengthLines()
 
 
 class Exchange(Call):
@@ -40,7 +54,6 @@ class Exchange(Call):
         "out",
         "out_bytes",
         "owed_bytes",
-        "page",
     )
 
     def __init__(self, connection: Connection) -> None:
@@ -55,8 +68,7 @@ class Exchange(Call):
         self.body_bytes = 0
         self.held_bytes = 0
         self.length = 0  # content-length, where given
-        self.instead: Refusal | Reply | None = None  # answered with this, by the ingress itself, or …
-        self.page = ""  # … with this page under `/-/`
+        self.instead: Refusal | Reply | Target | None = None  # the ingress itself answers with this
         self.bare = False  # HEAD: the head of the answer alone
         self.http10 = False
         self.framing = b""  # the `connection` header, where one is due
@@ -72,7 +84,26 @@ class Exchange(Call):
 
     def answered(self, frame: wire.Frame) -> None:
         """The answer, in one piece."""
-        self._answer(frame.code, frame.meta, frame.body)
+        body = frame.body
+        connection = self.connection
+        if frame.code != 200 or self.bare or len(body) > _JOIN_BYTES or connection.slots[0] is not self or not connection.writable:
+            self._answer(frame.code, frame.meta, body)
+            return
+        self.complete = True
+        connection.transport.write(
+            b"".join(
+                (
+                    connection.service.ok_line,
+                    self.framing,
+                    frame.meta,
+                    b"x-request-id: ",
+                    self.request_id.encode(),
+                    _LENGTH_LINES[len(body)],
+                    body,
+                )
+            )
+        )
+        connection.over()
 
     def chunk(self, frame: wire.Frame) -> None:
         """A piece of a streamed answer; the first also brings its head."""
@@ -126,22 +157,7 @@ class Exchange(Call):
 
     def _answer(self, status: int, lines: bytes, body: bytes | bytearray) -> None:
         connection = self.connection
-        size = len(body)
-        if status == 200 and size <= _JOIN_BYTES and not self.bare:
-            data = (
-                b"%b%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n"
-                % (
-                    connection.service.status_lines[200],
-                    self.framing,
-                    lines,
-                    self.request_id.encode(),
-                    size,
-                )
-                + body
-            )
-            rest: bytes | bytearray = b""
-        else:
-            data, rest = self._parts(status, lines, body)
+        data, rest = self._parts(status, lines, body)
         self.complete = True
         if connection.slots[0] is self and connection.writable:
             connection.transport.write(data)

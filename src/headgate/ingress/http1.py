@@ -13,16 +13,17 @@ import re
 import socket
 import struct
 from collections import deque
+from collections.abc import Callable
 from time import monotonic
 from typing import Final, cast
 
 import httptools
 import msgspec
 
-from headgate.core.wire import HttpHead
 from headgate.errors import describe
 from headgate.ingress.exchange import CLOSE, KEEP_ALIVE, Exchange
 from headgate.ingress.problems import Refusal, Reply
+from headgate.ingress.routes import Target
 from headgate.ingress.service import Service, logger
 
 SLICE_BYTES: Final = 4096
@@ -67,6 +68,7 @@ class Connection(asyncio.Protocol):
         "_continue_due",
         "_current",
         "_deaf",
+        "_feed_data",
         "_going_on",
         "_headers",
         "_linger",
@@ -123,7 +125,7 @@ class Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)  # not asserted: uvloop's has no such base
         peer = transport.get_extra_info("peername")
         self._client = peer[0] if isinstance(peer, tuple) and peer else ""
-        self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
+        self._use_parser(httptools.HttpRequestParser(self))
         self._marked_at = self.service.loop.time()
         if not self.service.opened(self):
             self._deaf = True
@@ -133,11 +135,14 @@ class Connection(asyncio.Protocol):
         """Parse, unless what came before has to wait."""
         if self._deaf:
             return
-        if self._backlog or self._waiting or len(data) > SLICE_BYTES or self._quiet_bytes + len(data) > self.service.limits.head_bytes:
+        if self._paused or self._quiet_bytes or len(data) > SLICE_BYTES:
             self._feed_backlog(data)
-        else:
-            self._quiet_bytes += len(data)
-            self._feed(data)
+            return
+        self._quiet_bytes = len(data)
+        try:
+            self._feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._on_parser_end(error, data)
 
     def eof_received(self) -> None:
         """The client has closed its side, so it counts as gone."""
@@ -148,7 +153,7 @@ class Connection(asyncio.Protocol):
         self._drop()
         self.service.admission.held_bytes -= self._unsent_bytes
         self._unsent_bytes = 0
-        self._parser = None  # it holds our methods
+        del self._parser, self._feed_data  # they hold our methods
         self.service.closed(self)
 
     def pause_writing(self) -> None:
@@ -181,23 +186,22 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Check the head, and make its exchange. What ends the connection is raised as `InputRefused`."""
         service, parser = self.service, self._parser
-        assert parser is not None
         self._quiet_bytes = 0
         exchange = self._current = Exchange(self)
         keep_alive = parser.should_keep_alive()
-        method, url = parser.get_method(), self._url
-        request_id, version, length, hosts = "", "1.1", -1, 0
-        unusual = not keep_alive
+        method, url, headers = parser.get_method(), self._url, self._headers
+        version, hosts, unusual = "1.1", 0, not keep_alive
         for name, value in self._special:
             if name == b"host":
                 hosts += 1
             elif name == b"content-length":
-                length = int(value)
+                exchange.length = int(value)
             elif name == b"x-request-id":
-                request_id = _own_id(value) if not request_id else service.next_id()
+                exchange.request_id = _own_id(value) if not exchange.request_id else service.next_id()
             else:
                 unusual = True
-        exchange.request_id = request_id or service.next_id()
+        if not exchange.request_id:
+            exchange.request_id = service.next_id()
         if unusual:  # without a Connection header, only 1.1 is kept alive
             version = parser.get_http_version()
             if version == "1.0":
@@ -208,33 +212,34 @@ class Connection(asyncio.Protocol):
             exchange.framing = CLOSE if exchange.last else KEEP_ALIVE if exchange.http10 else b""
         if hosts != 1 and (hosts > 1 or not exchange.http10):
             raise InputRefused(Refusal(400, f"exactly one Host header is needed, got {hosts}"))
-        if len(self._headers) > service.limits.headers:
-            raise InputRefused(Refusal(431, f"{len(self._headers)} headers are over the limit of {service.limits.headers}"))
+        if len(headers) > service.limits.headers:
+            raise InputRefused(Refusal(431, f"{len(headers)} headers are over the limit of {service.limits.headers}"))
         if method == b"CONNECT":
             raise InputRefused(Refusal(405, "CONNECT is not offered here: this is no proxy", b"allow: GET, HEAD, POST, OPTIONS\r\n"))
-        if length > 0:
-            exchange.length = length
-            if length > service.max_body_bytes:
-                raise InputRefused(self._too_large())
-        if url[0] != 47:
-            url = self._origin_form(url)
+        if exchange.length > service.max_body_bytes:
+            raise InputRefused(self._too_large())
+        if not url.startswith(b"/"):
+            url, headers = self._origin_form(url)
         target = service.routes.find(url.partition(b"?")[0] if b"?" in url else url)
-        if target is None:
+        if service.closing is not None and (target is None or not target.page):
+            exchange.instead = service.closing
+        elif target is None:
             exchange.instead = _NOT_FOUND
         elif method not in target.methods:
             exchange.instead = _not_listed(method, target.allow)
+        elif target.page:
+            exchange.instead = target
         else:
-            exchange.endpoint, exchange.page = target.endpoint, target.page
-        if service.closing is not None and not exchange.page:
-            exchange.instead = service.closing
-        exchange.bare = method == b"HEAD"
+            exchange.endpoint = target.endpoint
+        if method == b"HEAD":
+            exchange.bare = True
         if unusual:
             self._on_unusual_head(exchange, version)
         if exchange.instead is None:
-            head = HttpHead(method.decode(), url, version, self._headers, self._client, service.scheme, service.server)
-            exchange.http = http = _encode_head(head)
-            exchange.held_bytes = len(http)
-            service.admission.held_bytes += len(http)
+            # What `HttpHead` is on the wire; a tuple is made sooner than the record.
+            exchange.http = http = _encode_head((method.decode(), url, version, headers, self._client, service.scheme, service.server))
+            size = exchange.held_bytes = len(http)
+            service.admission.held_bytes += size
 
     def on_body(self, piece: bytes) -> None:
         """A piece of a body. Small ones are put together, large ones kept apart, so that they aren't copied."""
@@ -268,12 +273,18 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._headers = []
         self._special = []
-        if self._pieces or self._small:
+        if exchange.body_bytes and not exchange.body:
             self._join_pieces(exchange)
         if exchange.last:
             self._deaf = True
         exchange.admitted_at = monotonic()
-        self._enqueue(exchange)
+        slots = self.slots
+        if self._waiting or len(slots) >= self.service.limits.pipelined:
+            self._waiting.append(exchange)
+            self._pause_or_resume()
+        else:
+            slots.append(exchange)
+            self._begin(exchange)
 
     # Answers.
 
@@ -358,22 +369,30 @@ class Connection(asyncio.Protocol):
 
     # Reading.
 
+    def _use_parser(self, parser: httptools.HttpRequestParser) -> None:
+        self._parser = parser
+        self._feed_data: Callable[[bytes | memoryview], None] = parser.feed_data
+
     def _feed(self, data: bytes | memoryview) -> None:
-        while data:
+        try:
+            self._feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._on_parser_end(error, data)
+
+    def _on_parser_end(self, error: httptools.HttpParserError | httptools.HttpParserUpgrade, data: bytes | memoryview) -> None:
+        """The parser goes no further: for good, or because of an upgrade, behind which another reads on."""
+        while isinstance(error, httptools.HttpParserUpgrade):
+            data = data[error.args[0] :]
             try:
-                self._parser.feed_data(data)  # type: ignore[union-attr]  # there until the connection is lost
-            except httptools.HttpParserUpgrade as upgrade:
-                data = data[upgrade.args[0] :]
-                try:
-                    self._ignore_upgrade()
-                except httptools.HttpParserError as error:
-                    self._refuse_input(_refusal_of(error))
-                if not self._deaf:
-                    continue
-            except httptools.HttpParserError as error:
-                if not self._deaf:  # else it is about what follows the last request
-                    self._refuse_input(_refusal_of(error))
-            return
+                self._ignore_upgrade()
+                if self._deaf or not data:
+                    return
+                self._feed_data(data)
+                return
+            except (httptools.HttpParserError, httptools.HttpParserUpgrade) as next_error:
+                error = next_error
+        if not self._deaf:  # else it is about what follows the last request
+            self._refuse_input(_refusal_of(error))
 
     def _feed_backlog(self, more: bytes = b"") -> None:
         limits, admission = self.service.limits, self.service.admission
@@ -407,28 +426,20 @@ class Connection(asyncio.Protocol):
             else:
                 self.transport.resume_reading()
 
-    def _enqueue(self, exchange: Exchange) -> None:
-        if self._waiting or len(self.slots) >= self.service.limits.pipelined:
-            self._waiting.append(exchange)
-            self._pause_or_resume()
-        else:
-            self.slots.append(exchange)
-            self._begin(exchange)
-
     def _begin(self, exchange: Exchange) -> None:
-        service = self.service
-        if exchange.instead is not None:
-            if isinstance(exchange.instead, Refusal):
-                service.count_refusal(exchange.instead.status)
-            exchange.reply(exchange.instead)
-        elif exchange.page:
-            service.show(exchange.page, exchange)
-        else:
+        instead, service = exchange.instead, self.service
+        if instead is None:
             try:
                 service.router.submit(exchange)
             except Exception as error:  # noqa: BLE001  # the ingress's root: the client gets an answer whatever failed
                 logger.exception("the router failed on request %s", exchange.request_id)
                 exchange.failed(describe(error))
+        elif isinstance(instead, Target):
+            service.show(instead.page, exchange)
+        else:
+            if isinstance(instead, Refusal):
+                service.count_refusal(instead.status)
+            exchange.reply(instead)
 
     def _go_on(self) -> None:
         self._going_on = False
@@ -456,7 +467,7 @@ class Connection(asyncio.Protocol):
         self._read_controls(exchange, seen)
         if b"expect" in seen and version == "1.1":
             self._on_expect(exchange, seen[b"expect"], has_body=exchange.length > 0 or b"transfer-encoding" in seen)
-        if b"upgrade" in seen and self._parser is not None and self._parser.should_upgrade():
+        if b"upgrade" in seen and self._parser.should_upgrade():
             self._upgraded, self._current = exchange, None
 
     def _read_controls(self, exchange: Exchange, seen: dict[bytes, bytes]) -> None:
@@ -492,27 +503,27 @@ class Connection(asyncio.Protocol):
             self._continue_due = True
             self._settle()
 
-    def _origin_form(self, url: bytes) -> bytes:
+    def _origin_form(self, url: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
         """Turn an absolute target into a path; its authority is the Host."""
         if url == b"*":
-            return url
+            return url, self._headers
         scheme, _, rest = url.partition(b"://")
         if scheme.lower() not in (b"http", b"https"):
             raise InputRefused(Refusal(400, "the target must be a path, or an http URL"))
         authority_ends = min((at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0), default=len(rest))
         authority = rest[:authority_ends].rpartition(b"@")[2]
-        self._headers = [(name, authority if name == b"host" else value) for name, value in self._headers]
+        headers = [(name, authority if name == b"host" else value) for name, value in self._headers]
         path = rest[authority_ends:]
-        return path if path.startswith(b"/") else b"/" + path
+        return path if path.startswith(b"/") else b"/" + path, headers
 
     def _ignore_upgrade(self) -> None:
         """Read on as if no upgrade had been asked for: httptools takes its head for the end of HTTP on the connection."""
-        exchange, self._upgraded = self._upgraded, None
+        self._current, self._upgraded = self._upgraded, None
+        exchange = self._current
         assert exchange is not None
-        self._current = exchange
         kept = b"".join(b"%b: %b\r\n" % pair for pair in self._special if pair[0] in (b"content-length", b"transfer-encoding"))
-        self._parser = httptools.HttpRequestParser(_AfterUpgrade(self))
-        self._parser.feed_data(b"POST / HTTP/1.1\r\n" + kept + (CLOSE if exchange.last else b"") + b"\r\n")
+        self._use_parser(httptools.HttpRequestParser(_AfterUpgrade(self)))
+        self._feed_data(b"POST / HTTP/1.1\r\n" + kept + (CLOSE if exchange.last else b"") + b"\r\n")
 
     def _too_large(self) -> Refusal:
         return Refusal(413, f"the body is over the limit of {self.service.max_body_bytes} bytes")
@@ -556,7 +567,11 @@ class Connection(asyncio.Protocol):
         exchange.body = b""
         self._linger = True
         self._stop_reading_requests()
-        self._enqueue(exchange)
+        if self._waiting or len(self.slots) >= self.service.limits.pipelined:
+            self._waiting.append(exchange)
+        else:
+            self.slots.append(exchange)
+            self._begin(exchange)
 
     def _stop_reading_requests(self) -> None:
         self._deaf = True
@@ -616,10 +631,9 @@ class Connection(asyncio.Protocol):
         """Nobody waits for anything of this connection any more."""
         self._stop_reading_requests()
         router, held = self.service.router, 0
-        current = self._current or self._upgraded
-        for exchange in (*self.slots, *self._waiting, *((current,) if current else ())):
-            held += exchange.held_bytes
-        given = [e for e in self.slots if not e.complete and e.instead is None and not e.page]
+        for exchange in (*self.slots, *self._waiting, self._current or self._upgraded):
+            held += exchange.held_bytes if exchange is not None else 0
+        given = [e for e in self.slots if not e.complete and e.instead is None]
         self.service.admission.held_bytes -= held
         for exchange in self.slots:
             exchange.complete = True

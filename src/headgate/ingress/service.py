@@ -117,7 +117,7 @@ class Service:
         self._empty: asyncio.Event = asyncio.Event()
         self._draining = False
         self._sweeper: asyncio.TimerHandle | None = None
-        self.status_lines.set_date(time.time())
+        self.set_date(time.time())
 
     def start(self) -> None:
         """Begin to sweep, once a second."""
@@ -132,9 +132,14 @@ class Service:
         self.admission.share(table.max_inflight_bytes, table.num_ingresses)
         self.closing = _SHUTTING_DOWN if table.closing or self._draining else None
 
+    def set_date(self, unix_s: float) -> None:
+        """Date all answers from now on."""
+        self.status_lines.set_date(unix_s)
+        self.ok_line = self.status_lines[200]
+
     def sweep(self, now: float) -> None:
         """End what has waited too long. `now` is the loop's time."""
-        self.status_lines.set_date(time.time())
+        self.set_date(time.time())
         for connection in list(self.connections):
             connection.check(now)
 
@@ -175,7 +180,7 @@ class Service:
 
     def next_id(self) -> str:
         """A request id that no other process makes."""
-        return f"{self.id_prefix}{next(self.ids):x}"
+        return self.id_prefix + str(next(self.ids))
 
     def show(self, page: str, exchange: Exchange) -> None:
         """Answer with a page under `/-/`."""
