@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 
 import pytest
 
 from headgate.controller import ingresses
+from headgate.controller.controller import Controller
 from headgate.core import replica_life
 from headgate.core.messages import BrokenReplica, Pong, UpdateBackend
-from headgate.errors import ReplicaStartError
-from tests.controller.rig import Rig, create, definition, play, until
+from headgate.engines.base import IngressSpec, Running
+from headgate.errors import InstanceStartError, ReplicaStartError
+from tests.controller.rig import PATIENCE_S, Engine, Rig, create, definition, play, settings_in, until
 
 QUICK = {"health_check_period": 0.01, "health_check_timeout": 0.1}
 
@@ -179,6 +182,36 @@ def test_a_replica_that_dies_while_its_backend_is_created_fails_the_verb():
         assert done.error is not None
         assert done.error.kind == "ReplicaStartError"
         assert "SIGSEGV" in done.error.message
+        assert rig.replicas("v1") == []
+
+    play(scene)
+
+
+def test_a_new_instance_whose_ingress_can_not_start_is_given_up_and_says_why():
+    class NoIngress(Engine):
+        async def start_ingress(self, spec: IngressSpec) -> Running:
+            raise ReplicaStartError("no such certificate")
+
+    async def main() -> None:
+        with tempfile.TemporaryDirectory(prefix="hg-") as folder:
+            with pytest.raises(InstanceStartError, match="no such certificate"):
+                await asyncio.wait_for(Controller(settings_in(folder), NoIngress(), ()).run(), PATIENCE_S)
+
+    asyncio.run(main())
+
+
+def test_a_replica_that_dies_while_others_of_its_backend_are_in_their_constructors_fails_the_verb_at_once():
+    async def scene(rig: Rig) -> None:
+        rig.engine.hold("v1")
+        creating = asyncio.create_task(rig.try_verb(create("v1", num_replicas=2)))
+        await until(lambda: len(rig.replicas("v1")) == 2, "both start")
+        ready, _ = rig.replicas("v1")
+        rig.engine._construct(rig.engine._running[ready])
+        await until(lambda: rig.engine.running()[ready].state == "ready", "one is ready")
+        await rig.describe()
+        rig.engine.end(ready)
+        done = await creating  # although the other one is still held
+        assert done.error is not None
         assert rig.replicas("v1") == []
 
     play(scene)

@@ -16,7 +16,7 @@ from headgate.controller import store as store_module
 from headgate.controller.store import Pending, Store
 from headgate.core.desired import Backend, Endpoint, State
 from headgate.core.messages import VerbDone
-from headgate.errors import InstanceStartError
+from headgate.errors import HeadgateError, InstanceStartError
 from tests.controller.rig import definition
 
 
@@ -50,6 +50,10 @@ class Dying:
     def executemany(self, *given: Any) -> sqlite3.Cursor:
         self._count()
         return self.db.executemany(*given)
+
+    @property
+    def in_transaction(self) -> bool:
+        return False  # to the dead nothing matters
 
     def close(self) -> None:
         self.db.close()
@@ -187,3 +191,15 @@ def test_a_state_of_another_version_is_refused_and_left_alone(tmp_path: Path):
         store._db.execute("UPDATE facts SET value = 99 WHERE name = 'format'")
     with pytest.raises(InstanceStartError, match="format 99"):
         Store(str(tmp_path), durable=True)
+
+
+def test_a_full_disk_is_said_and_changes_nothing(tmp_path: Path):
+    with opened(tmp_path) as store:
+        store.finish(VerbDone("a"), State(), ONE)
+        (pages,) = store._db.execute("PRAGMA page_count").fetchone()
+        store._db.execute(f"PRAGMA max_page_count = {pages}")
+        large = State({"v1": backend("v1", 1, b"x" * 1_000_000)}, {}, 2)
+        with pytest.raises(HeadgateError, match=r"full.*nothing has changed"):
+            store.finish(VerbDone("b"), ONE, large)
+        assert store.load()[0] == ONE
+        assert store.result("b") is None

@@ -50,7 +50,7 @@ from headgate.core.messages import (
 from headgate.core.reconcile import Wanted
 from headgate.core.replica_life import BackOff
 from headgate.engines.base import Ended, Engine, InstanceSettings, ReplicaSpec, Running
-from headgate.errors import HeadgateError, InsufficientResourcesError, NotRunningError, ReplicaStartError, describe
+from headgate.errors import HeadgateError, InstanceStartError, InsufficientResourcesError, NotRunningError, ReplicaStartError, describe
 
 log = logging.getLogger("headgate.controller")
 
@@ -58,6 +58,8 @@ COUNT_PERIOD_S = 1.0
 """How often routers are asked for their counters, so that little is lost of those that end."""
 _DRAIN_POLL_S = 0.02
 _INGRESS_GRACE_S = 5.0
+_MOST_FAILURES = 3
+"""Of ingresses, before a new instance is given up."""
 
 
 class _Health:
@@ -107,6 +109,7 @@ class Controller:
         self._closing = False
         self._ending: asyncio.Task[None] | None = None
         self._shut_down = asyncio.Event()
+        self._fatal: InstanceStartError | None = None
         self._base = RoutingTable(
             version=0,
             max_body_bytes=settings.max_body_bytes,
@@ -117,7 +120,10 @@ class Controller:
         )
 
     async def run(self) -> None:
-        """Adopt what runs, keep it as it is asked for, and return after a shutdown."""
+        """Adopt what runs, keep it as it is asked for, and return after a shutdown.
+
+        Raises `InstanceStartError` where a new instance can't serve HTTP.
+        """
         try:
             self._epoch = self._store.begin_epoch()
             self._state, pending = self._store.load()
@@ -126,9 +132,11 @@ class Controller:
             await self._server.open()
             running = await self._engine.open()
             self._adopt(running, pending)
-            self._tasks.spawn(self._announce(), "announcement")
+            self._tasks.spawn(self._announce(first=not running), "announcement")
             self._tasks.spawn(self._count(), "counting")
             await self._shut_down.wait()
+            if self._fatal is not None:
+                raise self._fatal
             await self._shutdown_verbs.settle()
         finally:
             await self._verb_tasks.close()
@@ -228,9 +236,13 @@ class Controller:
         backend = self._state.backends.get(spec.backend)
         return backend.config if backend is not None and backend.generation == spec.generation else spec.config
 
-    async def _announce(self) -> None:
-        """Tell the engine when HTTP answers: every ingress runs and follows a table."""
-        await self._changes.until(lambda: self._ingresses.complete)
+    async def _announce(self, *, first: bool) -> None:
+        """Tell the engine when HTTP answers: every ingress runs and follows a table. The `first` start may also fail."""
+        await self._changes.until(lambda: self._ingresses.complete or (first and self._ingresses.failures >= _MOST_FAILURES))
+        if not self._ingresses.complete:
+            self._fatal = InstanceStartError(f"HTTP could not be served: {self._ingresses.failure}")
+            self._shut_down.set()
+            return
         await self._routers.in_force(self._routers.version)
         self._engine.serving()
 
@@ -331,16 +343,17 @@ class Controller:
     async def _drain(self, replica: Replica) -> None:
         """End a dismissed replica once no router sends it anything."""
         grace_s = replica.config.graceful_shutdown_timeout
+        deadline = self._now() + grace_s
         if replica.state == life.DRAINING:
             version = self._publish()
             try:
-                async with asyncio.timeout(grace_s):
+                async with asyncio.timeout_at(deadline):
                     await self._routers.in_force(version)
                     if replica.tag not in self._state.backends:  # what is queued for it has nowhere else to go
                         await self._routers.idle(version, backend=replica.tag)
             except TimeoutError:
                 log.warning("replica %s of backend %r: some router still uses it after %g s", replica.id, replica.tag, grace_s)
-        await self._fleet.drain(replica, grace_s)
+        await self._fleet.drain(replica, max(deadline - self._now(), 0.0))
 
     # Verbs.
 
@@ -475,7 +488,11 @@ class Controller:
             replica.held, replica.shown = False, True
         self._rolls.pop(backend.tag, None)
         self._forget_health(backend.tag)
-        self._commit(pending.id, desired.with_backend(self._state, backend))
+        try:
+            self._commit(pending.id, desired.with_backend(self._state, backend))
+        except BaseException:
+            self._reconcile()  # nobody asked for these replicas after all
+            raise
         if pending.kind == "configure":
             self._fleet.configure(self._fleet.of(backend.tag, backend.generation), backend.config)
 
@@ -497,11 +514,12 @@ class Controller:
             self._count_start(replica)
         starts: list[asyncio.Future[None]] = [asyncio.ensure_future(self._fleet.start(replica)) for replica in replicas]
         try:
-            if starts:
-                await asyncio.wait(starts, return_when=asyncio.FIRST_EXCEPTION)
-            for start in starts:
-                if start.done():
-                    start.result()
+            await self._changes.until(
+                lambda: all(replica.state == life.READY for replica in replicas) or not all(replica.live for replica in replicas)
+            )
+            for replica, start in zip(replicas, starts, strict=True):
+                if not replica.live:
+                    await start  # which says why, unless it was ready before
             self._check_alive(replicas)
         except ReplicaStartError as error:
             await self._give_up(starts, replicas)

@@ -32,6 +32,10 @@ class Ingresses:
         self._tasks = tasks
         self._changes = changes
         self._running: dict[int, Running] = {}  # by number
+        self.failures = 0
+        """Starts that failed in a row, and …"""
+        self.failure = ""
+        """… what the last one said."""
         self._ended: set[str] = set()  # an end may be told before the start has returned
         self._closing = False
 
@@ -91,7 +95,10 @@ class Ingresses:
                 )
                 try:
                     self._add(number, await self._engine.start_ingress(spec))
+                    self.failures = 0
                 except HeadgateError as error:
+                    self.failures, self.failure = self.failures + 1, error.message
+                    self._changes.tell()
                     log.error("ingress %d could not be started: %s", number, error)
             started_at = loop.time()
             while not await self._changes.until(lambda: number not in self._running, _CHECK_PERIOD_S):

@@ -17,7 +17,7 @@ import msgspec
 from headgate.config import BackendConfig, ReplicaOptions
 from headgate.core.desired import Backend, Endpoint, State
 from headgate.core.messages import Definition, VerbDone
-from headgate.errors import InstanceStartError
+from headgate.errors import HeadgateError, InstanceStartError
 
 FORMAT = 1
 KEPT_RESULTS = 1000
@@ -68,7 +68,7 @@ class Store:
                     self._db.execute(statement)
                 self._db.execute("INSERT OR IGNORE INTO facts VALUES ('format', ?), ('generation', 1), ('epoch', 0)", (FORMAT,))
             found = self._fact("format")
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, HeadgateError) as error:
             self._db.close()
             raise InstanceStartError(
                 f"{self.path} can't be used as the state of an instance: {error}; move it away, or give another state_dir"
@@ -175,10 +175,14 @@ class Store:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
         try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # some errors, such as a full disk, have ended it already
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.OperationalError as error:
+            raise HeadgateError(f"the state could not be written to {self.path}: {error}; nothing has changed") from error
