@@ -6,8 +6,10 @@ A message names the object, what was given, and what to do about it.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import traceback as traceback_module
+from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Any, ClassVar
 
 import msgspec
@@ -185,6 +187,10 @@ class EncodeError(HeadgateError, TypeError):
     """User code returned something that can't be sent; the message names its type."""
 
 
+class SignatureError(HeadgateError, TypeError):
+    """A handler needs arguments that an HTTP request can't give; the message names them."""
+
+
 class BatchResultError(HeadgateError, TypeError):
     """A batch handler returned something that is not one answer for each request."""
 
@@ -195,6 +201,9 @@ class UserCodeError(HeadgateError):
     `remote_traceback` is the traceback's text in the replica; `cause` the rebuilt exception, or None.
     """
 
+    status = 500  # said again, because it may also be an instance of another class of these
+    retry = False
+
     def __init__(
         self, message: str = "", *, remote_traceback: str = "", cause: BaseException | None = None, retry_after_s: float | None = None
     ) -> None:
@@ -204,6 +213,10 @@ class UserCodeError(HeadgateError):
 
     def __str__(self) -> str:
         return f"{self.message}\n\n{self.remote_traceback}" if self.remote_traceback else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Its class may be made up here: one that passes on through another backend is put together again at each end.
+        return _user_error, (self.message, self.remote_traceback, self.cause)
 
 
 class WireError(HeadgateError, ValueError):
@@ -296,23 +309,42 @@ def _rebuild_user_error(info: ErrorInfo) -> UserCodeError:
         except Exception:  # noqa: BLE001 - the class may not exist here; the message and traceback still arrive
             loaded = None
         cause = loaded if isinstance(loaded, BaseException) else None
-    cls: type[UserCodeError] = UserCodeError
-    if isinstance(cause, Exception):
-        cls = _class_with(type(cause))
+    return _user_error(info.message, info.traceback, cause)
+
+
+def _user_error(message: str, remote_traceback: str, cause: BaseException | None) -> UserCodeError:
+    # An iterator that raised StopIteration would seem to have ended well.
+    if isinstance(cause, Exception) and not isinstance(cause, StopIteration | StopAsyncIteration):
+        error = _as_its_own_class(message, remote_traceback, cause)
+        if error is not None:
+            return error
+    return UserCodeError(message, remote_traceback=remote_traceback, cause=cause)
+
+
+def _as_its_own_class(message: str, remote_traceback: str, cause: Exception) -> UserCodeError | None:
+    """An error that is an instance of the class of `cause` as well, with its attributes; None where that can't be made.
+
+    No constructor is called: those of users take arguments of their own.
+    """
+    user_class = type(cause)
     try:
+        cls = _class_with(user_class)
         error = cls.__new__(cls)
-        UserCodeError.__init__(error, info.message, remote_traceback=info.traceback, cause=cause)
-    except Exception:  # noqa: BLE001 - a user class with a __new__ of its own
-        error = UserCodeError(info.message, remote_traceback=info.traceback, cause=cause)
-    if cause is not None and isinstance(error, type(cause)):
-        for name, value in vars(cause).items():
-            if name not in ("message", "remote_traceback", "cause", "retry_after_s"):
-                error.__dict__[name] = value
+        error.args = cause.args
+        for kind in user_class.__mro__:
+            for name, field in vars(kind).items():
+                # What built-in classes keep beside the dictionary, such as `errno`.
+                if isinstance(field, MemberDescriptorType | GetSetDescriptorType) and not name.startswith("__") and name != "args":
+                    with contextlib.suppress(AttributeError, TypeError):
+                        setattr(error, name, getattr(cause, name))
+        error.__dict__.update(vars(cause))
+        error.__dict__.update(message=message, remote_traceback=remote_traceback, cause=cause, retry_after_s=None)
+    except Exception:  # noqa: BLE001 - a user class may refuse this in any way
+        return None
     return error
 
 
 def _class_with(user_class: type[Exception]) -> type[UserCodeError]:
-    try:
-        return type(f"UserCodeError[{user_class.__name__}]", (UserCodeError, user_class), {"__module__": __name__})
-    except TypeError:  # layouts that can't be combined
-        return UserCodeError
+    if issubclass(user_class, UserCodeError):  # an error of a call further down, passed on
+        return user_class
+    return type(f"UserCodeError[{user_class.__name__}]", (UserCodeError, user_class), {"__module__": __name__})

@@ -1,0 +1,98 @@
+"""Do errors arrive at the other side of a process boundary as what they were?"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Self
+
+import pytest
+
+from headgate import errors
+from headgate.errors import HeadgateError, UserCodeError, describe, describe_user_error, rebuild
+
+
+class TwoArgumentsError(Exception):
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} and {second}")
+        self.first, self.second = first, second
+
+    def __reduce__(self) -> tuple[type[TwoArgumentsError], tuple[int, int]]:
+        return TwoArgumentsError, (self.first, self.second)
+
+
+class SlottedError(Exception):
+    __slots__ = ("code",)
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class StubbornError(Exception):
+    def __new__(cls, word: str) -> Self:
+        return super().__new__(cls)
+
+
+RAISED: list[tuple[Exception, dict[str, object]]] = [
+    (ValueError("x"), {"args": ("x",)}),
+    (KeyError("k"), {"args": ("k",)}),
+    (FileNotFoundError(2, "missing", "model.bin"), {"errno": 2, "strerror": "missing", "filename": "model.bin"}),
+    (UnicodeDecodeError("utf-8", b"ab", 0, 1, "bad"), {"start": 0, "end": 1, "object": b"ab"}),
+    (ImportError("no", name="torch"), {"name": "torch"}),
+    (TwoArgumentsError(1, 2), {"first": 1, "second": 2, "args": ("1 and 2",)}),
+    (SlottedError(7), {"code": 7}),
+    (errors.NotFoundError("no backend"), {"status": 500}),
+]
+
+
+@pytest.mark.parametrize(("raised", "attributes"), RAISED, ids=lambda value: type(value).__name__)
+def test_what_user_code_raised_is_also_of_its_own_class(raised: Exception, attributes: dict[str, object]) -> None:
+    error = rebuild(describe_user_error(raised))
+    assert isinstance(error, UserCodeError)
+    assert isinstance(error, type(raised))
+    assert {name: getattr(error, name) for name in attributes} == attributes
+    assert str(raised) in error.message
+    assert type(error.cause) is type(raised)
+
+
+@pytest.mark.parametrize("raised", [StubbornError("x"), StopIteration(3), StopAsyncIteration(), KeyboardInterrupt()], ids=repr)
+def test_what_cannot_be_combined_arrives_as_a_plain_error_with_its_text(raised: BaseException) -> None:
+    error = rebuild(describe_user_error(raised))
+    assert type(error) is UserCodeError
+    assert error.message.startswith(type(raised).__name__)
+
+
+def test_a_class_of_its_own_survives_being_passed_on() -> None:
+    first = rebuild(describe_user_error(TwoArgumentsError(1, 2)))
+    again = pickle.loads(pickle.dumps(first))
+    assert isinstance(again, TwoArgumentsError)
+    assert isinstance(again, UserCodeError)
+    assert (again.first, again.message) == (1, first.message)
+    passed_on = rebuild(describe_user_error(first))
+    assert isinstance(passed_on, TwoArgumentsError)
+
+
+def every_class(root: type[HeadgateError]) -> list[type[HeadgateError]]:
+    return [root, *(found for sub in root.__subclasses__() if sub.__module__ == "headgate.errors" for found in every_class(sub))]
+
+
+@pytest.mark.parametrize("cls", [cls for cls in every_class(HeadgateError) if "[" not in cls.__name__])
+def test_every_error_of_ours_crosses_and_keeps_class_message_and_status(cls: type[HeadgateError]) -> None:
+    there = rebuild(describe(cls("something happened", retry_after_s=2.5)))
+    assert type(there) is cls
+    assert there.message == "something happened"
+    assert there.status == cls.status
+    if cls is not UserCodeError:
+        assert there.retry_after_s == 2.5
+    assert str(there).startswith("something happened")
+    assert type(pickle.loads(pickle.dumps(there))) is cls
+
+
+def test_an_internal_failure_keeps_its_traceback_for_the_log() -> None:
+    try:
+        raise KeyError("missing")
+    except KeyError as error:
+        info = describe(error)
+    assert info.status == 500
+    assert "KeyError" in info.message
+    assert "KeyError: 'missing'" in info.traceback
