@@ -17,7 +17,16 @@ from headgate.core import wire
 from headgate.core.binding import Binder, gather
 from headgate.core.bisection import Bisection
 from headgate.core.messages import Definition, MethodInfo
-from headgate.errors import BatchResultError, EncodeError, ErrorInfo, NotFoundError, RequestCancelledError, describe, describe_user_error
+from headgate.errors import (
+    BatchResultError,
+    EncodeError,
+    ErrorInfo,
+    NotFoundError,
+    RequestCancelledError,
+    SignatureError,
+    describe,
+    describe_user_error,
+)
 from headgate.replica import response
 from headgate.replica.member import Member, Stream
 from headgate.replica.request import PlaceholderRequest, Request
@@ -83,7 +92,7 @@ class Caller:
             meta = member.meta
             binding = handler.binder.bind(meta.positional, meta.keywords)
         if binding.error:
-            return describe_user_error(TypeError(binding.error))
+            return describe(SignatureError(binding.error)) if member.web else describe_user_error(TypeError(binding.error))
         member.binding = binding
         return (handler.info.name, member.web, binding.layout)
 
@@ -127,7 +136,7 @@ class Caller:
             raise NotFoundError(f"this replica has no method {member.meta.method!r}")
         if member.web:
             if handler.http_error:
-                raise TypeError(handler.http_error)
+                raise SignatureError(handler.http_error)
             if handler.takes_request:
                 return handler.call(Request(member.meta.http, member.body))
             return handler.call()

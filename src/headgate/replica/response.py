@@ -27,6 +27,7 @@ from headgate.errors import (
     HeadgateError,
     InvalidTypeError,
     InvalidValueError,
+    SignatureError,
     UserCodeError,
 )
 from headgate.router import byvalue, payload
@@ -231,11 +232,11 @@ def _answer_of(error: BaseException) -> Encoded | None:
 def raised(error: BaseException) -> ErrorInfo:
     """The record of what ended a call, for the caller.
 
-    A `BadRequestError` stays one: the request was wrong, whoever noticed it first. So do `EncodeError` and
-    `BatchResultError`, which say what is wrong with the answer. All else is an error of user code, also errors of calls that
+    A `BadRequestError` stays one: the request was wrong, whoever noticed it first. So do `SignatureError`, `EncodeError` and
+    `BatchResultError`, which say what is wrong with the handler. All else is an error of user code, also errors of calls that
     it made itself through a handle: of this call something did run.
     """
-    if isinstance(error, BadRequestError | EncodeError | BatchResultError) and not isinstance(error, UserCodeError):
+    if isinstance(error, BadRequestError | SignatureError | EncodeError | BatchResultError) and not isinstance(error, UserCodeError):
         return errors.describe(error)
     if isinstance(error, UserCodeError):
         # From a call that user code made: its class was put together in this process, but its cause can travel on.
