@@ -172,5 +172,3 @@ def _listening_inodes(port: int) -> list[str]:
     with open("/proc/net/tcp") as file:
         rows = [line.split() for line in file.readlines()[1:]]
     return [row[9] for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "0A"]
-
-

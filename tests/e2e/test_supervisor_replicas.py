@@ -58,9 +58,7 @@ def test_numpy_starts_after_its_limits_are_set(instance: Instance) -> None:
     assert threads <= 3  # the main thread, the I/O thread, and at most one of uvloop's; none of OpenBLAS
 
 
-def test_a_working_directory_and_a_time_zone_are_the_drivers(
-    instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_working_directory_and_a_time_zone_are_the_drivers(instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TZ", "Asia/Kathmandu")
 
