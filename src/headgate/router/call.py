@@ -13,7 +13,7 @@ from headgate.core import wire
 if TYPE_CHECKING:
     from headgate.errors import ErrorInfo
     from headgate.router.link import Link
-    from headgate.router.router import BackendRoute, EndpointRoute
+    from headgate.router.routes import BackendRoute, EndpointRoute
 
 WAITING = 0
 """In a router's queue."""

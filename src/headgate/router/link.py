@@ -22,7 +22,7 @@ from headgate.router.call import OVER, Call
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from headgate.router.router import BackendRoute
+    from headgate.router.routes import BackendRoute
 
 _meta_encoder = msgspec.msgpack.Encoder()
 _error_decoder = msgspec.msgpack.Decoder(ErrorInfo)

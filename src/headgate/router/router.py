@@ -17,166 +17,17 @@ from typing import TYPE_CHECKING
 
 from headgate.core import wire
 from headgate.core.deadlines import DeadlineWheel
-from headgate.core.dispatch import Dispatcher, Limits
-from headgate.core.messages import (
-    Applied,
-    BackendEntry,
-    BrokenReplica,
-    Counters,
-    EndpointEntry,
-    Idle,
-    Message,
-    QueueDepth,
-    RequestCount,
-    RoutingTable,
-)
-from headgate.core.traffic import TrafficPolicy
+from headgate.core.messages import Applied, BackendEntry, Counters, Idle, Message, QueueDepth, RequestCount, RoutingTable
 from headgate.errors import ErrorInfo
 from headgate.router.call import OVER, SENT, WAITING, Call
-from headgate.router.link import OPEN, Link, page_paths
+from headgate.router.link import page_paths
+from headgate.router.routes import MOST_DEATHS, BackendRoute, EndpointRoute, unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _SHADOW_S = 60.0
 """A copy is given up after that long where its backend has no limit."""
-_MOST_DEATHS = 3
-"""A request that met that many deaths of replicas is given up: it may be what kills them."""
-
-
-class EndpointRoute:
-    """An endpoint as this router sees it."""
-
-    __slots__ = ("entry", "has_shadows", "in_flight", "only", "policy")
-
-    def __init__(self, entry: EndpointEntry) -> None:
-        self.in_flight = 0
-        self.update(entry)
-
-    def update(self, entry: EndpointEntry) -> None:
-        self.entry = entry
-        self.policy = TrafficPolicy(entry.name, entry.weights, entry.shadows)
-        self.has_shadows = bool(entry.shadows)
-        with_traffic = [tag for tag, weight in entry.weights.items() if weight > 0]
-        self.only = with_traffic[0] if len(with_traffic) == 1 else None
-
-
-class BackendRoute:
-    """A backend as this router sees it: its queue, and its links by replica id."""
-
-    def __init__(self, router: Router, entry: BackendEntry) -> None:
-        self.router = router
-        self.tag = entry.tag
-        self.dispatcher: Dispatcher[Call, str] = Dispatcher(_limits(entry))
-        self.links: dict[str, Link] = {}
-        self.in_flight = 0
-        self._leaving: set[str] = set()  # replicas that get nothing new, but still have calls
-        self.update(entry)
-
-    def update(self, entry: BackendEntry) -> None:
-        """Follow the table: limits, new replicas, and those that are no longer listed."""
-        self.entry = entry
-        self.timeout_s = math.inf if entry.request_timeout is None else entry.request_timeout
-        self.dispatcher.set_limits(_limits(entry))
-        listed = {replica.id: replica for replica in entry.replicas}
-        for name, replica in listed.items():
-            if name not in self.links:
-                link = self.links[name] = Link(self, replica, self.router.name, self.router.next_page())
-                link.connect()
-        for name in [name for name in self.links if name not in listed]:
-            self.leave(name)
-        if not entry.replicas and not entry.starting:
-            self.refuse_queued("no replica of this backend is ready or starting")
-        self.pump(self.router.now())  # a raised limit makes room
-
-    def leave(self, replica: str) -> None:
-        """Give this replica nothing new; close its link when it has nothing left."""
-        link = self.links[replica]
-        if link.calls:
-            if replica not in self._leaving:
-                self._leaving.add(replica)
-                self.dispatcher.remove_replica(replica)
-            return
-        self._leaving.discard(replica)
-        del self.links[replica]
-        self.dispatcher.forget(replica)
-        link.close()
-
-    def opened(self, link: Link) -> None:
-        """The replica accepted the link."""
-        if link.replica not in self._leaving:
-            self.dispatcher.add_replica(link.replica)
-        self.pump(self.router.now())
-
-    def pump(self, now: float) -> None:
-        """Send what waits and fits; then close links that were only waiting for their last answer."""
-        take = self.dispatcher.next
-        while (found := take(now, self.router.draw())) is not None:
-            call, chosen = found
-            call.state = SENT
-            self.links[chosen].send(call, now)
-        if self._leaving:
-            for replica in [replica for replica in self._leaving if not self.links[replica].calls]:
-                self.leave(replica)
-
-    def requeue(self, call: Call) -> None:
-        """Not started: it takes its place in the queue again, by age."""
-        call.state = WAITING
-        call.link = None
-        self.dispatcher.requeue(call, call.admitted_at, self.router.now())
-
-    def refuse_queued(self, why: str) -> None:
-        """End everything that waits: nobody will come to take it."""
-        now = self.router.now()
-        for call in self.dispatcher.drain():
-            self.router.fail(call, _unavailable(f"backend {self.tag!r}: {why}", "no replica", 1.0), now)
-
-    def report_broken(self, replica: str, reason: str) -> None:
-        """Have the controller end a replica that can't be talked to."""
-        self.router.report(BrokenReplica(replica, reason))
-
-    def lost(self, link: Link, started: list[Call]) -> None:
-        """The link died: what had started fails now, or runs again where that is allowed."""
-        now = self.router.now()
-        self._leaving.discard(link.replica)
-        if self.links.get(link.replica) is link:
-            del self.links[link.replica]
-        self.dispatcher.forget(link.replica)
-        again = [call for call in started if self.entry.idempotent and not call.started_stream]
-        for call in started:
-            if call.state == OVER:
-                continue
-            if not (self.entry.idempotent and not call.started_stream) or self._given_up(call):
-                self.router.fail(call, _died(self.tag, link.replica, call), now)
-        self._send_elsewhere(again)
-        self.pump(now)
-
-    def settled(self, link: Link, rest: list[Call]) -> None:
-        """The process is seen dead: what had not started runs elsewhere."""
-        now = self.router.now()
-        for call in rest:
-            if call.state != OVER and self._given_up(call):
-                self.router.fail(call, _died(self.tag, link.replica, call), now)
-        self._send_elsewhere(rest)
-        self.pump(now)
-
-    def _given_up(self, call: Call) -> bool:
-        call.deaths += 1
-        if call.deaths < _MOST_DEATHS:
-            return False
-        if not call.shadow:
-            self.router.log_given_up(call)
-        return True
-
-    def _send_elsewhere(self, calls: list[Call]) -> None:
-        for call in sorted((call for call in calls if call.state != OVER), key=lambda call: call.admitted_at):
-            self.router.retried += 1
-            self.requeue(call)
-
-    def close(self) -> None:
-        for link in self.links.values():
-            link.close()
-        self.links.clear()
 
 
 class Router:
@@ -259,12 +110,12 @@ class Router:
             self._refuse(call, ErrorInfo("EndpointRemovedError", why))
             return
         if self.table.closing or self._closed:
-            self._refuse(call, _unavailable("the instance is shutting down", "shutting down", None))
+            self._refuse(call, unavailable("the instance is shutting down", "shutting down", None))
             return
         tag = endpoint.only or endpoint.policy.choose(self.draw(), call.shard_key)
         if tag is None:
             why = f"endpoint {call.endpoint!r} has no traffic; send it to a backend by set_traffic"
-            self._refuse(call, _unavailable(why, "no traffic", None))
+            self._refuse(call, unavailable(why, "no traffic", None))
             return
         backend = self._backends[tag]
         call.backend = tag
@@ -284,7 +135,7 @@ class Router:
                 self._refuse(call, error)
                 return
         elif deadline <= now:
-            self._refuse(call, _unavailable("its time was over on arrival", "deadline", None))
+            self._refuse(call, unavailable("its time was over on arrival", "deadline", None))
             return
         call.backend_route = backend
         call.endpoint_route = endpoint
@@ -321,16 +172,16 @@ class Router:
         """Why this call must not join the queue, if so."""
         dispatcher, entry = backend.dispatcher, backend.entry
         if not entry.replicas and not entry.starting:
-            return _unavailable(f"no replica of backend {entry.tag!r} is ready or starting", "no replica", 1.0)
+            return unavailable(f"no replica of backend {entry.tag!r} is ready or starting", "no replica", 1.0)
         wait = dispatcher.wait_estimate_s(now)
         if dispatcher.full:
-            error = _unavailable(f"{entry.max_queued_queries} requests wait for backend {entry.tag!r} already", "queue full", wait or 1.0)
+            error = unavailable(f"{entry.max_queued_queries} requests wait for backend {entry.tag!r} already", "queue full", wait or 1.0)
             return ErrorInfo("QueueFullError", error.message, reason=error.reason, retry_after_s=error.retry_after_s)
         if deadline <= now:
-            return _unavailable("its time was over on arrival", "deadline", None)
+            return unavailable("its time was over on arrival", "deadline", None)
         if wait is not None and now + wait > deadline:
             why = f"backend {entry.tag!r} would take it in about {wait:.2f} s, after its deadline in {deadline - now:.2f} s"
-            return _unavailable(why, "deadline", wait)
+            return unavailable(why, "deadline", wait)
         return None
 
     def _refuse(self, call: Call, error: ErrorInfo) -> None:
@@ -481,7 +332,7 @@ class Router:
             waiting = backend.dispatcher.drain()
             sent = [call for link in backend.links.values() for call in link.calls.values()]
             for call in [*waiting, *sent]:
-                self.fail(call, _unavailable("its router was closed", "shutting down", None), now)
+                self.fail(call, unavailable("its router was closed", "shutting down", None), now)
             backend.close()
 
 
@@ -496,7 +347,7 @@ class _Shadow(Call):
         self.positional, self.keywords = call.positional, call.keywords
         self.body, self.body_bytes = call.body, call.body_bytes
         self.admitted_at, self.caller_timeout_s, self.deadline = call.admitted_at, None, deadline
-        self.state, self.deaths, self.link, self.shadow, self.started_stream = WAITING, _MOST_DEATHS, None, True, False
+        self.state, self.deaths, self.link, self.shadow, self.started_stream = WAITING, MOST_DEATHS, None, True, False
 
     def answered(self, frame: wire.Frame) -> None:
         pass
@@ -510,25 +361,3 @@ class _Shadow(Call):
 
     def failed(self, error: ErrorInfo) -> None:
         pass
-
-
-def _limits(entry: BackendEntry) -> Limits:
-    return Limits(
-        concurrency=entry.concurrency,
-        max_batch_size=entry.max_batch_size,
-        is_batch=entry.is_batch,
-        max_concurrent_queries=entry.max_concurrent_queries,
-        max_queued_queries=entry.max_queued_queries,
-    )
-
-
-def _unavailable(why: str, reason: str, retry_after_s: float | None) -> ErrorInfo:
-    return ErrorInfo("UnavailableError", why, reason=reason, retry_after_s=1.0 if retry_after_s is None else retry_after_s)
-
-
-def _died(tag: str, replica: str, call: Call) -> ErrorInfo:
-    what = "met too many deaths of replicas and is given up" if call.deaths >= _MOST_DEATHS else "was running, and may have had effects"
-    return ErrorInfo("ReplicaDiedError", f"replica {replica} of backend {tag!r} died; the request {what}")
-
-
-__all__ = ["OPEN", "BackendRoute", "Router"]

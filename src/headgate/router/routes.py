@@ -1,0 +1,178 @@
+"""What does a router know of an endpoint and of a backend?
+
+An `EndpointRoute` has the traffic policy. A `BackendRoute` has the queue and the links to replicas: it follows the routing
+table, sends what the dispatcher lets go, and sees to the calls of a replica that leaves or dies.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from headgate.core.dispatch import Dispatcher, Limits
+from headgate.core.messages import BackendEntry, BrokenReplica, EndpointEntry
+from headgate.core.traffic import TrafficPolicy
+from headgate.errors import ErrorInfo
+from headgate.router.call import OVER, SENT, WAITING, Call
+from headgate.router.link import Link
+
+if TYPE_CHECKING:
+    from headgate.router.router import Router
+
+MOST_DEATHS = 3
+"""A request that met that many deaths of replicas is given up: it may be what kills them."""
+
+
+class EndpointRoute:
+    """An endpoint as this router sees it."""
+
+    __slots__ = ("entry", "has_shadows", "in_flight", "only", "policy")
+
+    def __init__(self, entry: EndpointEntry) -> None:
+        self.in_flight = 0
+        self.update(entry)
+
+    def update(self, entry: EndpointEntry) -> None:
+        self.entry = entry
+        self.policy = TrafficPolicy(entry.name, entry.weights, entry.shadows)
+        self.has_shadows = bool(entry.shadows)
+        with_traffic = [tag for tag, weight in entry.weights.items() if weight > 0]
+        self.only = with_traffic[0] if len(with_traffic) == 1 else None
+
+
+class BackendRoute:
+    """A backend as this router sees it: its queue, and its links by replica id."""
+
+    def __init__(self, router: Router, entry: BackendEntry) -> None:
+        self.router = router
+        self.tag = entry.tag
+        self.dispatcher: Dispatcher[Call, str] = Dispatcher(_limits(entry))
+        self.links: dict[str, Link] = {}
+        self.in_flight = 0
+        self._leaving: set[str] = set()  # replicas that get nothing new, but still have calls
+        self.update(entry)
+
+    def update(self, entry: BackendEntry) -> None:
+        """Follow the table: limits, new replicas, and those that are no longer listed."""
+        self.entry = entry
+        self.timeout_s = math.inf if entry.request_timeout is None else entry.request_timeout
+        self.dispatcher.set_limits(_limits(entry))
+        listed = {replica.id: replica for replica in entry.replicas}
+        for name, replica in listed.items():
+            if name not in self.links:
+                link = self.links[name] = Link(self, replica, self.router.name, self.router.next_page())
+                link.connect()
+        for name in [name for name in self.links if name not in listed]:
+            self.leave(name)
+        if not entry.replicas and not entry.starting:
+            self.refuse_queued("no replica of this backend is ready or starting")
+        self.pump(self.router.now())  # a raised limit makes room
+
+    def leave(self, replica: str) -> None:
+        """Give this replica nothing new; close its link when it has nothing left."""
+        link = self.links[replica]
+        if link.calls:
+            if replica not in self._leaving:
+                self._leaving.add(replica)
+                self.dispatcher.remove_replica(replica)
+            return
+        self._leaving.discard(replica)
+        del self.links[replica]
+        self.dispatcher.forget(replica)
+        link.close()
+
+    def opened(self, link: Link) -> None:
+        """The replica accepted the link."""
+        if link.replica not in self._leaving:
+            self.dispatcher.add_replica(link.replica)
+        self.pump(self.router.now())
+
+    def pump(self, now: float) -> None:
+        """Send what waits and fits; then close links that were only waiting for their last answer."""
+        take = self.dispatcher.next
+        while (found := take(now, self.router.draw())) is not None:
+            call, chosen = found
+            call.state = SENT
+            self.links[chosen].send(call, now)
+        if self._leaving:
+            for replica in [replica for replica in self._leaving if not self.links[replica].calls]:
+                self.leave(replica)
+
+    def requeue(self, call: Call) -> None:
+        """Not started: it takes its place in the queue again, by age."""
+        call.state = WAITING
+        call.link = None
+        self.dispatcher.requeue(call, call.admitted_at, self.router.now())
+
+    def refuse_queued(self, why: str) -> None:
+        """End everything that waits: nobody will come to take it."""
+        now = self.router.now()
+        for call in self.dispatcher.drain():
+            self.router.fail(call, unavailable(f"backend {self.tag!r}: {why}", "no replica", 1.0), now)
+
+    def report_broken(self, replica: str, reason: str) -> None:
+        """Have the controller end a replica that can't be talked to."""
+        self.router.report(BrokenReplica(replica, reason))
+
+    def lost(self, link: Link, started: list[Call]) -> None:
+        """The link died: what had started fails now, or runs again where that is allowed."""
+        now = self.router.now()
+        self._leaving.discard(link.replica)
+        if self.links.get(link.replica) is link:
+            del self.links[link.replica]
+        self.dispatcher.forget(link.replica)
+        again = [call for call in started if self.entry.idempotent and not call.started_stream]
+        for call in started:
+            if call.state == OVER:
+                continue
+            if not (self.entry.idempotent and not call.started_stream) or self._given_up(call):
+                self.router.fail(call, _died(self.tag, link.replica, call), now)
+        self._send_elsewhere(again)
+        self.pump(now)
+
+    def settled(self, link: Link, rest: list[Call]) -> None:
+        """The process is seen dead: what had not started runs elsewhere."""
+        now = self.router.now()
+        for call in rest:
+            if call.state != OVER and self._given_up(call):
+                self.router.fail(call, _died(self.tag, link.replica, call), now)
+        self._send_elsewhere(rest)
+        self.pump(now)
+
+    def _given_up(self, call: Call) -> bool:
+        call.deaths += 1
+        if call.deaths < MOST_DEATHS:
+            return False
+        if not call.shadow:
+            self.router.log_given_up(call)
+        return True
+
+    def _send_elsewhere(self, calls: list[Call]) -> None:
+        for call in sorted((call for call in calls if call.state != OVER), key=lambda call: call.admitted_at):
+            self.router.retried += 1
+            self.requeue(call)
+
+    def close(self) -> None:
+        for link in self.links.values():
+            link.close()
+        self.links.clear()
+
+
+def unavailable(why: str, reason: str, retry_after_s: float | None) -> ErrorInfo:
+    """A refusal on admission, by the rule that `reason` names."""
+    return ErrorInfo("UnavailableError", why, reason=reason, retry_after_s=1.0 if retry_after_s is None else retry_after_s)
+
+
+def _limits(entry: BackendEntry) -> Limits:
+    return Limits(
+        concurrency=entry.concurrency,
+        max_batch_size=entry.max_batch_size,
+        is_batch=entry.is_batch,
+        max_concurrent_queries=entry.max_concurrent_queries,
+        max_queued_queries=entry.max_queued_queries,
+    )
+
+
+def _died(tag: str, replica: str, call: Call) -> ErrorInfo:
+    what = "met too many deaths of replicas and is given up" if call.deaths >= MOST_DEATHS else "was running, and may have had effects"
+    return ErrorInfo("ReplicaDiedError", f"replica {replica} of backend {tag!r} died; the request {what}")
