@@ -1,0 +1,125 @@
+"""Who may talk to the controller, and what does it bear from those who talk nonsense, or don't listen?"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+
+import pytest
+
+from headgate.core import messages
+from headgate.core.messages import PROTOCOL, Applied, Count, CreateEndpoint, Describe, Hello, Message, RoutingTable, VerbCall, Welcome
+from tests.controller.rig import PATIENCE_S, Process, Rig, play, until
+
+
+async def say(rig: Rig, data: bytes) -> bytes:
+    """Connect, send this, and return all that comes until the controller closes the connection."""
+    reader, writer = await asyncio.open_unix_connection(rig.settings.control_path)
+    writer.write(data)
+    try:
+        return await asyncio.wait_for(reader.read(), PATIENCE_S)
+    except ConnectionResetError:
+        return b""
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 10,
+        b"\x00\x00\x00\x05hello",
+        messages.encode(VerbCall("id-1", Describe())),
+        messages.encode(Hello(PROTOCOL + 1, "client", "x", 1)),
+        messages.encode(Hello(PROTOCOL, "emperor", "x", 1)),
+        messages.encode(Hello(PROTOCOL, "ingress", "no-such-ingress", 1, "token")),
+        messages.encode(Hello(PROTOCOL, "replica", "no-such-replica", 1, "token")),
+    ],
+)
+def test_who_does_not_begin_with_a_proper_hello_is_told_nothing_and_harms_nobody(data: bytes):
+    async def scene(rig: Rig) -> None:
+        if data[:4] == b"GET ":  # its first bytes claim a message that never comes
+            reader, writer = await asyncio.open_unix_connection(rig.settings.control_path)
+            writer.write(data)
+            await rig.describe()
+            writer.close()
+            assert await reader.read() == b""
+        else:
+            assert await say(rig, data) == b""
+        await rig.create("v1")
+
+    play(scene)
+
+
+def test_an_ingress_with_the_wrong_token_is_refused():
+    async def scene(rig: Rig) -> None:
+        hello = Hello(PROTOCOL, "ingress", rig.ingress.id, 1, "not the token", routes=True)
+        assert await say(rig, messages.encode(hello)) == b""
+
+    play(scene)
+
+
+def test_garbage_after_the_hello_ends_that_connection_only():
+    async def scene(rig: Rig) -> None:
+        answer = await say(rig, messages.encode(Hello(PROTOCOL, "client", "x", 1)) + b"\x00\x00\x00\x01\xc1")
+        arrived = messages.MessageDecoder().received(answer)
+        assert arrived == [Welcome("test", ("http://127.0.0.1:1234",), rig.folder)] or arrived == []
+        await rig.create("v1")
+
+    play(scene)
+
+
+def test_another_user_is_refused(monkeypatch: pytest.MonkeyPatch):
+    async def scene(rig: Rig) -> None:
+        own = os.getuid()
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "getuid", lambda: own + 1)
+            assert await say(rig, messages.encode(Hello(PROTOCOL, "client", "x", 1))) == b""
+
+    play(scene)
+
+
+def test_only_the_user_may_open_the_socket_and_it_is_gone_after_a_shutdown():
+    async def scene(rig: Rig) -> None:
+        path = rig.settings.control_path
+        assert stat.S_IMODE(os.stat(path).st_mode) & 0o077 == 0
+        await rig.shut_down()
+        assert not os.path.exists(path)
+
+    play(scene)
+
+
+def test_messages_that_make_no_sense_from_a_client_are_ignored():
+    async def scene(rig: Rig) -> None:
+        client: Process = rig.process("client", routes=False)
+        await client.link.connected()
+        nonsense: list[Message] = [Applied(10**12), Count(1), RoutingTable(version=10**12)]
+        for message in nonsense:
+            client.link.send(message)
+        await rig.create("v1")
+        assert rig.ingress.table.version < 10**12
+
+    play(scene)
+
+
+def test_who_does_not_read_is_sent_only_the_latest_table_once_it_reads_again():
+    async def scene(rig: Rig) -> None:
+        peer = socket.socket(socket.AF_UNIX)
+        peer.connect(rig.settings.control_path)
+        peer.sendall(messages.encode(Hello(PROTOCOL, "client", "deaf", 1, routes=True)))
+        count = 300
+        created = [asyncio.create_task(rig.verb(CreateEndpoint(f"{n:03}" + "x" * 100, None, ("GET",), None))) for n in range(count)]
+        await until(lambda: len(rig.ingress.table.endpoints) == count, "all are in force in the ingress")
+        await asyncio.gather(*created)
+        peer.settimeout(PATIENCE_S)
+        decoder, tables = messages.MessageDecoder(), list[RoutingTable]()
+        while not tables or len(tables[-1].endpoints) < count:
+            data = await asyncio.to_thread(peer.recv, 1 << 20)
+            tables += [message for message in decoder.received(data) if isinstance(message, RoutingTable)]
+        peer.close()
+        assert tables[-1] == rig.ingress.table
+        assert len(tables) < count
+
+    play(scene)
