@@ -86,24 +86,26 @@ class Exchange(Call):
         """The answer, in one piece."""
         body = frame.body
         connection = self.connection
-        if frame.code != 200 or self.bare or len(body) > _JOIN_BYTES or connection.slots[0] is not self or not connection.writable:
-            self._answer(frame.code, frame.meta, body)
-            return
         self.complete = True
-        connection.transport.write(
-            b"".join(
-                (
-                    connection.service.ok_line,
-                    self.framing,
-                    frame.meta,
-                    b"x-request-id: ",
-                    self.request_id.encode(),
-                    _LENGTH_LINES[len(body)],
-                    body,
-                )
+        if frame.code != 200 or self.bare or len(body) > _JOIN_BYTES:
+            connection.answer(self, self._parts(frame.code, frame.meta, body))
+            return
+        data = b"".join(
+            (
+                connection.service.ok_line,
+                self.framing,
+                frame.meta,
+                b"x-request-id: ",
+                self.request_id.encode(),
+                _LENGTH_LINES[len(body)],
+                body,
             )
         )
-        connection.over()
+        if len(connection.slots) == 1 and connection.writable and not connection.gathered:  # what `answer` does, without the call
+            connection.transport.write(data)
+            connection.over()
+        else:
+            connection.answer(self, [data])
 
     def chunk(self, frame: wire.Frame) -> None:
         """A piece of a streamed answer; the first also brings its head."""
@@ -147,7 +149,13 @@ class Exchange(Call):
         if isinstance(reply, Refusal):
             reply = reply.reply(self.request_id)
         if not self.complete:
-            self._answer(reply.status, reply.lines, reply.body)
+            self.complete = True
+            self.connection.answer(self, self._parts(reply.status, reply.lines, reply.body))
+
+    def keep(self, parts: list[bytes | bytearray]) -> None:
+        """It is not this exchange's turn, or the client takes nothing: keep what it has to say, and count it."""
+        self.out += parts
+        self._hold(sum(map(len, parts)))
 
     def give_credit(self) -> None:
         """Let the replica send as much more as the client has taken."""
@@ -155,28 +163,13 @@ class Exchange(Call):
             owed, self.owed_bytes = self.owed_bytes, 0
             self.connection.service.router.credit(self, owed)
 
-    def _answer(self, status: int, lines: bytes, body: bytes | bytearray) -> None:
-        connection = self.connection
-        data, rest = self._parts(status, lines, body)
-        self.complete = True
-        if connection.slots[0] is self and connection.writable:
-            connection.transport.write(data)
-            if rest:
-                connection.transport.write(rest)
-            connection.over()
-        else:
-            self.out.append(data)
-            if rest:
-                self.out.append(rest)
-            self._hold(len(data) + len(rest))
-
-    def _parts(self, status: int, lines: bytes, body: bytes | bytearray) -> tuple[bytes, bytes | bytearray]:
+    def _parts(self, status: int, lines: bytes, body: bytes | bytearray) -> list[bytes | bytearray]:
         if status in _BODYLESS:
-            return self._head(status, lines, b""), b""
+            return [self._head(status, lines, b"")]
         head = self._head(status, lines, b"content-length: %d\r\n" % len(body))
-        if self.bare:
-            return head, b""
-        return (head, body) if len(body) > _JOIN_BYTES else (head + body, b"")
+        if self.bare or not body:
+            return [head]
+        return [head, body]
 
     def _begin_stream(self, status: int, lines: bytes) -> None:
         bodyless = self.bare or status in _BODYLESS

@@ -85,6 +85,7 @@ class Connection(asyncio.Protocol):
         "_upgraded",
         "_url",
         "_waiting",
+        "gathered",
         "service",
         "slots",
         "transport",
@@ -95,6 +96,7 @@ class Connection(asyncio.Protocol):
         self.service = service
         self.slots: deque[Exchange] = deque()
         self.writable = True
+        self.gathered: list[bytes | bytearray] = []  # what leaves at the end of this turn of the loop
         self._waiting: deque[Exchange] = deque()  # parsed, and no slot is free yet
         self._backlog = b""  # read, and not parsed yet
         self._paused = False  # reading
@@ -293,12 +295,23 @@ class Connection(asyncio.Protocol):
         if self.slots[0] is exchange:
             self._flush()
 
+    def answer(self, exchange: Exchange, parts: list[bytes | bytearray]) -> None:
+        """Take the whole answer of an exchange; it leaves now, with others of this turn, or in its turn."""
+        if self.slots[0] is not exchange or not self.writable:
+            exchange.keep(parts)
+            return
+        if len(self.slots) == 1 and not self.gathered:
+            self.transport.writelines(parts)
+        else:
+            self._gather(parts)
+        self.over()
+
     def over(self) -> None:
         """The head of the queue has been answered whole."""
         exchange = self.slots.popleft()
         self.service.admission.held_bytes -= exchange.held_bytes
         if exchange.last:
-            self._hang_up()
+            self._hang_up(exchange)
         elif self.slots:
             self._flush()
         elif self._waiting or self._continue_due:
@@ -314,6 +327,7 @@ class Connection(asyncio.Protocol):
         self._stop_reading_requests()
         last = self._waiting[-1] if self._waiting else self.slots[-1] if self.slots else None
         if last is None:
+            self._send()
             self.transport.close()
         else:
             last.last = True
@@ -443,6 +457,7 @@ class Connection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         self._going_on = False
+        self._send()  # so that no more is gathered than one turn's answers
         waiting, slots = self._waiting, self.slots
         while waiting and len(slots) < self.service.limits.pipelined:
             exchange = waiting.popleft()
@@ -586,27 +601,39 @@ class Connection(asyncio.Protocol):
     # The end of things.
 
     def _flush(self) -> None:
-        while self.slots and self.writable:
-            exchange = self.slots[0]
+        """Gather what is ready at the head of the queue."""
+        slots, admission = self.slots, self.service.admission
+        while slots and self.writable:
+            exchange = slots[0]
             if exchange.out:
-                out, exchange.out = exchange.out, []
-                self.service.admission.held_bytes -= exchange.out_bytes
+                self._gather(exchange.out)
+                exchange.out = []
+                admission.held_bytes -= exchange.out_bytes
                 exchange.held_bytes -= exchange.out_bytes
                 exchange.out_bytes = 0
-                self.transport.writelines(out)
             if not exchange.complete:
-                if self.writable:
+                if not self.gathered:
                     exchange.give_credit()
                 break
-            self.slots.popleft()
-            self.service.admission.held_bytes -= exchange.held_bytes
-            if exchange.broken and exchange.http10:
-                self.abort()  # nothing else would tell that the answer isn't whole
-                return
+            slots.popleft()
+            admission.held_bytes -= exchange.held_bytes
             if exchange.last:
-                self._hang_up()
+                self._hang_up(exchange)
                 return
         self._settle()
+
+    def _gather(self, parts: list[bytes | bytearray]) -> None:
+        """Answers of one turn of the loop leave together: each write is a call of the system."""
+        if not self.gathered:
+            self.service.loop.call_soon(self._send)
+        self.gathered += parts
+
+    def _send(self) -> None:
+        if self.gathered:
+            parts, self.gathered = self.gathered, []
+            self.transport.writelines(parts)
+            if self.slots and self.writable:
+                self.slots[0].give_credit()
 
     def _settle(self) -> None:
         """After an answer has left: others may begin, and a client may be told to send its body."""
@@ -617,9 +644,13 @@ class Connection(asyncio.Protocol):
             self._continue_due = False
             current = self._current or self._upgraded
             if current is not None and not current.body_bytes:  # else the client has not waited for it
-                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self._gather([b"HTTP/1.1 100 Continue\r\n\r\n"])
 
-    def _hang_up(self) -> None:
+    def _hang_up(self, last: Exchange) -> None:
+        self._send()
+        if last.broken and last.http10:
+            self.abort()  # nothing else would tell that the answer isn't whole
+            return
         linger = self._linger
         self._drop()
         if not linger:
@@ -630,6 +661,7 @@ class Connection(asyncio.Protocol):
     def _drop(self) -> None:
         """Nobody waits for anything of this connection any more."""
         self._stop_reading_requests()
+        self.gathered = []
         router, held = self.service.router, 0
         for exchange in (*self.slots, *self._waiting, self._current or self._upgraded):
             held += exchange.held_bytes if exchange is not None else 0
