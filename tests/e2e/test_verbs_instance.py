@@ -581,6 +581,24 @@ def test_a_constructor_may_get_handles_but_not_change_the_instance(instance: Ins
     assert serve.get_handle("asks").remote().result(5) == "hello"
 
 
+SURROUNDINGS = """
+import os
+from headgate import serve
+def f(request=None):
+    return os.environ.get("PLAIN"), os.path.basename(os.getcwd())
+os.environb[b"ODD"] = b"a" + bytes([255])
+os.environ["PLAIN"] = "plain"
+with serve.init("theirs", http_port=0):
+    serve.create_backend("b", f)
+    serve.create_endpoint("e", backend="b")
+    print(*serve.get_handle("e").remote().result(5))
+"""
+
+
+def test_a_variable_that_is_no_text_keeps_nobody_from_creating_a_backend(script: Callable[[str], Script]) -> None:
+    assert script(SURROUNDINGS).end() == f"plain {os.path.basename(os.getcwd())}"
+
+
 UNGUARDED = """
 from headgate import serve
 from {module} import answer

@@ -88,9 +88,9 @@ def describe(func_or_class: Any, init_args: tuple[Any, ...] = (), init_kwargs: M
         methods=methods,
         module=module,
         source_hash=_source_hash(module),
-        sys_path=tuple(os.path.abspath(entry) for entry in sys.path),
+        sys_path=tuple(path for path in map(os.path.abspath, sys.path) if _is_text(path)),
         cwd=_working_directory(),
-        environ=dict(os.environ),
+        environ={name: value for name, value in os.environ.items() if _is_text(name) and _is_text(value)},
     )
 
 
@@ -260,9 +260,15 @@ def _source_hash(module: str) -> str:
 
 def _working_directory() -> str:
     try:
-        return os.getcwd()
+        path = os.getcwd()
     except OSError:  # it was deleted
         return ""
+    return path if _is_text(path) else ""
+
+
+def _is_text(text: str) -> bool:
+    """Whether UTF-8 can carry it. The system's paths and variables are bytes; those that are no text stay behind."""
+    return not any(0xD800 <= ord(char) < 0xE000 for char in text)
 
 
 def _unpicklable(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> str:

@@ -50,7 +50,7 @@ class ControlLink:
         self._gone_after_s = gone_after_s
         self._transport: asyncio.WriteTransport | None = None
         self._welcome: Welcome | None = None
-        self._verbs: dict[str, tuple[VerbCall, asyncio.Future[VerbDone]]] = {}
+        self._verbs: dict[str, tuple[bytes, asyncio.Future[VerbDone]]] = {}  # by id: as sent, and its answer
         self._waiting: set[asyncio.Future[Welcome]] = set()
         self._task: asyncio.Task[None] | None = None
         self._gone = False
@@ -88,15 +88,16 @@ class ControlLink:
         verb was applied is then unknown. After a cancellation the verb goes on, and its answer is dropped.
         """
         self._refuse_if_over()
-        call = VerbCall(uuid.uuid4().hex, verb)
+        id = uuid.uuid4().hex
+        data = messages.encode(VerbCall(id, verb))  # here, where what can't be encoded is the caller's error
         future: asyncio.Future[VerbDone] = self._loop.create_future()
-        self._verbs[call.id] = (call, future)
-        if self._welcome is not None:  # else it goes out with the welcome
-            self.send(call)
+        self._verbs[id] = (data, future)
+        if self._welcome is not None and self._transport is not None:  # else it goes out with the welcome
+            self._transport.write(data)
         try:
             return await future
         finally:
-            self._verbs.pop(call.id, None)
+            self._verbs.pop(id, None)
 
     async def close(self) -> None:
         """End the connection and stop reconnecting; whatever still waits raises `NotRunningError`."""
@@ -163,8 +164,9 @@ class ControlLink:
             for waiting in self._waiting:
                 if not waiting.done():
                     waiting.set_result(message)
-            for call, _ in self._verbs.values():
-                self.send(call)
+            for data, _ in self._verbs.values():
+                if self._transport is not None:
+                    self._transport.write(data)
             return
         self._on_message(message)
 
