@@ -372,6 +372,70 @@ def test_another_process_connects_changes_things_and_leaves(script: Callable[[st
         assert requests.get(f"{instance.http_url}/e", timeout=5).text == "from the other process"
 
 
+HOLDS_A_HANDLE = """
+from headgate import serve
+with serve.init("shared") as instance:
+    handle = instance.get_handle("e")
+    print(handle.remote().result(10), flush=True)
+    input()
+    print(handle.remote().result(10), flush=True)
+"""
+
+
+def test_a_process_that_does_not_answer_is_named_in_a_warning_and_follows_later(script: Callable[[str], Script]) -> None:
+    with serve.init("shared", http_port=0):
+        serve.create_backend("one", hello)
+        serve.create_backend("two", bye)
+        serve.create_endpoint("e", backend="one")
+        other = script(HOLDS_A_HANDLE)
+        assert other.line() == "hello"
+        other.process.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        with pytest.warns(RuntimeWarning, match=str(other.process.pid)) as warned:
+            serve.set_traffic("e", {"two": 1.0})
+        assert 1.5 < time.monotonic() - began < 4
+        assert [warning.filename for warning in warned] == [__file__]
+        other.process.send_signal(signal.SIGCONT)
+        other.tell()
+        wait_until(lambda: serve.list_endpoints()["e"].traffic == {"two": 1.0})
+        assert other.end() == "bye"
+
+
+def kill(instance: Instance, role: str) -> None:
+    for process in instance.status().processes:
+        if process.role == role:
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def test_verbs_and_handles_go_on_over_the_death_of_the_controller(instance: Instance, tmp_path: Path) -> None:
+    serve.create_backend("b", hello)
+    serve.create_endpoint("e", backend="b")
+    handle = serve.get_handle("e")
+    begun, go = tmp_path / "begun", tmp_path / "go"
+
+    class Waits:
+        def __init__(self) -> None:
+            begun.touch()
+            wait_until(go.exists, 30)
+
+        def __call__(self, request: Any = None) -> str:
+            return "at last"
+
+    thread = threading.Thread(target=lambda: serve.create_backend("slow", Waits))
+    thread.start()
+    wait_until(begun.exists)
+    kill(instance, "controller")
+    assert [handle.remote().result(5) for _ in range(20)] == ["hello"] * 20
+    serve.create_endpoint("after", backend="b")
+    assert serve.get_handle("after").remote().result(5) == "hello"
+    go.touch()
+    thread.join(30)
+    assert not thread.is_alive()
+    serve.set_traffic("e", {"slow": 1.0})
+    assert handle.remote().result(5) == "at last"
+    assert len(serve.list_backends()["slow"].replicas) == 1
+
+
 ENDS_IT = """
 from headgate import serve
 serve.init("shared")
