@@ -147,7 +147,8 @@ class Rig:
 
     async def start(self) -> None:
         """Begin a controller and the ingresses that it starts, and connect a driver."""
-        self._task = asyncio.create_task(Controller(self.settings, self.engine, ("http://127.0.0.1:1234",)).run())
+        self._controller = Controller(self.settings, self.engine, ("http://127.0.0.1:1234",))
+        self._task = asyncio.create_task(self._controller.run())
         self._ingress_keeper = asyncio.create_task(self._keep_ingresses())
         if not self.processes:
             self.driver = self.process("driver", routes=False)
@@ -158,7 +159,11 @@ class Rig:
         """Kill the controller where it stands; what the engine runs lives on, for the next one."""
         assert self._task is not None
         assert self._ingress_keeper is not None
-        self.engine = self.engine.successor()  # first, so that nothing that the old one does as it ends reaches what runs
+        # First it is cut off, so that nothing that it does as it ends reaches anybody.
+        self._controller._store._db.close()
+        for connection in self._controller._server._connections:
+            connection._refuse()
+        self.engine = self.engine.successor()
         for task in (self._ingress_keeper, self._task):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -197,16 +202,18 @@ class Rig:
 
     async def repeat(self, id: str, verb: Verb) -> VerbDone:
         """Send a verb under an id of its own, as a process does that lost its connection."""
-        answers: list[VerbDone] = []
-        link = self.driver.link
-        future: asyncio.Future[VerbDone] = asyncio.get_running_loop().create_future()
-        link._verbs[id] = (VerbCall(id, verb), future)  # what ControlLink.call does, but for the id
-        link.send(VerbCall(id, verb))
+        reader, writer = await asyncio.open_unix_connection(self.settings.control_path)
+        decoder = messages.MessageDecoder()
+        writer.write(messages.encode(Hello(messages.PROTOCOL, "client", f"sender of {id}", os.getpid())))
+        writer.write(messages.encode(VerbCall(id, verb)))
         try:
-            answers.append(await asyncio.wait_for(future, PATIENCE_S))
+            while data := await asyncio.wait_for(reader.read(65536), PATIENCE_S):
+                for message in decoder.received(data):
+                    if isinstance(message, VerbDone):
+                        return message
+            raise ConnectionError("the controller closed the connection")
         finally:
-            link._verbs.pop(id, None)
-        return answers[0]
+            writer.close()
 
     async def create(self, tag: str, **config: Any) -> None:
         await self.verb(create(tag, **config))

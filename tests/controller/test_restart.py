@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,12 @@ from headgate.core.messages import (
     Configure,
     CreateEndpoint,
     DeleteBackend,
+    Description,
     SetTraffic,
     ShadowTraffic,
     UpdateBackend,
     UpdateBackendConfig,
+    Verb,
     VerbDone,
 )
 from headgate.errors import AlreadyExistsError, ReplicaStartError
@@ -30,7 +33,7 @@ async def crash_during(rig: Rig, verb: asyncio.Task[VerbDone]) -> None:
     """Kill the controller; whoever waits for the verb has lost the connection, and will send it again."""
     await rig.crash()
     verb.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
+    with contextlib.suppress(asyncio.CancelledError, ConnectionError):
         await verb
 
 
@@ -311,3 +314,41 @@ def test_a_shutdown_repeated_to_the_next_controller_ends_the_instance():
         assert rig.engine.running() == {}
 
     play(scene)
+
+
+VERBS: dict[str, tuple[Verb, Callable[[Description], object], object]] = {
+    "create": (create("v3", num_replicas=2), lambda found: len(found.backends["v3"].replicas), 2),
+    "update": (UpdateBackend("v1", definition("g"), False), lambda found: found.backends["v1"].definition, "g"),
+    "scale up": (UpdateBackendConfig("v1", {"num_replicas": 4}, None), lambda found: len(found.backends["v1"].replicas), 4),
+    "scale down": (UpdateBackendConfig("v1", {"num_replicas": 1}, None), lambda found: len(found.backends["v1"].replicas), 1),
+    "delete": (DeleteBackend("v2"), lambda found: set(found.backends), {"v1"}),
+    "endpoint": (CreateEndpoint("f", "/f", ("GET",), "v1"), lambda found: set(found.endpoints), {"e", "f"}),
+    "traffic": (SetTraffic("e", {"v1": 0.5, "v2": 0.5}), lambda found: found.endpoints["e"].traffic, {"v1": 0.5, "v2": 0.5}),
+}
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_a_crash_at_any_turn_of_a_verb_is_not_seen_by_who_sends_it_again(name: str):
+    verb, look, expected = VERBS[name]
+
+    async def scene(rig: Rig, turns: int) -> None:
+        await rig.create("v1", num_replicas=2)
+        await rig.create("v2")
+        await rig.endpoint("e", "v1")
+        first = asyncio.create_task(rig.repeat("id-1", verb))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await crash_during(rig, first)
+        await rig.start()
+        done = await rig.repeat("id-1", verb)
+        assert done.error is None
+        found = await rig.describe()
+        assert look(found) == expected
+        for tag, info in found.backends.items():
+            assert info.state == "ready"
+            assert len(rig.replicas(tag)) == info.config.num_replicas
+            assert sorted(rig.ingress.replicas(tag)) == sorted(rig.replicas(tag))
+        assert set(rig.ingress.table.backends) == set(found.backends)
+
+    for turns in range(0, 30, 2):
+        play(lambda rig, turns=turns: scene(rig, turns))  # type: ignore[misc]  # mypy can't type a lambda with a default

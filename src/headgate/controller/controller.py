@@ -414,6 +414,8 @@ class Controller:
                         self._commit(id, desired.apply(self._state, verb))
                 case _:
                     self._commit(id, desired.apply(self._state, verb))
+        except NotRunningError:
+            raise  # which says something of the instance, and nothing of the verb
         except HeadgateError as error:
             done = VerbDone(id, error=describe(error))
             self._store.finish(done, self._state, self._state)
@@ -654,14 +656,14 @@ class Controller:
 
     async def _drain_routers(self, deadline: float) -> None:
         """Wait until no router has a request under way."""
+        left = 0
         while self._now() < deadline:
-            await self._routers.measure()
-            left = self._routers.under_way()
+            left = await self._routers.under_way()
             if not left and not self._routers.still_serving():
                 return
             await asyncio.sleep(_DRAIN_POLL_S)
-        if deadline and self._routers.under_way():
-            log.warning("shutting down: %d requests take longer than graceful_shutdown_timeout and are given up", self._routers.under_way())
+        if left:
+            log.warning("shutting down: %d requests take longer than graceful_shutdown_timeout and are given up", left)
 
     def _lock(self, tag: str) -> asyncio.Lock:
         """Held by the verb that changes a backend; others on it wait their turn."""

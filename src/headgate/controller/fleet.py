@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Callable, Iterable
 
 from headgate.config import BackendConfig
-from headgate.controller.tasks import Changes, Tasks
+from headgate.controller.tasks import Changes, Tasks, in_time
 from headgate.core import replica_life as life
 from headgate.core.desired import Backend
 from headgate.core.messages import Configure
@@ -262,8 +262,7 @@ class Fleet:
         """Ask one replica for a sign of life; what is wrong with it, or an empty string."""
         config = replica.config
         try:
-            async with asyncio.timeout(config.health_check_timeout):
-                pong = await self._engine.ping(replica.id)
+            pong = await in_time(self._engine.ping(replica.id), config.health_check_timeout)
         except TimeoutError:
             return f"its I/O thread did not answer for {config.health_check_timeout:g} s"
         except HeadgateError:  # it has ended, which is told elsewhere

@@ -7,7 +7,7 @@ import logging
 import secrets
 
 from headgate.controller.routers import Routers
-from headgate.controller.tasks import Changes, Tasks
+from headgate.controller.tasks import Changes, Tasks, in_time
 from headgate.engines.base import Ended, Engine, IngressSpec, InstanceSettings, Running
 from headgate.errors import HeadgateError, NotFoundError
 
@@ -109,8 +109,7 @@ class Ingresses:
 
     async def _check(self, ingress: Running) -> None:
         try:
-            async with asyncio.timeout(_CHECK_TIMEOUT_S):
-                await self._engine.ping(ingress.id)
+            await in_time(self._engine.ping(ingress.id), _CHECK_TIMEOUT_S)
         except TimeoutError:
             log.warning("ingress %s gave no sign of life for %g s; it is killed", ingress.id, _CHECK_TIMEOUT_S)
             await self._engine.kill(ingress.id)

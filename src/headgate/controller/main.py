@@ -34,7 +34,7 @@ def _log_to_stderr(settings: InstanceSettings) -> None:
     logger = logging.getLogger("headgate")
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(logging.Formatter("%(asctime)s headgate: %(message)s" if settings.detached else "headgate: %(message)s"))
         logger.addHandler(handler)
         logger.propagate = False
     logger.setLevel(logging.INFO if settings.debug or settings.detached else logging.WARNING)

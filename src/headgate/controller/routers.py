@@ -141,6 +141,16 @@ class Routers:
 
     async def measure(self) -> tuple[Counters, int]:
         """Ask all routers for their counters, wait briefly, and add up what is known; also how many answered."""
+        answered = await self._ask()
+        known = [_lasting(counters) if id in self._ended else counters for id, (_, counters) in self._counts.items()]
+        return add_up([self._total, *known]), len(answered)
+
+    async def under_way(self) -> int:
+        """How many requests the routers that answer have, queued or running."""
+        return sum(depth.in_flight for id in await self._ask() for depth in self._counts[id][1].queues)
+
+    async def _ask(self) -> list[str]:
+        """Ask all routers for their counters; returns the ids of those that answered within a moment."""
         self._number = number = self._number + 1
         asked = {}
         for connection in self._followers:
@@ -154,13 +164,7 @@ class Routers:
         await self._changes.until(
             lambda: all(answered(id) or connection not in self._followers for id, connection in asked.items()), _COUNT_PATIENCE_S
         )
-        known = [_lasting(counters) if id in self._ended else counters for id, (_, counters) in self._counts.items()]
-        return add_up([self._total, *known]), sum(map(answered, asked))
-
-    def under_way(self) -> int:
-        """Requests that the routers had at their last count: queued or running."""
-        live = (counters for id, (_, counters) in self._counts.items() if id not in self._ended)
-        return sum(depth.in_flight for counters in live for depth in counters.queues)
+        return [id for id in asked if answered(id)]
 
     def still_serving(self) -> bool:
         """Whether a router has something left of what is no longer in the table."""

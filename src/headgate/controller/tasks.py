@@ -1,4 +1,4 @@
-"""How does the controller wait until something has become true, and who ends what it has begun?"""
+"""How does the controller wait until something has come or become true, and who ends what it has begun?"""
 
 from __future__ import annotations
 
@@ -12,6 +12,26 @@ from headgate.errors import HeadgateError
 log = logging.getLogger("headgate.controller")
 
 T = TypeVar("T")
+
+
+_LATE_S = 0.05
+
+
+async def in_time(coroutine: Coroutine[Any, Any, T], timeout_s: float) -> T:
+    """What the coroutine returns; `TimeoutError` if that takes longer than `timeout_s`.
+
+    What has arrived while this very process was busy, or suspended, counts as in time.
+    """
+    task = asyncio.ensure_future(coroutine)
+    try:
+        done, _ = await asyncio.wait([task], timeout=timeout_s)
+        if not done:
+            done, _ = await asyncio.wait([task], timeout=_LATE_S)
+        if not done:
+            raise TimeoutError
+    finally:
+        task.cancel()
+    return task.result()
 
 
 class Changes:
