@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
 import uvloop
@@ -15,11 +17,14 @@ from headgate.core import wire
 from headgate.core.messages import BackendEntry, Counters, EndpointEntry, Measurement, ReplicaEntry, RequestCount, RoutingTable
 from headgate.errors import ErrorInfo
 from headgate.ingress.http1 import Connection
+from headgate.ingress.main import tls_context
 from headgate.ingress.service import Limits, Service
 from headgate.router.call import Call
 from tests.support import wait_until
 
 T = TypeVar("T")
+CERTIFICATE, KEY = (str(Path(__file__).parent / "data" / "tls" / name) for name in ("cert.pem", "key.pem"))
+"""Of localhost and 127.0.0.1, signed by itself, for tests alone."""
 TEXT = b"content-type: text/plain\r\n"
 
 
@@ -117,8 +122,11 @@ class Answer(NamedTuple):
 class Client:
     """One TCP connection. Knows just enough HTTP to tell where an answer ends."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, tls: bool = False) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
+        if tls:
+            context = ssl.create_default_context(cafile=CERTIFICATE)
+            self.socket = context.wrap_socket(self.socket, server_hostname="localhost")
         self._got = b""
 
     def __enter__(self) -> Self:
@@ -206,8 +214,8 @@ class Client:
 class IngressServer:
     """An ingress on a thread of its own. `call` runs a function on its loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, service: Service, router: FakeRouter, port: int) -> None:
-        self.loop, self.service, self.router, self.port = loop, service, router, port
+    def __init__(self, loop: asyncio.AbstractEventLoop, service: Service, router: FakeRouter, port: int, *, tls: bool) -> None:
+        self.loop, self.service, self.router, self.port, self.tls = loop, service, router, port, tls
 
     def call(self, function: Callable[[], T]) -> T:
         async def run() -> T:
@@ -216,7 +224,7 @@ class IngressServer:
         return asyncio.run_coroutine_threadsafe(run(), self.loop).result(10)
 
     def client(self) -> Client:
-        return Client(self.port)
+        return Client(self.port, tls=self.tls)
 
     def calls(self, count: int) -> list[Call]:
         """The router's calls, once there are that many."""
@@ -248,6 +256,7 @@ def ingress(
     table: RoutingTable | None = TABLE,
     limits: Limits | None = None,
     measure: Callable[[], asyncio.Future[Measurement]] | None = None,
+    tls: bool = False,
 ) -> Iterator[IngressServer]:
     """An ingress that listens on a free port until the block ends."""
     ready: list[IngressServer] = []
@@ -259,11 +268,12 @@ def ingress(
         if table is not None:
             service.apply(table)
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: Connection(service), "127.0.0.1", 0)
-        ready.append(IngressServer(loop, service, router, server.sockets[0].getsockname()[1]))
-        stop = ended.append(loop.create_future()) or ended[0]
+        context = tls_context(CERTIFICATE, KEY) if tls else None
+        server = await loop.create_server(lambda: Connection(service), "127.0.0.1", 0, ssl=context)
+        ready.append(IngressServer(loop, service, router, server.sockets[0].getsockname()[1], tls=tls))
+        ended.append(loop.create_future())
         started.set()
-        await stop
+        await ended[0]
         server.close()
         await service.drain(0.01)
 

@@ -14,6 +14,7 @@ from headgate.errors import ErrorInfo
 from headgate.ingress.service import Limits
 from tests.ingress_server import (
     TABLE,
+    Client,
     FakeRouter,
     IngressServer,
     body_of,
@@ -870,6 +871,39 @@ def test_time_does_not_run_against_a_client_whose_reading_is_paused(holding: Ing
             holding.call(lambda call=call: call.answered(frame()))  # type: ignore[misc]  # a lambda's default
         client.send(b"ho HTTP/1.1\r\nHost: a\r\n\r\n")
         assert [client.answer().status for _ in range(18)] == [200] * 18
+
+
+# TLS.
+
+
+def test_over_tls_the_same_rules_hold() -> None:
+    with ingress(echo_later, tls=True) as server:
+        with server.client() as client:
+            client.send(b"".join(b"GET /echo?%d HTTP/1.1\r\nHost: a\r\n\r\n" % number for number in range(3000)))
+            assert [client.answer().body for _ in range(3000)] == [b"/echo?%d" % number for number in range(3000)]
+            body = bytes(range(256)) * 3000
+            assert client.ask(post(body)).body == body
+            assert client.ask(b"BROKEN\r\n\r\n").status == 400
+            server.pass_time(2)
+            assert client.at_end()
+        assert head_of(server.router.calls[0]).method == "GET"
+        wait_until(server.no_bytes_held)
+
+
+def test_over_tls_a_client_that_goes_away_cancels_its_calls() -> None:
+    with ingress(hold, tls=True) as server:
+        with server.client() as client:
+            client.send(GET * 3)
+            calls = server.calls(3)
+        wait_until(lambda: server.router.cancelled == calls)
+
+
+def test_a_client_without_tls_is_turned_away(caplog: pytest.LogCaptureFixture) -> None:
+    with ingress(tls=True) as server, Client(server.port) as plain:
+        plain.send(GET)
+        plain.rest()
+        with server.client() as client:
+            assert client.ask(GET).status == 200
 
 
 # The end.
