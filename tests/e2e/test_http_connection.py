@@ -934,6 +934,12 @@ def test_draining_answers_what_is_under_way_and_closes_what_is_idle(holding: Ing
         done.result(5)  # type: ignore[attr-defined]  # a concurrent future
 
 
+def test_draining_does_not_wait_for_clients_that_were_refused(holding: IngressServer) -> None:
+    with holding.client() as client:
+        assert client.ask(b"BROKEN\r\n\r\n").status == 400
+        _drain(holding, 60).result(5)  # type: ignore[attr-defined]  # a concurrent future
+
+
 def test_draining_ends_at_its_deadline(holding: IngressServer) -> None:
     with holding.client() as client:
         client.send(GET)

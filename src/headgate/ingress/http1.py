@@ -320,6 +320,8 @@ class Connection(asyncio.Protocol):
     def finish(self) -> None:
         """Take no more requests; close when the last answer has been written."""
         if self._deaf:
+            if not self.slots:
+                self.transport.close()
             return
         if self._current is not None or self._quiet_bytes or self._url:
             self._refuse_input(self.service.closing or Refusal(503, "the instance is shutting down"))
