@@ -36,7 +36,7 @@ from headgate.core.messages import (
     VerbCall,
     VerbDone,
 )
-from headgate.engines.base import IngressSpec, InstanceSettings, ReplicaSpec
+from headgate.engines.base import IngressSpec, InstanceSettings, ReplicaSpec, Running
 from headgate.errors import rebuild
 from headgate.router.control import ControlLink
 from headgate.testing import FakeEngine
@@ -89,6 +89,10 @@ class Engine(FakeEngine):
     def __init__(self, totals: dict[str, float] | None = None) -> None:
         super().__init__(totals)
         self.pongs: dict[str, Pong] = {}
+        self.replica_pid: int | None = None
+
+    async def start_replica(self, spec: ReplicaSpec) -> Running:
+        return msgspec.structs.replace(await super().start_replica(spec), pid=self.replica_pid)
 
     async def ping(self, id: str) -> Pong:
         pong = await super().ping(id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import msgspec
 import pytest
@@ -35,7 +36,7 @@ from headgate.errors import (
     NotRunningError,
     ReplicaStartError,
 )
-from tests.controller.rig import PATIENCE_S, Rig, create, definition, play, until
+from tests.controller.rig import PATIENCE_S, Engine, Rig, create, definition, play, until
 
 ONE_CPU = ReplicaOptions(num_cpus=1)
 
@@ -423,6 +424,24 @@ def test_shutdown_waits_for_the_requests_under_way_then_stops_everything_and_ans
         await asyncio.wait_for(shutdown, PATIENCE_S)
         assert rig.engine.running() == {}
         assert [ended.role for ended in rig.engine.ended] == ["replica", "replica", "ingress"]
+
+    play(scene)
+
+
+def test_routers_in_replicas_go_on_while_the_instance_drains():
+    async def scene(rig: Rig) -> None:
+        assert isinstance(rig.engine, Engine)
+        rig.engine.replica_pid = os.getpid()  # so everybody here is in a replica
+        await rig.create("v1")
+        ingress, router = rig.ingress, rig.process("handles")
+        await router.link.connected()
+        ingress.counters = Counters((), (QueueDepth("v1", 0, 1),))
+        shutdown = asyncio.create_task(rig.shut_down())
+        await until(lambda: ingress.table.closing, "new work is refused")
+        await rig.describe()
+        assert not router.table.closing
+        ingress.counters = Counters()
+        await shutdown
 
     play(scene)
 

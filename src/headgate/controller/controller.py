@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -19,13 +19,14 @@ from headgate.config import BackendConfig
 from headgate.controller.describe import compare_init, description
 from headgate.controller.fleet import Fleet, Replica
 from headgate.controller.ingresses import Ingresses
+from headgate.controller.rollout import Rollouts
 from headgate.controller.routers import Routers
 from headgate.controller.server import Connection, ControlServer
 from headgate.controller.store import Pending, Store
 from headgate.controller.tasks import Changes, Tasks
 from headgate.core import desired, reconcile
 from headgate.core import replica_life as life
-from headgate.core.desired import Backend, Copy, State
+from headgate.core.desired import Copy, State
 from headgate.core.messages import (
     BrokenReplica,
     CompareInit,
@@ -50,7 +51,7 @@ from headgate.core.messages import (
 from headgate.core.reconcile import Wanted
 from headgate.core.replica_life import BackOff
 from headgate.engines.base import Ended, Engine, InstanceSettings, ReplicaSpec, Running
-from headgate.errors import HeadgateError, InstanceStartError, InsufficientResourcesError, NotRunningError, ReplicaStartError, describe
+from headgate.errors import HeadgateError, InstanceStartError, InsufficientResourcesError, NotRunningError, describe
 
 log = logging.getLogger("headgate.controller")
 
@@ -72,15 +73,6 @@ class _Health:
         self.timer: asyncio.TimerHandle | None = None
 
 
-class _Roll:
-    """A rolling update under way: how many old replicas are still wanted."""
-
-    def __init__(self, old_wanted: int) -> None:
-        self.old_wanted = old_wanted
-        self.new: list[Replica] = []
-        self.one_by_one = False
-
-
 class Controller:
     """The controller of one instance. `run` is its whole life."""
 
@@ -94,6 +86,7 @@ class Controller:
         self._shutdown_verbs = Tasks()
         self._routers = Routers(self._changes)
         self._fleet = Fleet(engine, settings, self._tasks, self._changes, changed=self._publish, over=self._replica_over)
+        self._rollouts = Rollouts(engine, self._fleet, self._changes, reconcile=self._reconcile)
         self._ingresses = Ingresses(engine, settings, self._routers, self._tasks, self._changes)
         self._server = ControlServer(settings.control_path, self)
         self._store = Store(settings.state_dir, durable=settings.state_kept)
@@ -102,10 +95,7 @@ class Controller:
         self._adopted = asyncio.Event()
         self._verbs: dict[str, asyncio.Task[VerbDone]] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._rolls: dict[str, _Roll] = {}
         self._health: dict[str, _Health] = {}
-        self._starts: dict[str, int] = {}
-        self._deaths: dict[str, int] = {}
         self._closing = False
         self._ending: asyncio.Task[None] | None = None
         self._shut_down = asyncio.Event()
@@ -258,7 +248,7 @@ class Controller:
         if not self._adopted.is_set() or self._closing:
             return
         now = self._now()
-        wanted = {tag: Wanted(backend.generation, self._wanted(backend)) for tag, backend in self._state.backends.items()}
+        wanted = {tag: Wanted(backend.generation, self._rollouts.wanted(backend)) for tag, backend in self._state.backends.items()}
         paused = [tag for tag, health in self._health.items() if not health.back_off.may_start(now)]
         actions = reconcile.reconcile(wanted, [replica.actual() for replica in self._fleet.all() if not replica.held], paused)
         for tag, count in actions.start.items():
@@ -269,16 +259,12 @@ class Controller:
             self._dismiss(self._fleet.get(id))
         self._publish()
 
-    def _wanted(self, backend: Backend) -> int:
-        roll = self._rolls.get(backend.tag)
-        return backend.config.num_replicas if roll is None else roll.old_wanted
-
-    def _publish(self) -> int:
-        """Push the table if it has changed; returns the version to wait for."""
+    def _publish(self, *, spare: Collection[int] = ()) -> int:
+        """Push the table if it has changed, but not to the processes in `spare`; returns the version to wait for."""
         if not self._adopted.is_set():
             return -1
         copies: list[Copy] = []
-        coming: dict[str, int] = {tag: 1 for tag, roll in self._rolls.items() if roll.one_by_one}
+        coming = self._rollouts.coming()
         for replica in self._fleet.all():
             if not replica.shown:
                 continue
@@ -287,19 +273,15 @@ class Controller:
             elif replica.state == life.STARTING:
                 coming[replica.tag] = coming.get(replica.tag, 0) + 1
         table = desired.routing_table(self._state, copies, coming=coming, base=msgspec.structs.replace(self._base, closing=self._closing))
-        return self._routers.publish(table, self._epoch)
+        return self._routers.publish(table, self._epoch, spare=spare)
 
     async def _start_alone(self, replica: Replica) -> None:
         """Start a replica that no verb waits for. What becomes of a failure is decided where every end is."""
-        self._count_start(replica)
         try:
             await self._fleet.start(replica)
         except HeadgateError:
             return
         self._reconcile()
-
-    def _count_start(self, replica: Replica) -> None:
-        self._starts[replica.tag] = self._starts.get(replica.tag, 0) + 1
 
     def _replica_over(self, replica: Replica) -> None:
         """A replica has ended: where nobody asked for that, note why, and when the next may start."""
@@ -313,7 +295,7 @@ class Controller:
                 self._failed(replica, life.STARTING, replica.failure or replica.fault)
             else:
                 log.warning("replica %s of backend %r ended: %s", replica.id, replica.tag, replica.fault)
-                self._deaths[replica.tag] = self._deaths.get(replica.tag, 0) + 1
+                self._fleet.deaths[replica.tag] += 1
                 if life.died_early(life.READY, replica.answered, self._now() - replica.ready_at):
                     self._failed(replica, life.READY, f"replica {replica.id} ended: {replica.fault}")
                 else:
@@ -480,15 +462,13 @@ class Controller:
         """Start the replicas of a pending verb, besides those that it has already, and commit it."""
         backend = pending.backend
         if pending.kind == "create":
-            replicas = await self._start_held(backend, backend.config.num_replicas - len(have), have)
+            replicas = await self._rollouts.start(backend, backend.config.num_replicas - len(have), have)
         elif pending.kind == "update":
-            replicas = await self._roll_over(pending, have)
+            replicas = await self._rollouts.replace(self._state.backends[backend.tag], backend, have, allow_gap=pending.allow_gap)
         else:
             more = backend.config.num_replicas - self._state.backends[backend.tag].config.num_replicas
-            replicas = await self._start_held(backend, max(more - len(have), 0), have)
-        for replica in replicas:
-            replica.held, replica.shown = False, True
-        self._rolls.pop(backend.tag, None)
+            replicas = await self._rollouts.start(backend, max(more - len(have), 0), have)
+        self._rollouts.release(replicas)
         self._forget_health(backend.tag)
         try:
             self._commit(pending.id, desired.with_backend(self._state, backend))
@@ -509,102 +489,6 @@ class Controller:
         if why is not None:
             raise InsufficientResourcesError(f"backend {backend.tag!r}: {count} replica{'s do' if count > 1 else ' does'} not fit: {why}")
 
-    async def _start_held(self, backend: Backend, count: int, have: list[Replica]) -> list[Replica]:
-        """Start `count` replicas in parallel beside those it has; return all, once all are ready. After an error none is left."""
-        replicas = [*have, *(self._fleet.make(backend, held=True) for _ in range(count))]
-        for replica in replicas:
-            self._count_start(replica)
-        starts: list[asyncio.Future[None]] = [asyncio.ensure_future(self._fleet.start(replica)) for replica in replicas]
-        try:
-            await self._changes.until(
-                lambda: all(replica.state == life.READY for replica in replicas) or not all(replica.live for replica in replicas)
-            )
-            for replica, start in zip(replicas, starts, strict=True):
-                if not replica.live:
-                    await start  # which says why, unless it was ready before
-            self._check_alive(replicas)
-        except ReplicaStartError as error:
-            await self._give_up(starts, replicas)
-            message = f"backend {backend.tag!r} could not be started: {error.message}"
-            raise ReplicaStartError(message, remote_traceback=error.remote_traceback) from None
-        except BaseException:
-            await self._give_up(starts, replicas)
-            raise
-        return replicas
-
-    async def _give_up(self, starts: list[asyncio.Future[None]], replicas: list[Replica]) -> None:
-        for start in starts:
-            start.cancel()
-        await asyncio.gather(*starts, return_exceptions=True)
-        await asyncio.gather(*(self._fleet.kill(replica, "its backend did not start", dismissed=True) for replica in replicas))
-
-    def _check_alive(self, replicas: list[Replica]) -> None:
-        for replica in replicas:
-            if replica.state != life.READY:
-                raise ReplicaStartError(f"replica {replica.id} of backend {replica.tag!r} ended soon after its start: {replica.fault}")
-
-    async def _roll_over(self, pending: Pending, have: list[Replica]) -> list[Replica]:
-        """Start the new replicas of an update, beside the old ones or one at a time; returns them, all ready."""
-        backend = pending.backend
-        old = self._state.backends[backend.tag]
-        roll = self._rolls[backend.tag] = _Roll(old.config.num_replicas)
-
-        def olds() -> list[Replica]:
-            return [replica for replica in self._fleet.of(backend.tag, old.generation) if replica.live]
-
-        def fits(count: int, without_one: bool) -> str | None:
-            return self._engine.fits(backend.options, count, [replica.id for replica in olds()[:1]] if without_one else None)
-
-        try:
-            roll.new = await self._start_held(backend, 0, have)
-            if len(olds()) < old.config.num_replicas and len(roll.new) < backend.config.num_replicas:
-                self._show(roll)  # it was in the middle of replacing one at a time
-            while True:
-                self._check_alive(roll.new)
-                step = reconcile.next_step(
-                    wanted=backend.config.num_replicas, old=len(olds()), new=len(roll.new), fits=fits, allow_gap=pending.allow_gap
-                )
-                if isinstance(step, reconcile.Commit):
-                    return roll.new
-                if isinstance(step, reconcile.Refuse):
-                    hint = "; with allow_gap=True it is stopped first, and requests wait meanwhile" if step.gap else ""
-                    raise InsufficientResourcesError(
-                        f"backend {backend.tag!r}: the new version does not fit beside the old one: {step.why}{hint}"
-                    )
-                if isinstance(step, reconcile.Start):
-                    fresh = await self._start_held(backend, step.count, [])
-                    roll.new += fresh
-                    await self._check(fresh)
-                    if step.beside:
-                        continue
-                    self._show(roll)
-                    roll.old_wanted = min(roll.old_wanted, backend.config.num_replicas - len(roll.new))
-                else:
-                    roll.one_by_one = True
-                    roll.old_wanted = len(olds()) - 1
-                self._reconcile()
-                await self._changes.until(lambda: not any(replica.dismissed for replica in self._fleet.of(backend.tag, old.generation)))
-        except BaseException:
-            self._rolls.pop(backend.tag, None)
-            hidden = [replica for replica in roll.new if not replica.shown]
-            for replica in roll.new:
-                replica.held = not replica.shown  # those that have served are drained; the others were never there
-            await asyncio.gather(*(self._fleet.kill(replica, "its update failed", dismissed=True) for replica in hidden))
-            self._reconcile()
-            raise
-
-    def _show(self, roll: _Roll) -> None:
-        """Let new replicas serve beside the old ones."""
-        roll.one_by_one = True
-        for replica in roll.new:
-            replica.shown = True
-
-    async def _check(self, replicas: list[Replica]) -> None:
-        """New replicas must give a sign of life before anything is shifted to them."""
-        for replica, fault in zip(replicas, await asyncio.gather(*map(self._fleet.check, replicas)), strict=True):
-            if fault:
-                raise ReplicaStartError(f"replica {replica.id} of the new version of backend {replica.tag!r} is not well: {fault}")
-
     # Questions.
 
     def _describe(self) -> Description:
@@ -614,7 +498,7 @@ class Controller:
             self._state,
             self._fleet.all(),
             self._ingresses.running,
-            updating=self._rolls,
+            updating=self._rollouts.updating,
             reasons={tag: health.reason for tag, health in self._health.items()},
             resources=self._engine.resources(),
             now=self._now(),
@@ -622,7 +506,7 @@ class Controller:
 
     async def _measure(self) -> Measurement:
         counters, routers = await self._routers.measure()
-        return Measurement(counters, dict(self._starts), dict(self._deaths), routers)
+        return Measurement(counters, dict(self._fleet.starts), dict(self._fleet.deaths), routers)
 
     # The end.
 
@@ -636,7 +520,8 @@ class Controller:
         """Refuse new work; drain; stop replicas, then ingresses; then nothing is left but this process."""
         log.info("shutting down: new work is refused")
         self._closing = True
-        self._publish()
+        # Not in replicas: what they have admitted may need to call another endpoint before it is answered.
+        self._publish(spare=[replica.pid for replica in self._fleet.all() if replica.pid is not None])
         await self._verb_tasks.close()  # what had not finished is as if it had not begun
         graces = [replica.config.graceful_shutdown_timeout for replica in self._fleet.all() if replica.state == life.READY]
         deadline = self._now() + max(graces, default=0.0)

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from headgate.config import BackendConfig
@@ -97,6 +98,10 @@ class Fleet:
         self._changed = changed
         self._over = over
         self._replicas: dict[str, Replica] = {}
+        self.starts: Counter[str] = Counter()
+        """Starts by backend, also those that failed, and …"""
+        self.deaths: Counter[str] = Counter()
+        """… ends of ready replicas that nobody asked for."""
         self._numbers = itertools.count()
 
     def get(self, id: str) -> Replica | None:
@@ -157,6 +162,7 @@ class Fleet:
             if replica.adopted:
                 running = await self._engine.wait_ready(replica.id)
             else:
+                self.starts[replica.tag] += 1
                 running = await self._engine.start_replica(replica.spec)
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import msgspec
 
@@ -61,15 +61,19 @@ class Routers:
         """The version of the table that routers should follow now."""
         return self.table.version if self.table is not None else -1
 
-    def publish(self, table: RoutingTable, epoch: int) -> int:
-        """Push this table if it says something new; its version is set here. Returns the version to wait for."""
+    def publish(self, table: RoutingTable, epoch: int, *, spare: Collection[int] = ()) -> int:
+        """Push this table if it says something new; its version is set here. Returns the version to wait for.
+
+        Clients that are in a process of `spare` do not get it.
+        """
         if self.table is not None and msgspec.structs.replace(table, version=self.table.version) == self.table:
             return self.table.version
         version = self.table.version + 1 if self.table is not None else epoch << _VERSION_BITS
         self.table = msgspec.structs.replace(table, version=version)
         self._encoded = messages.encode(self.table)
         for follower in self._followers.values():
-            follower.connection.send_table(self.table, self._encoded)
+            if follower.is_ingress or follower.connection.hello.pid not in spare:
+                follower.connection.send_table(self.table, self._encoded)
         return version
 
     def add(self, connection: Connection) -> None:

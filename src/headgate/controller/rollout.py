@@ -1,0 +1,157 @@
+"""How are the replicas of a new or changed backend started, before it is committed?
+
+They are held: in no table, and left alone by reconciliation, until `release`. After a failure none of them is left. Only
+where new ones have no room beside the old are they shown early, one at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+
+from headgate.controller.fleet import Fleet, Replica
+from headgate.controller.tasks import Changes
+from headgate.core import reconcile
+from headgate.core import replica_life as life
+from headgate.core.desired import Backend
+from headgate.engines.base import Engine
+from headgate.errors import InsufficientResourcesError, ReplicaStartError
+
+
+class _Update:
+    """A rolling update under way."""
+
+    def __init__(self, old_wanted: int) -> None:
+        self.old_wanted = old_wanted  # so many old replicas are still to run
+        self.new: list[Replica] = []  # all ready
+        self.one_by_one = False
+
+
+class Rollouts:
+    """All that are under way. `reconcile` is called when there should be fewer old replicas, or more again."""
+
+    def __init__(self, engine: Engine, fleet: Fleet, changes: Changes, *, reconcile: Callable[[], None]) -> None:
+        self._engine = engine
+        self._fleet = fleet
+        self._changes = changes
+        self._reconcile = reconcile
+        self._updates: dict[str, _Update] = {}
+
+    @property
+    def updating(self) -> Collection[str]:
+        """The backends whose code is being replaced."""
+        return self._updates.keys()
+
+    def wanted(self, backend: Backend) -> int:
+        """How many replicas of this backend should run now: fewer than configured while others take their place."""
+        update = self._updates.get(backend.tag)
+        return backend.config.num_replicas if update is None else update.old_wanted
+
+    def coming(self) -> dict[str, int]:
+        """Backends whose replicas are replaced one at a time: another one will come, so requests may wait for it."""
+        return {tag: 1 for tag, update in self._updates.items() if update.one_by_one}
+
+    def release(self, replicas: list[Replica]) -> None:
+        """They belong to what is asked for now."""
+        for replica in replicas:
+            replica.held, replica.shown = False, True
+            self._updates.pop(replica.tag, None)
+
+    async def start(self, backend: Backend, count: int, have: list[Replica]) -> list[Replica]:
+        """Start `count` replicas in parallel beside those it has; return all, once all are ready.
+
+        Raises `InsufficientResourcesError` or `ReplicaStartError`; after that, or a cancellation, none of them is left.
+        """
+        replicas = [*have, *(self._fleet.make(backend, held=True) for _ in range(count))]
+        starts = [asyncio.ensure_future(self._fleet.start(replica)) for replica in replicas]
+        try:
+            await self._changes.until(
+                lambda: all(replica.state == life.READY for replica in replicas) or not all(replica.live for replica in replicas)
+            )
+            for replica, start in zip(replicas, starts, strict=True):
+                if not replica.live:
+                    await start  # which says why, unless it was ready before
+            self._check_alive(replicas)
+        except BaseException as error:
+            for start in starts:
+                start.cancel()
+            await asyncio.gather(*starts, return_exceptions=True)
+            await self._kill(replicas, "its backend did not start")
+            if isinstance(error, ReplicaStartError):
+                message = f"backend {backend.tag!r} could not be started: {error.message}"
+                raise ReplicaStartError(message, remote_traceback=error.remote_traceback) from None
+            raise
+        return replicas
+
+    async def replace(self, old: Backend, new: Backend, have: list[Replica], *, allow_gap: bool) -> list[Replica]:
+        """Start the replicas of new code, beside the old ones or one at a time; return them, all ready.
+
+        `have` are those that an earlier controller has started. Errors as for `start`; after one the old code serves on.
+        """
+        update = self._updates[new.tag] = _Update(old.config.num_replicas)
+        try:
+            update.new = await self.start(new, 0, have)
+            if len(self._live(old)) < old.config.num_replicas and len(update.new) < new.config.num_replicas:
+                self._show(update)  # the earlier controller was in the middle of replacing one at a time
+            while await self._take_step(update, old, new, allow_gap=allow_gap):
+                pass
+        except BaseException:
+            del self._updates[new.tag]
+            await self._kill([replica for replica in update.new if not replica.shown], "its update failed")
+            for replica in update.new:
+                replica.held = False  # those that have served are of no wanted generation now: they are drained
+            self._reconcile()
+            raise
+        return update.new
+
+    async def _take_step(self, update: _Update, old: Backend, new: Backend, *, allow_gap: bool) -> bool:
+        """One step of the plan in `core/reconcile.py`; False after the last one."""
+        self._check_alive(update.new)
+        live, wanted = self._live(old), new.config.num_replicas
+
+        def fits(count: int, without_one: bool) -> str | None:
+            return self._engine.fits(new.options, count, [live[0].id] if without_one and live else None)
+
+        step = reconcile.next_step(wanted=wanted, old=len(live), new=len(update.new), fits=fits, allow_gap=allow_gap)
+        if isinstance(step, reconcile.Commit):
+            return False
+        if isinstance(step, reconcile.Refuse):
+            hint = "; with allow_gap=True it is stopped first, and requests wait meanwhile" if step.gap else ""
+            raise InsufficientResourcesError(f"backend {new.tag!r}: the new version does not fit beside the old one: {step.why}{hint}")
+        if isinstance(step, reconcile.StopOld):
+            update.one_by_one = True
+            update.old_wanted = len(live) - 1
+        else:
+            fresh = await self.start(new, step.count, [])
+            update.new += fresh
+            await self._check(fresh)
+            if step.beside:
+                return True
+            self._show(update)
+            update.old_wanted = min(update.old_wanted, wanted - len(update.new))
+        self._reconcile()
+        await self._changes.until(lambda: not any(replica.dismissed for replica in self._fleet.of(old.tag, old.generation)))
+        return True
+
+    def _live(self, backend: Backend) -> list[Replica]:
+        return [replica for replica in self._fleet.of(backend.tag, backend.generation) if replica.live]
+
+    def _show(self, update: _Update) -> None:
+        """Let new replicas serve beside the old ones."""
+        update.one_by_one = True
+        for replica in update.new:
+            replica.shown = True
+
+    def _check_alive(self, replicas: list[Replica]) -> None:
+        for replica in replicas:
+            if replica.state != life.READY:
+                raise ReplicaStartError(f"replica {replica.id} of backend {replica.tag!r} ended soon after its start: {replica.fault}")
+
+    async def _check(self, replicas: list[Replica]) -> None:
+        """New replicas must give a sign of life before anything is shifted to them."""
+        for replica, fault in zip(replicas, await asyncio.gather(*map(self._fleet.check, replicas)), strict=True):
+            if fault:
+                raise ReplicaStartError(f"replica {replica.id} of the new version of backend {replica.tag!r} is not well: {fault}")
+
+    async def _kill(self, replicas: list[Replica], why: str) -> None:
+        await asyncio.gather(*(self._fleet.kill(replica, why, dismissed=True) for replica in replicas))
