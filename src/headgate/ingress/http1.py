@@ -2,14 +2,12 @@
 
 Every request of a connection takes a place in one queue, refused ones too, and answers leave in that order. At most
 `Limits.pipelined` of them are under way; what else was read waits here, and reading with it. The parser is fed in small
-slices, because it can't be paused: what lies behind stays raw. Rules about messages that httptools leaves to its user
-are in `on_headers_complete`.
+slices, because it can't be paused: what lies behind stays raw.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 import struct
 from collections import deque
@@ -21,42 +19,28 @@ import httptools
 import msgspec
 
 from headgate.errors import describe
+from headgate.ingress.body import BodyPieces
 from headgate.ingress.exchange import CLOSE, KEEP_ALIVE, Exchange
-from headgate.ingress.problems import Refusal, Reply
+from headgate.ingress.heads import (
+    NOT_FOUND,
+    SPECIAL,
+    TOO_MANY_BYTES,
+    InputRefused,
+    check_coding,
+    expects_continue,
+    not_listed,
+    origin_form,
+    own_id,
+    read_controls,
+)
+from headgate.ingress.problems import Refusal
 from headgate.ingress.routes import Target
 from headgate.ingress.service import Service, logger
 
 SLICE_BYTES: Final = 4096
-_LARGE_PIECE_BYTES: Final = 16 * 1024
-_MAX_TIMEOUT_MS: Final = 1 << 40
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
 _ESTABLISHED: Final = 1  # the first byte of TCP_INFO
-
-_SPECIAL: Final = frozenset(
-    (
-        b"host",
-        b"content-length",
-        b"transfer-encoding",
-        b"connection",
-        b"proxy-connection",
-        b"expect",
-        b"upgrade",
-        b"x-request-id",
-        b"x-serve-shard-key",
-        b"x-serve-call-method",
-        b"x-serve-timeout-ms",
-    )
-)
-_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _encode_head: Final = msgspec.msgpack.Encoder().encode
-
-
-class InputRefused(Exception):  # noqa: N818  # it is no error of ours, but the end of what a client may say
-    """Raised inside the parser's callbacks: nothing more is read from this connection."""
-
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.detail)
-        self.refusal = refusal
 
 
 class Connection(asyncio.Protocol):
@@ -79,7 +63,6 @@ class Connection(asyncio.Protocol):
         "_paused",
         "_pieces",
         "_quiet_bytes",
-        "_small",
         "_special",
         "_unsent_bytes",
         "_upgraded",
@@ -114,8 +97,7 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._special: list[tuple[bytes, bytes]] = []
-        self._pieces: list[bytes] = []
-        self._small = bytearray()
+        self._pieces: BodyPieces | None = None
 
     def __repr__(self) -> str:
         return f"<Connection of {self._client}: {len(self.slots)} under way, {len(self._waiting)} waiting>"
@@ -182,7 +164,7 @@ class Connection(asyncio.Protocol):
         name = name.lower()
         pair = (name, value.rstrip(b" \t"))
         self._headers.append(pair)
-        if name in _SPECIAL:
+        if name in SPECIAL:
             self._special.append(pair)
 
     def on_headers_complete(self) -> None:
@@ -199,7 +181,7 @@ class Connection(asyncio.Protocol):
             elif name == b"content-length":
                 exchange.length = int(value)
             elif name == b"x-request-id":
-                exchange.request_id = _own_id(value) if not exchange.request_id else service.next_id()
+                exchange.request_id = own_id(value) if not exchange.request_id else service.next_id()
             else:
                 unusual = True
         if not exchange.request_id:
@@ -221,14 +203,14 @@ class Connection(asyncio.Protocol):
         if exchange.length > service.max_body_bytes:
             raise InputRefused(self._too_large())
         if not url.startswith(b"/"):
-            url, headers = self._origin_form(url)
+            url, headers = origin_form(url, headers)
         target = service.routes.find(url.partition(b"?")[0] if b"?" in url else url)
         if service.closing is not None and (target is None or not target.page):
             exchange.instead = service.closing
         elif target is None:
-            exchange.instead = _NOT_FOUND
+            exchange.instead = NOT_FOUND
         elif method not in target.methods:
-            exchange.instead = _not_listed(method, target.allow)
+            exchange.instead = not_listed(method, target.allow)
         elif target.page:
             exchange.instead = target
         else:
@@ -261,8 +243,11 @@ class Connection(asyncio.Protocol):
             self._refuse_for_bytes(exchange)
         elif size == count:
             exchange.body = piece
+        elif self._pieces is not None:
+            self._pieces.add(piece)
         else:
-            self._add_piece(exchange, piece)
+            self._pieces = BodyPieces(cast(bytes, exchange.body))
+            self._pieces.add(piece)
 
     def on_message_complete(self) -> None:
         """A whole request has arrived."""
@@ -275,8 +260,8 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._headers = []
         self._special = []
-        if exchange.body_bytes and not exchange.body:
-            self._join_pieces(exchange)
+        if self._pieces is not None:
+            exchange.body, self._pieces = self._pieces.whole(), None
         if exchange.last:
             self._deaf = True
         exchange.admitted_at = monotonic()
@@ -320,7 +305,7 @@ class Connection(asyncio.Protocol):
     def finish(self) -> None:
         """Take no more requests; close when the last answer has been written."""
         if self._deaf:
-            if not self.slots:
+            if not self.slots and not self._waiting:
                 self.transport.close()
             return
         if self._current is not None or self._quiet_bytes or self._url:
@@ -471,67 +456,19 @@ class Connection(asyncio.Protocol):
     # The unusual.
 
     def _on_unusual_head(self, exchange: Exchange, version: str) -> None:
-        seen: dict[bytes, bytes] = {}
-        for name, value in self._special:
-            if name in seen and name in _ONCE:
-                exchange.instead = exchange.instead or Refusal(400, f"{name.decode()} was given twice")
-            seen[name] = value
-            if name == b"transfer-encoding":
-                if exchange.http10:
-                    raise InputRefused(Refusal(400, "HTTP/1.0 has no Transfer-Encoding; send Content-Length"))
-                if value.lower() != b"chunked":
-                    raise InputRefused(Refusal(501, "the only Transfer-Encoding here is: chunked"))
-        self._read_controls(exchange, seen)
-        if b"expect" in seen and version == "1.1":
-            self._on_expect(exchange, seen[b"expect"], has_body=exchange.length > 0 or b"transfer-encoding" in seen)
-        if b"upgrade" in seen and self._parser.should_upgrade():
-            self._upgraded, self._current = exchange, None
-
-    def _read_controls(self, exchange: Exchange, seen: dict[bytes, bytes]) -> None:
-        refusal: Refusal | None = None
-        key = seen.get(b"x-serve-shard-key")
-        if key is not None:
-            try:
-                exchange.shard_key = key.decode()
-            except UnicodeDecodeError:
-                refusal = Refusal(400, "x-serve-shard-key must be UTF-8")
-        method = seen.get(b"x-serve-call-method")
-        if method is not None:
-            exchange.method = method.decode(errors="replace")
-            if not exchange.method.isidentifier():
-                refusal = Refusal(400, "x-serve-call-method must be the name of a method")
-        timeout = seen.get(b"x-serve-timeout-ms")
-        if timeout is not None:
-            if timeout.isdigit() and 0 < int(timeout[:20]) < _MAX_TIMEOUT_MS and len(timeout) <= 20:
-                exchange.caller_timeout_s = int(timeout) / 1000
-            else:
-                refusal = Refusal(400, "x-serve-timeout-ms must be a whole number of milliseconds, above 0")
-        exchange.instead = exchange.instead or refusal
-
-    def _on_expect(self, exchange: Exchange, expected: bytes, *, has_body: bool) -> None:
-        if expected.lower() != b"100-continue":
-            raise InputRefused(Refusal(417, "the only expectation that can be met is: 100-continue"))
-        admission = self.service.admission
-        if exchange.instead is None and admission.held_bytes + exchange.length > admission.limit_bytes:
-            exchange.instead = _TOO_MANY_BYTES
-        if has_body:
+        special = self._special
+        chunked = check_coding(special, http10=exchange.http10)
+        exchange.instead = exchange.instead or read_controls(exchange, special)
+        if version == "1.1" and expects_continue(special) and (chunked or exchange.length):
+            admission = self.service.admission
+            if exchange.instead is None and admission.held_bytes + exchange.length > admission.limit_bytes:
+                exchange.instead = TOO_MANY_BYTES
             if isinstance(exchange.instead, Refusal):  # say so before the body is sent
                 raise InputRefused(exchange.instead)
             self._continue_due = True
             self._settle()
-
-    def _origin_form(self, url: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-        """Turn an absolute target into a path; its authority is the Host."""
-        if url == b"*":
-            return url, self._headers
-        scheme, _, rest = url.partition(b"://")
-        if scheme.lower() not in (b"http", b"https"):
-            raise InputRefused(Refusal(400, "the target must be a path, or an http URL"))
-        authority_ends = min((at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0), default=len(rest))
-        authority = rest[:authority_ends].rpartition(b"@")[2]
-        headers = [(name, authority if name == b"host" else value) for name, value in self._headers]
-        path = rest[authority_ends:]
-        return path if path.startswith(b"/") else b"/" + path, headers
+        if self._parser.should_upgrade():
+            self._upgraded, self._current = exchange, None
 
     def _ignore_upgrade(self) -> None:
         """Read on as if no upgrade had been asked for: httptools takes its head for the end of HTTP on the connection."""
@@ -546,36 +483,18 @@ class Connection(asyncio.Protocol):
         return Refusal(413, f"the body is over the limit of {self.service.max_body_bytes} bytes")
 
     def _refuse_for_bytes(self, exchange: Exchange) -> None:
-        exchange.instead = _TOO_MANY_BYTES
+        exchange.instead = TOO_MANY_BYTES
         self.service.admission.held_bytes -= exchange.held_bytes
         exchange.held_bytes = 0
         exchange.body = b""
-        self._pieces, self._small = [], bytearray()
-
-    def _add_piece(self, exchange: Exchange, piece: bytes) -> None:
-        if exchange.body:
-            first, exchange.body = exchange.body, b""
-            self._add_piece(exchange, cast(bytes, first))
-        if len(piece) < _LARGE_PIECE_BYTES:
-            self._small += piece
-        if self._small and (len(piece) >= _LARGE_PIECE_BYTES or len(self._small) >= _LARGE_PIECE_BYTES):
-            self._pieces.append(bytes(self._small))
-            self._small = bytearray()
-        if len(piece) >= _LARGE_PIECE_BYTES:
-            self._pieces.append(piece)
-
-    def _join_pieces(self, exchange: Exchange) -> None:
-        if self._small:
-            self._pieces.append(bytes(self._small))
-            self._small = bytearray()
-        exchange.body, self._pieces = self._pieces, []
+        self._pieces = None
 
     def _refuse_input(self, refusal: Refusal) -> None:
         """Answer, in turn, what can't be read on from, and close the connection after it."""
         exchange = self._current or self._upgraded
         if exchange is None:
             exchange = Exchange(self)
-            exchange.request_id = next((_own_id(value) for name, value in self._special if name == b"x-request-id"), "")
+            exchange.request_id = next((own_id(value) for name, value in self._special if name == b"x-request-id"), "")
         exchange.request_id = exchange.request_id or self.service.next_id()
         self._current = self._upgraded = None
         exchange.instead, exchange.last, exchange.framing = refusal, True, CLOSE
@@ -594,7 +513,7 @@ class Connection(asyncio.Protocol):
         self._deaf = True
         self._continue_due = False
         self._url = b""
-        self._headers, self._special, self._pieces, self._small = [], [], [], bytearray()
+        self._headers, self._special, self._pieces = [], [], None
         self._quiet_bytes = 0
         self.service.admission.held_bytes -= len(self._backlog)
         self._backlog = b""
@@ -700,22 +619,6 @@ class _AfterUpgrade:
             self._known = False
         else:
             self._connection.on_headers_complete()
-
-
-_ONCE: Final = frozenset((b"x-serve-shard-key", b"x-serve-call-method", b"x-serve-timeout-ms"))
-_NOT_FOUND: Final = Refusal(404, "no route leads to this path; GET /-/routes lists them")
-_TOO_MANY_BYTES: Final = Refusal(503, "too many bytes are held already (max_inflight_bytes); try again", reason="max_inflight_bytes")
-
-
-def _not_listed(method: bytes, allow: bytes) -> Refusal | Reply:
-    lines = b"allow: %b\r\n" % allow
-    if method == b"OPTIONS":
-        return Reply(204, lines)
-    return Refusal(405, f"{method.decode()} is not among the methods here: {allow.decode()}", lines)
-
-
-def _own_id(value: bytes) -> str:
-    return value.decode() if _REQUEST_ID.fullmatch(value) else ""
 
 
 def _refusal_of(error: httptools.HttpParserError) -> Refusal:
