@@ -21,6 +21,7 @@ import functools
 import importlib
 import inspect
 import os
+import secrets
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
@@ -505,7 +506,7 @@ def _connect(settings: InstanceSettings, given: Mapping[str, Any], *, started: b
     from headgate.engines.local import launch
     from headgate.router import connection as connections
 
-    connection = connections.open_to(settings.name, settings.folder)
+    connection = connections.open_to(settings.name, settings.folder, new=started)
     connection.on_end = functools.partial(launch.wait_ended, settings.folder, _SHUTDOWN_S)  # so that no zombie of it stays
     try:
         if not started:
@@ -585,6 +586,7 @@ def _check_settings(
         ssl_certfile=certificate,
         ssl_keyfile=key,
         driver_pid=os.getpid(),
+        id=secrets.token_hex(8),
     )
 
 

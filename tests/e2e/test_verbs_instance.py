@@ -390,6 +390,7 @@ def test_a_process_that_does_not_answer_is_named_in_a_warning_and_follows_later(
         other = script(HOLDS_A_HANDLE)
         assert other.line() == "hello"
         other.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: Path(f"/proc/{other.process.pid}/stat").read_text().split()[2] == "T")  # until then its threads run on
         began = time.monotonic()
         with pytest.warns(RuntimeWarning, match=str(other.process.pid)) as warned:
             serve.set_traffic("e", {"two": 1.0})
@@ -459,6 +460,35 @@ def test_a_shutdown_from_another_process_ends_it_for_everybody(script: Callable[
     wait_until(lambda: not processes())
     with pytest.raises(RuntimeError):
         handle.remote().result(5)
+
+
+STARTS_IT_ANEW = """
+from headgate import serve
+serve.init("shared")
+serve.shutdown()
+with serve.init("shared", http_port=0) as instance:
+    serve.create_backend("b", lambda request=None: "the second")
+    serve.create_endpoint("e", backend="b")
+    print("up", flush=True)
+    input()
+"""
+
+
+def test_an_instance_that_was_started_anew_is_another_one(script: Callable[[str], Script]) -> None:
+    first = serve.init("shared", http_port=0)
+    serve.create_backend("b", hello)
+    serve.create_endpoint("e", backend="b")
+    handle = serve.get_handle("e")
+    assert handle.remote().result(5) == "hello"
+    other = script(STARTS_IT_ANEW)
+    assert other.line() == "up"
+    with pytest.raises(NotRunningError):
+        first.set_traffic("e", {"b": 1.0})
+    with serve.init("shared") as second:
+        assert second.get_handle("e").remote().result(5) == "the second"
+        assert handle.remote().result(5) == "the second"  # a handle goes by names
+    other.tell()
+    other.end()
 
 
 STARTS_AND_EXITS = """

@@ -22,6 +22,7 @@ class Controller:
         self.path = f"{folder}/control.sock"
         self.received: list[Message] = []
         self.writers: list[asyncio.StreamWriter] = []
+        self.id = "first"
         self.answer: Callable[[VerbCall], VerbDone | None] = lambda call: VerbDone(call.id)
         self._server: asyncio.Server | None = None
 
@@ -47,7 +48,7 @@ class Controller:
             for message in decoder.received(data):
                 self.received.append(message)
                 if isinstance(message, Hello):
-                    writer.write(messages.encode(Welcome("test", ("http://127.0.0.1:1",), "/nowhere")))
+                    writer.write(messages.encode(Welcome("test", ("http://127.0.0.1:1",), "/nowhere", self.id)))
                 elif isinstance(message, VerbCall) and (done := self.answer(message)) is not None:
                     writer.write(messages.encode(done))
         writer.close()
@@ -64,7 +65,10 @@ async def until(condition: Callable[[], bool], what: str) -> None:
     raise AssertionError(f"not within 10 s: {what}")
 
 
-def play(scene: Callable[[Controller, ControlLink, list[Message]], Awaitable[None]], *, start: bool = True, gone_after_s: float = 10.0) -> None:
+Scene = Callable[[Controller, ControlLink, list[Message]], Awaitable[None]]
+
+
+def play(scene: Scene, *, start: bool = True, gone_after_s: float = 10.0) -> None:
     """Run a scene between a controller (started, unless it says otherwise) and a link that is closed at the end."""
 
     async def main() -> None:
@@ -73,7 +77,8 @@ def play(scene: Callable[[Controller, ControlLink, list[Message]], Awaitable[Non
             if start:
                 await controller.start()
             arrived: list[Message] = []
-            link = ControlLink(controller.path, lambda: Hello(messages.PROTOCOL, "client", "me", 1), arrived.append, gone_after_s=gone_after_s)
+            hello = Hello(messages.PROTOCOL, "client", "me", 1)
+            link = ControlLink(controller.path, lambda: hello, arrived.append, gone_after_s=gone_after_s)
             link.start()
             try:
                 await asyncio.wait_for(scene(controller, link, arrived), 20)
@@ -166,6 +171,24 @@ def test_what_waits_fails_when_the_controller_stays_out_of_reach_and_a_later_one
         assert (await link.call(Describe())).error is None
 
     play(scene, start=False, gone_after_s=0.05)
+
+
+def test_another_instance_in_its_place_is_never_sent_what_was_meant_for_the_first() -> None:
+    async def scene(controller: Controller, link: ControlLink, arrived: list[Message]) -> None:
+        await link.connected()
+        controller.answer = lambda call: None
+        call = asyncio.create_task(link.call(Describe()))
+        await until(lambda: len(controller.verbs()) == 1, "the verb arrives")
+        await controller.stop()
+        controller.id = "second"
+        await controller.start()
+        with pytest.raises(NotRunningError, match="has ended"):
+            await call
+        with pytest.raises(NotRunningError):
+            await link.connected()
+        assert len(controller.verbs()) == 1
+
+    play(scene)
 
 
 def test_garbage_from_the_other_side_costs_the_connection_and_no_more() -> None:

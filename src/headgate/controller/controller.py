@@ -146,7 +146,7 @@ class Controller:
         elif hello.role != "client":
             log.warning("refused process %d: %r is no role", hello.pid, hello.role)
             return False
-        connection.send(Welcome(self._settings.name, self._http_urls, self._settings.folder))
+        connection.send(Welcome(self._settings.name, self._http_urls, self._settings.folder, self._settings.id))
         if hello.routes:
             self._routers.add(connection)
         if hello.role == "replica" and hello.state == life.READY:

@@ -361,6 +361,7 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
     name: str
     http_urls: tuple[str, ...]
     folder: str
+    id: str = ""  # the instance's own: another one of that name may have taken its place
 
 
 class VerbDone(msgspec.Struct, frozen=True, tag="verb_done"):

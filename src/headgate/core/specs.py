@@ -26,6 +26,7 @@ class InstanceSettings(msgspec.Struct, frozen=True, kw_only=True):
     ssl_certfile: str | None
     ssl_keyfile: str | None
     driver_pid: int
+    id: str = ""  # drawn at each start: tells instances of one name apart
 
     @property
     def control_path(self) -> str:

@@ -170,7 +170,9 @@ class Connection:
                 try:
                     return future.result(_LOOK_S)
                 except TimeoutError:
-                    if not future.done() and self._loop is None and (self._thread is None or not self._thread.is_alive()):
+                    if future.done():
+                        raise
+                    if self._loop is None and (self._thread is None or not self._thread.is_alive()):
                         raise NotRunningError(f"instance {self.name!r}: {self.over}") from None
         except BaseException:
             future.cancel()
@@ -345,11 +347,14 @@ _adopted: Connection | None = None
 _child_of: set[str] = set()  # names whose connections stayed with the parent process
 
 
-def open_to(name: str, folder: str) -> Connection:
-    """The connection of this process with the instance of that name; one user more of it. Pair it with `release`."""
+def open_to(name: str, folder: str, *, new: bool) -> Connection:
+    """The connection of this process with the instance of that name; one user more of it. Pair it with `release`.
+
+    `new` says that the instance was started just now, so that an older connection is with one that has died.
+    """
     with _guard:
         connection = _connections.get(name)
-        if connection is None or connection.over or connection.folder != folder:
+        if new or connection is None or connection.over or connection.folder != folder:
             connection = _add(name, folder)
         _disconnected.discard(name)
         _child_of.discard(name)

@@ -28,8 +28,8 @@ class ControlLink:
 
     `path` is the controller's Unix socket; `hello` is asked for at each connection, so that it can tell the state of
     then. `on_message` gets everything but answers to verbs and welcomes; `on_lost` is called whenever a connection has
-    ended; `on_gone` when the controller has been out of reach for 10 s, and, with True, when the instance's folder is gone,
-    which means that it has ended for good. All run on the loop.
+    ended; `on_gone` when the controller has been out of reach for 10 s, and, with True, when the instance has ended for good:
+    its folder is gone, or another instance of its name has taken its place. All run on the loop.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class ControlLink:
         self._verbs: dict[str, tuple[bytes, asyncio.Future[VerbDone]]] = {}  # by id: as sent, and its answer
         self._waiting: set[asyncio.Future[Welcome]] = set()
         self._task: asyncio.Task[None] | None = None
+        self._id = ""  # of the instance that was first met
         self._gone = False
         self._closed = False
 
@@ -121,6 +122,7 @@ class ControlLink:
     async def _stay_connected(self) -> None:
         delay_s = FIRST_DELAY_S
         lost_at = self._loop.time()
+        ended = False
         while True:
             connection = _Connection(self)
             try:
@@ -136,7 +138,7 @@ class ControlLink:
                     delay_s, lost_at, self._welcome = FIRST_DELAY_S, self._loop.time(), None
                 if self._on_lost is not None:
                     self._on_lost()
-            ended = not os.path.exists(os.path.dirname(self._path))
+            ended = ended or connection.stranger or not os.path.exists(os.path.dirname(self._path))
             if ended or self._loop.time() - lost_at > self._gone_after_s:
                 self._gone = True
                 why = "the instance has ended" if ended else f"its controller could not be reached for {self._gone_after_s:g} s"
@@ -170,6 +172,10 @@ class ControlLink:
             return
         self._on_message(message)
 
+    def _knows(self, welcome: Welcome) -> bool:
+        self._id = self._id or welcome.id
+        return welcome.id == self._id
+
     def _refuse_if_over(self) -> None:
         if self._closed or self._gone:
             raise NotRunningError("the instance has ended, or its controller can't be reached; call serve.init() again")
@@ -191,6 +197,7 @@ class _Connection(asyncio.Protocol):
         self._decoder = messages.MessageDecoder()
         self._transport: asyncio.WriteTransport | None = None
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.stranger = False  # another instance answered
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.WriteTransport, transport)  # not asserted: uvloop's has no such base
@@ -204,6 +211,10 @@ class _Connection(asyncio.Protocol):
             return
         for message in received:
             if self.lost.done():
+                return
+            if isinstance(message, Welcome) and not self._link._knows(message):
+                self.stranger = True
+                self.end()
                 return
             self._link._received(message)
 
