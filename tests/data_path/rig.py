@@ -16,11 +16,12 @@ import uvloop
 
 from headgate.config import BackendConfig
 from headgate.core import wire
+from headgate.core.desired import concurrency_of
 from headgate.core.messages import BackendEntry, Definition, EndpointEntry, Message, MethodInfo, Parameter, ReplicaEntry, RoutingTable
 from headgate.errors import ErrorInfo
 from headgate.replica.calls import Caller
 from headgate.replica.links import Links
-from headgate.replica.runner import Runner, concurrency_of
+from headgate.replica.runner import Runner
 from headgate.router import payload
 from headgate.router.call import Call
 from headgate.router.router import Router
@@ -155,7 +156,7 @@ class Rig:
         definition, config = self.replicas[0].definition, self.config
         return BackendEntry(
             tag="b",
-            concurrency=concurrency_of(config, definition),
+            concurrency=concurrency_of(definition, config),
             max_batch_size=config.max_batch_size,
             is_batch=self.batch,
             batch_wait_timeout=config.batch_wait_timeout,

@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from headgate.config import BackendConfig
+from headgate.core.desired import concurrency_of
 from headgate.core.messages import Definition
 from headgate.errors import ErrorInfo
 from headgate.replica.calls import Caller
@@ -30,15 +31,6 @@ FLUSH_AFTER_S = 0.001
 SLOW_CALL_S = 0.005
 """A call that has run so long stands in the way of what waits; that is given back."""
 _EAGER_FLUSH_S = 0.0005
-_ASYNC_CONCURRENCY = 100
-
-
-def concurrency_of(config: BackendConfig, definition: Definition) -> int:
-    """How many calls one replica runs at once: as configured, or the default of this kind of handler."""
-    if config.concurrency is not None:
-        return config.concurrency
-    is_batch = any(method.is_batch for method in definition.methods.values())
-    return _ASYNC_CONCURRENCY if definition.any_async and not is_batch else 1
 
 
 class Runner:
@@ -69,7 +61,7 @@ class Runner:
         self._ticking = False
         self.unhealthy = ""
         self.config = config
-        self._concurrency = concurrency_of(config, definition)
+        self._concurrency = concurrency_of(definition, config)
 
     # The I/O thread.
 
@@ -115,7 +107,7 @@ class Runner:
         self.config = config
         self._caller.idempotent = config.idempotent
         self._inbox.configure(config.max_batch_size, config.batch_wait_timeout)
-        concurrency = concurrency_of(config, self._definition)
+        concurrency = concurrency_of(self._definition, config)
         if concurrency != self._concurrency:
             self._concurrency = concurrency
             self._inbox.change_shape()
