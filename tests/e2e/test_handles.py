@@ -474,7 +474,7 @@ def test_a_cancelled_stream_ends(deploy: Any) -> None:
     assert list(handle.remote(3)) == [0, 1, 2]
 
 
-MAIN = '''
+MAIN = """
 from headgate import serve
 
 class SpiceError(Exception):
@@ -503,7 +503,7 @@ if __name__ == "__main__":
             handle.remote(Portion(9)).result(10)
         except SpiceError as error:
             print(type(error).__mro__[1].__name__, str(error).splitlines()[0], error.grams if hasattr(error, "grams") else None)
-'''
+"""
 
 
 def test_classes_of_the_main_script_travel_as_arguments_answers_and_errors(tmp_path: Path) -> None:

@@ -326,7 +326,6 @@ class Connection:
             self.on_end()
 
 
-
 def frames_to_the_caller() -> int:
     """How far up the stack user code is, as `warnings.warn` counts it, so that a warning names a line of it."""
     depth = 1
