@@ -20,14 +20,16 @@ class Inbox:
     def __init__(self, max_batch_size: int, batch_wait_s: float) -> None:
         self._plain: deque[Member] = deque()
         self._batches: BatchQueue[Member] = BatchQueue(max_batch_size, batch_wait_s)
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._sleeping = 0
+        self._batched = False  # a request for a batch handler has ever come
         self._batches_first = True
         self._shape = 0
 
     def configure(self, max_batch_size: int, batch_wait_s: float) -> None:
         """Follow changed limits, and have every waiting thread look again."""
-        with self._changed:
+        with self._lock:
             self._batches.configure(max_batch_size, batch_wait_s)
             self._shape += 1
             self._changed.notify_all()
@@ -44,21 +46,22 @@ class Inbox:
 
     def add(self, members: list[Member]) -> None:
         """Add requests that run one by one."""
-        with self._changed:
+        with self._lock:
             self._plain.extend(members)
             if self._sleeping:
                 self._changed.notify(len(members))
 
     def add_to_batches(self, member: Member, group: object) -> None:
         """Add a request that may share a call with others of its group."""
-        with self._changed:
+        with self._lock:
+            self._batched = True
             self._batches.add(member, group, member.admitted_at)
             if self._sleeping:
                 self._changed.notify()
 
     def withdraw(self, member: Member) -> bool:
         """Take a request out again; False where it has been taken to run already."""
-        with self._changed:
+        with self._lock:
             if self._batches.withdraw(member):
                 return True
             try:
@@ -69,14 +72,14 @@ class Inbox:
 
     def withdraw_surplus(self) -> list[Member]:
         """Take out all that can't run soon: everything beyond the next batch."""
-        with self._changed:
+        with self._lock:
             surplus = [*self._plain, *self._batches.take_back(time.monotonic())]
             self._plain.clear()
             return surplus
 
     def take(self, now: float) -> list[Member] | None:
         """What runs next: one request, or a batch; None where nothing is due."""
-        with self._changed:
+        with self._lock:
             return self._take(now)
 
     def _take(self, now: float) -> list[Member] | None:
@@ -93,8 +96,10 @@ class Inbox:
 
     def wait(self, shape: int) -> list[Member] | None:
         """Block until something can run; None as soon as the shape is no longer this one."""
-        with self._changed:
+        with self._lock:
             while self._shape == shape:
+                if self._plain and not self._batched:
+                    return [self._plain.popleft()]
                 now = time.monotonic()
                 taken = self._take(now)
                 if taken is not None:
@@ -109,11 +114,11 @@ class Inbox:
 
     def leaves_at(self, now: float) -> float | None:
         """When the next batch leaves that isn't due yet."""
-        with self._changed:
+        with self._lock:
             return self._batches.leaves_at(now)
 
     def change_shape(self) -> None:
         """Have every waiting thread look again."""
-        with self._changed:
+        with self._lock:
             self._shape += 1
             self._changed.notify_all()
