@@ -567,6 +567,30 @@ def test_a_forked_process_is_told_to_init_again_and_can(script: Callable[[str], 
     assert not processes()
 
 
+FORKED_SOCKETS = """
+import os
+from headgate import serve
+def sockets():
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    return sum(os.readlink(link).startswith("socket:") for link in links if os.path.lexists(link))
+with serve.init("theirs", http_port=0):
+    serve.create_backend("b", lambda: "x")
+    serve.create_endpoint("e", backend="b")
+    before = serve.get_handle("e").remote().result(5)
+    held = sockets()
+    if (child := os.fork()) == 0:
+        print(held > 0, sockets(), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+    print(before, serve.get_handle("e").remote().result(5))
+"""
+
+
+def test_a_forked_child_holds_none_of_its_parents_connections(script: Callable[[str], Script]) -> None:
+    assert script(FORKED_SOCKETS).end().splitlines() == ["True 0", "x x"]
+    assert not processes()
+
+
 INTERRUPTED = """
 import time
 from headgate import serve

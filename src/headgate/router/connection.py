@@ -138,6 +138,8 @@ class Connection:
         self._loop = self._thread = None
         for link in self._links:
             link.forked()
+        if self._router is not None:
+            self._router.forked()
 
     # On any thread.
 

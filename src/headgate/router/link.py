@@ -18,6 +18,7 @@ from headgate.core import wire
 from headgate.core.messages import ReplicaEntry
 from headgate.errors import ErrorInfo, WireError
 from headgate.router.call import OVER, Call
+from headgate.router.control import let_go
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,6 +93,11 @@ class Link(asyncio.BufferedProtocol):
             self._flush()
             self._transport.close()
         self._release()
+
+    def forked(self) -> None:
+        """In a forked child: let go of its copy of the socket, so that the replica sees the parent's end."""
+        if self._transport is not None:
+            let_go(self._transport)
 
     def _release(self) -> None:
         if self._dead is not None:

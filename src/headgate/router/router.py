@@ -319,6 +319,12 @@ class Router:
         """Calls that were admitted and have not ended."""
         return self._active
 
+    def forked(self) -> None:
+        """In a forked child: let go of its copies of the links' sockets."""
+        for backend in [*self._backends.values(), *self._old_backends]:
+            for link in backend.links.values():
+                link.forked()
+
     async def close(self, timeout_s: float) -> None:
         """Refuse new calls, wait for those under way for up to `timeout_s`, fail the rest, close all links."""
         self._closed = True
