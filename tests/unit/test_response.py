@@ -150,8 +150,9 @@ def test_a_data_frame_is_a_list_of_its_rows() -> None:
 
 
 def test_real_data_frames_and_series_are_json() -> None:
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame({"when": pandas.to_datetime(["2024-01-02", None]), "n": [1.5, None]})
+    import pandas as pd
+
+    frame = pd.DataFrame({"when": pd.to_datetime(["2024-01-02", None]), "n": [1.5, None]})
     assert as_json(frame) == [{"when": "2024-01-02T00:00:00", "n": 1.5}, {"when": None, "n": None}]
     assert as_json({"s": frame["n"], "t": frame["when"]}) == {"s": [1.5, None], "t": ["2024-01-02T00:00:00", None]}
 
