@@ -10,7 +10,7 @@ import pytest
 from headgate.controller import ingresses
 from headgate.controller.controller import Controller
 from headgate.core import replica_life
-from headgate.core.messages import BrokenReplica, Pong, UpdateBackend
+from headgate.core.messages import BrokenReplica, Pong, UpdateBackend, UpdateBackendConfig
 from headgate.engines.base import IngressSpec, Running
 from headgate.errors import InstanceStartError, ReplicaStartError
 from tests.controller.rig import PATIENCE_S, Engine, Rig, create, definition, play, settings_in, until
@@ -110,6 +110,17 @@ def test_a_replica_that_is_overdue_or_unwell_is_replaced(pong: Pong):
         await rig.create("v1", **QUICK)
         (id,) = rig.replicas("v1")
         rig.say(id, pong)
+        await until_replaced(rig, "v1", id)
+
+    play(scene)
+
+
+def test_a_shorter_health_check_period_counts_at_once():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1", **(QUICK | {"health_check_period": 1000.0}))
+        (id,) = rig.replicas("v1")
+        rig.say(id, Pong(0, unhealthy="ValueError: lost the GPU"))
+        await rig.verb(UpdateBackendConfig("v1", {"health_check_period": 0.01}, None))
         await until_replaced(rig, "v1", id)
 
     play(scene)

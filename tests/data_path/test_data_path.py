@@ -280,6 +280,86 @@ def test_sync_calls_run_in_as_many_threads_as_concurrency_and_follow_a_change(tm
     play(scene)
 
 
+def test_a_health_check_waits_for_a_free_thread_of_a_pool_and_holds_up_no_call(tmp_path: Path) -> None:
+    let_go, entered = threading.Event(), threading.Event()
+    checked = threading.Event()
+
+    def handler(wait: bool) -> None:
+        if wait:
+            entered.set()
+            assert let_go.wait(10)
+
+    async def scene() -> None:
+        async with Rig(tmp_path, {"": handler, "check_health": checked.set}, concurrency=2) as rig:
+            replica = rig.replicas[0]
+            long = rig.ask(True)
+            await until(entered.is_set)
+            replica.io_loop.call_soon_threadsafe(replica.runner.check_health)
+            await until(checked.is_set)
+            await asyncio.wait_for(rig.ask(False).done, 5)
+            assert not long.done.done()
+            let_go.set()
+            await long.done
+
+    play(scene)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_health_check_that_does_not_return_is_told(tmp_path: Path, is_async: bool) -> None:
+    let_go = threading.Event()
+
+    def check() -> None:
+        let_go.wait(10)
+
+    async def check_async() -> None:
+        while not let_go.is_set():  # noqa: ASYNC110 - it is set by another thread
+            await asyncio.sleep(0.001)
+
+    async def answer_async() -> None: ...
+
+    def answer() -> None: ...
+
+    methods: dict[str, Callable[..., Any]] = {"": answer, "check_health": check}
+    if is_async:
+        methods = {"": answer_async, "check_health": check_async}
+
+    async def scene() -> None:
+        async with Rig(tmp_path, methods, health_check_timeout=0.05) as rig:
+            replica = rig.replicas[0]
+
+            def told() -> bool:
+                replica.io_loop.call_soon_threadsafe(replica.runner.check_health)
+                return "has not returned" in replica.runner.unhealthy
+
+            await until(told)
+            let_go.set()
+
+    play(scene)
+
+
+def test_a_health_check_that_waits_behind_a_long_call_on_the_event_loop_is_not_taken_for_stuck(tmp_path: Path) -> None:
+    checks: list[str] = []
+
+    async def check() -> None:
+        checks.append("begun")
+        await asyncio.sleep(0.02)
+        checks.append("ended")
+
+    async def handler() -> None:
+        time.sleep(0.5)  # noqa: ASYNC251 - user code that holds its loop is what this is about
+
+    async def scene() -> None:
+        async with Rig(tmp_path, {"": handler, "check_health": check}, health_check_timeout=0.2) as rig:
+            replica = rig.replicas[0]
+            replica.io_loop.call_soon_threadsafe(replica.runner.check_health)
+            await until(lambda: checks)
+            await rig.ask().done
+            await until(lambda: "ended" in checks)
+            assert replica.runner.unhealthy == ""
+
+    play(scene)
+
+
 def test_a_full_queue_refuses_with_a_time_to_retry(tmp_path: Path) -> None:
     let_go = threading.Event()
 

@@ -228,9 +228,12 @@ class Fleet:
     def configure(self, replicas: Iterable[Replica], config: BackendConfig) -> None:
         """Have replicas follow their backend's config from now on; those that start take it when they are ready."""
         for replica in replicas:
-            replica.config = config
+            period_s, replica.config = replica.config.health_check_period, config
             if replica.state == life.READY:
                 self._engine.send(replica.id, Configure(config))
+            if replica.watch is not None and config.health_check_period != period_s:  # it may be asleep for long
+                self._stop_watching(replica)
+                self._start_watching(replica)
 
     # Inside.
 
@@ -241,7 +244,7 @@ class Fleet:
             replica.ready_at = self._now()
             if replica.adopted or replica.config != replica.spec.config:  # it may have missed a change
                 self.configure([replica], replica.config)
-            replica.watch = self._tasks.spawn(self._watch(replica), f"watch of {replica.id}")
+            self._start_watching(replica)
         self._changes.tell()
 
     def _end(self, replica: Replica, reason: str) -> None:
@@ -276,7 +279,10 @@ class Fleet:
         replica.answered = max(replica.answered, pong.answered)
         if pong.overdue_s > config.health_check_timeout:
             return f"a call runs {pong.overdue_s:.1f} s past request_timeout, over health_check_timeout ({config.health_check_timeout:g} s)"
-        return f"check_health() raised: {pong.unhealthy}" if pong.unhealthy else ""
+        return pong.unhealthy
+
+    def _start_watching(self, replica: Replica) -> None:
+        replica.watch = self._tasks.spawn(self._watch(replica), f"watch of {replica.id}")
 
     def _stop_watching(self, replica: Replica) -> None:
         if replica.watch is not None:

@@ -339,7 +339,7 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
     number: int
     overdue_s: float = 0.0
     answered: int = 0
-    unhealthy: str = ""  # what check_health() raised
+    unhealthy: str = ""  # that check_health() raised, and what, or that it doesn't return
 
 
 class Counted(msgspec.Struct, frozen=True, tag="counted"):

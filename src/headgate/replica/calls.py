@@ -365,7 +365,7 @@ class Caller:
         try:
             self._check_health()
         except Exception as error:  # noqa: BLE001 - whatever it raises says that the replica is not healthy
-            return f"{type(error).__name__}: {error}"
+            return f"check_health() raised: {type(error).__name__}: {error}"
         return ""
 
     async def check_health_async(self) -> str:
@@ -376,7 +376,7 @@ class Caller:
             if isinstance(result, Coroutine):
                 await result
         except Exception as error:  # noqa: BLE001 - as above
-            return f"{type(error).__name__}: {error}"
+            return f"check_health() raised: {type(error).__name__}: {error}"
         return ""
 
 

@@ -26,12 +26,12 @@ class Inbox:
         self._batched = False  # a request for a batch handler has ever come
         self._batches_first = True
         self._shape = 0
+        self._check_due = False
 
     def configure(self, max_batch_size: int, batch_wait_s: float) -> None:
         """Follow changed limits, and have every waiting thread look again."""
         with self._lock:
             self._batches.configure(max_batch_size, batch_wait_s)
-            self._shape += 1
             self._changed.notify_all()
 
     @property
@@ -94,10 +94,19 @@ class Inbox:
             return [self._plain.popleft()]
         return batch
 
+    def add_check(self) -> None:
+        """Have the next thread that is free look after its health, before the next request."""
+        with self._lock:
+            self._check_due = True
+            self._changed.notify()
+
     def wait(self, shape: int) -> list[Member] | None:
-        """Block until something can run; None as soon as the shape is no longer this one."""
+        """Block until something can run: no request at all is a health check. None as soon as the shape is no longer this one."""
         with self._lock:
             while self._shape == shape:
+                if self._check_due:
+                    self._check_due = False
+                    return []
                 if self._plain and not self._batched:
                     return [self._plain.popleft()]
                 now = time.monotonic()

@@ -31,6 +31,8 @@ FLUSH_AFTER_S = 0.001
 SLOW_CALL_S = 0.005
 """A call that has run so long stands in the way of what waits; that is given back."""
 _EAGER_FLUSH_S = 0.0005
+_HELD_S = 0.05
+"""A timer of the event loop that is later than this was held up by a call."""
 
 
 class Runner:
@@ -54,6 +56,7 @@ class Runner:
         self._pump_scheduled = False
         self._flush_scheduled = False
         self._health_due = False
+        self._checking_since: float | None = None
         self._pump_timer: asyncio.TimerHandle | None = None
         self._async_running = 0
         self._done = asyncio.Event()
@@ -115,14 +118,18 @@ class Runner:
             self._wake_loop()
 
     def check_health(self) -> None:
-        """Have `check_health()` called between two calls; what it raises is in `unhealthy`."""
+        """Have `check_health()` called between two calls; what it raises, or that it doesn't return, is in `unhealthy`."""
         if not self._caller.has_health_check:
             return
-        self._health_due = True
         if self._loop is not None:
+            self._health_due = True
             self._wake_loop()
-        else:
-            self._inbox.change_shape()
+            return
+        since, limit_s = self._checking_since, self.config.health_check_timeout
+        if since is None:
+            self._inbox.add_check()
+        elif time.monotonic() - since > limit_s:
+            self.unhealthy = _no_return(limit_s)
 
     @property
     def answered(self) -> int:
@@ -180,9 +187,6 @@ class Runner:
         """Call user code until `stop`. For async code `run_async` stands in for this."""
         while not self._stopping:
             shape, threads = self._inbox.shape, self._concurrency
-            if self._health_due:
-                self._health_due = False
-                self.unhealthy = self._caller.check_health()
             if threads == 1:
                 self._work(shape, 0)
                 continue
@@ -200,6 +204,10 @@ class Runner:
             if members is None:
                 links.flush()
                 return
+            if not members:
+                links.flush()
+                self._check_health()
+                continue
             run_s = call(members, slot)
             if run_s > _EAGER_FLUSH_S or inbox.empty:
                 links.flush()
@@ -208,6 +216,11 @@ class Runner:
                 since = outbox.since
                 if since and time.monotonic() - since > _EAGER_FLUSH_S:
                     outbox.flush()
+
+    def _check_health(self) -> None:
+        self._checking_since = time.monotonic()
+        self.unhealthy = self._caller.check_health()
+        self._checking_since = None
 
     async def run_async(self) -> None:
         """Call async user code on this loop until `stop`."""
@@ -224,9 +237,10 @@ class Runner:
         """Start what may start; come back when the next batch is due, or when a call ends."""
         self._pump_scheduled = False
         assert self._loop is not None
-        if self._health_due:
-            self._health_due = False
+        if self._health_due and self._checking_since is None:
+            self._checking_since = time.monotonic()
             self._loop.create_task(self._check_health_async())
+        self._health_due = False
         if self._pump_timer is not None:
             self._pump_timer.cancel()
             self._pump_timer = None
@@ -259,4 +273,22 @@ class Runner:
         self.links.flush()
 
     async def _check_health_async(self) -> None:
-        self.unhealthy = await self._caller.check_health_async()
+        loop = asyncio.get_running_loop()
+        check = loop.create_task(self._caller.check_health_async())
+        try:
+            while not check.done():
+                limit_s = self.config.health_check_timeout
+                due = loop.time() + limit_s
+                await asyncio.wait([check], timeout=limit_s)
+                # Where a call has held the loop meanwhile, the check had no chance to go on: it gets its time anew.
+                if not check.done() and loop.time() < due + _HELD_S:
+                    self.unhealthy = _no_return(limit_s)
+                    return
+            self.unhealthy = check.result()
+        finally:
+            check.cancel()
+            self._checking_since = None
+
+
+def _no_return(limit_s: float) -> str:
+    return f"check_health() has not returned for health_check_timeout ({limit_s:g} s)"
