@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import io
 import subprocess
 import sys
@@ -168,3 +169,45 @@ sys.stdout.buffer.write(b"".join(payload.dump(values)))
 def test_classes_of_main_work_in_another_process_and_are_themselves_again_when_they_come_home() -> None:
     run = subprocess.run([sys.executable, "-c", DRIVER, REPLICA], capture_output=True, text=True, check=False)
     assert run.stdout == "fine\n", run.stderr
+
+
+CACHING_DRIVER = """
+import functools, subprocess, sys
+from headgate.router import payload
+
+@functools.lru_cache(maxsize=7)
+def fibonacci(n): return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+
+fibonacci.mark = "kept"
+
+class Model:
+    @functools.cached_property
+    def weights(self): return [object()]
+    @functools.lru_cache
+    def double(self, n): return 2 * n
+
+values = [fibonacci, lambda n: fibonacci(n), Model(), functools.lru_cache(lambda n: n + 1)]
+child = subprocess.run([sys.executable, "-c", sys.argv[1]], input=b"".join(payload.dump(values)), capture_output=True)
+assert child.returncode == 0, child.stderr.decode()
+print("fine")
+"""
+
+CACHING_REPLICA = """
+import sys
+from headgate.router import payload
+
+fibonacci, by_global, model, nameless = payload.load(sys.stdin.buffer.read())
+assert fibonacci(30) == by_global(30) == 832040 and fibonacci.mark == "kept"
+assert fibonacci.cache_info().maxsize == 7 and 0 < fibonacci.cache_info().currsize <= 7
+assert model.weights is model.weights and model.double(4) == 8 and nameless(1) == 2
+"""
+
+
+def test_what_caches_in_main_works_in_another_process() -> None:
+    run = subprocess.run([sys.executable, "-c", CACHING_DRIVER, CACHING_REPLICA], capture_output=True, text=True, check=False)
+    assert run.stdout == "fine\n", run.stderr
+
+
+def test_an_importable_function_that_caches_goes_by_its_import_path() -> None:
+    cached = fnmatch._compile_pattern  # type: ignore[attr-defined]  # an lru_cache of the standard library
+    assert payload.load(b"".join(payload.dump(cached))) is cached

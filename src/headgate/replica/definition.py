@@ -228,23 +228,11 @@ def _dotted(name: str, method: str) -> str:
 
 def _import_path(target: Any) -> str:
     """The module that a replica will import the target from; empty where it goes by value."""
-    import cloudpickle
-
     while isinstance(target, functools.partial):
         target = target.func
     if inspect.ismethod(target):
         target = target.__self__
-    named = target if hasattr(target, "__qualname__") else type(target)
-    module = getattr(named, "__module__", None)
-    if not isinstance(module, str) or module == "__main__" or module not in sys.modules:
-        return ""
-    by_value = cloudpickle.list_registry_pickle_by_value()
-    if any(module == each or module.startswith(f"{each}.") for each in by_value):
-        return ""
-    found: Any = sys.modules[module]
-    for part in named.__qualname__.split("."):
-        found = getattr(found, part, None)
-    return module if found is named else ""
+    return byvalue.import_path(target if hasattr(target, "__qualname__") else type(target))
 
 
 def _source_hash(module: str) -> str:

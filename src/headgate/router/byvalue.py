@@ -1,7 +1,8 @@
 """How does code that no other process can import get there?
 
 Through cloudpickle: classes and functions of `__main__`, notebooks and function bodies travel as their definitions.
-`msgspec.Struct` classes need a reducer of their own, since their fields live in slots that cloudpickle doesn't know of.
+`msgspec.Struct` classes need a reducer of their own, since their fields live in slots that cloudpickle doesn't know of; so do
+functions and properties that cache, which cloudpickle takes for importable or for locks.
 A class that comes back to a process that has it already is that class again.
 """
 
@@ -11,6 +12,7 @@ import functools
 import inspect
 import io
 import pickle
+import sys
 import threading
 import types
 import typing
@@ -61,6 +63,10 @@ def _pickler_class() -> Callable[..., Any]:
 
     class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, functools._lru_cache_wrapper) and not import_path(obj):
+                return _reduce_cached_function(obj)
+            if type(obj) is functools.cached_property:
+                return _make_cached_property, (obj.func, obj.attrname)
             reduced = super().reducer_override(obj)
             if not isinstance(obj, type) or reduced is NotImplemented or len(reduced) < 6:
                 return reduced
@@ -71,6 +77,38 @@ def _pickler_class() -> Callable[..., Any]:
             return make, args, (set_state, state), None, None, _finish_class
 
     return ByValuePickler
+
+
+def import_path(named: Any) -> str:
+    """The module that another process can import this function, class or other named object from; empty where it goes by value."""
+    import cloudpickle
+
+    module = getattr(named, "__module__", None)
+    if not isinstance(module, str) or module == "__main__" or module not in sys.modules:
+        return ""
+    by_value = cloudpickle.list_registry_pickle_by_value()
+    if any(module == each or module.startswith(f"{each}.") for each in by_value):
+        return ""
+    found: Any = sys.modules[module]
+    for part in named.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return module if found is named else ""
+
+
+def _reduce_cached_function(cached: functools._lru_cache_wrapper[Any]) -> tuple[Any, ...]:
+    # The cache stays here. What `lru_cache` sets by itself is left out of the attributes.
+    own = {name: value for name, value in vars(cached).items() if name not in ("__wrapped__", "cache_parameters")}
+    return _make_cached_function, (cached.__wrapped__, cached.cache_parameters()), own or None
+
+
+def _make_cached_function(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
+    return functools.lru_cache(**parameters)(function)
+
+
+def _make_cached_property(function: Callable[[Any], Any], name: str | None) -> Any:
+    made = functools.cached_property(function)
+    made.attrname = name
+    return made
 
 
 def _reduce_struct_class(cls: type[msgspec.Struct]) -> tuple[Any, ...]:
