@@ -278,8 +278,10 @@ class Router:
             backend = self._backends.get(tag)
             if backend is None:
                 continue
-            dispatcher = backend.dispatcher
-            if not backend.entry.replicas or dispatcher.half_full:
+            dispatcher, entry = backend.dispatcher, backend.entry
+            if call.http and call.method not in ("", "__call__", *entry.http_methods):
+                continue  # a client may name only what this backend lists, also by way of another
+            if not entry.replicas or dispatcher.half_full:
                 self._shadows_dropped += 1
                 continue
             shadow = _Shadow(call, tag, now + min(backend.timeout_s, _SHADOW_S))
