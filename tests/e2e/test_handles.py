@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from headgate import serve
+from headgate.core import wire
 from headgate.errors import (
     DeadlineExceededError,
     EndpointRemovedError,
@@ -201,6 +202,23 @@ def test_an_answer_that_cannot_be_pickled_names_its_type(deploy: Any) -> None:
     handle = deploy(make_lock)
     with pytest.raises(TypeError, match="lock"):
         handle.remote().result(10)
+
+
+def test_what_no_frame_holds_is_an_error_of_that_call_and_ends_no_replica(deploy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer_over_a_small_limit() -> bytes:
+        wire.MAX_BODY_BYTES = 1000  # type: ignore[misc]  # in the replica; the real one is 4 GiB
+        return b"x" * 2000
+
+    handle = deploy(echo)
+    with pytest.raises(TypeError, match="100000 arguments"):
+        handle.remote(**{f"argument_{number}": 0 for number in range(100_000)})
+    with monkeypatch.context() as patched:
+        patched.setattr(wire, "MAX_BODY_BYTES", 1000)
+        with pytest.raises(TypeError, match="bytes, over the limit"):
+            handle.remote(b"x" * 2000)
+    assert handle.remote(1, a=2).result(10) == ([1], {"a": 2})
+    with pytest.raises(TypeError, match="bytes, over the limit"):
+        deploy(answer_over_a_small_limit).remote().result(10)
 
 
 def test_an_error_keeps_its_class_on_its_way_through_another_backend(deploy: Any) -> None:

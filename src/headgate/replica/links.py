@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 
 from headgate.core import wire
-from headgate.errors import ErrorInfo, WireError
+from headgate.errors import EncodeError, ErrorInfo, WireError
 from headgate.replica.member import Member
 from headgate.replica.outbox import Outbox
 
@@ -112,7 +112,9 @@ class ReplicaLink(asyncio.BufferedProtocol):
     # Any thread.
 
     def answer(self, member: Member, code: int, meta: bytes, body: bytes | memoryview | list[bytes], size: int, micros: int) -> None:
-        """Answer in one piece."""
+        """Answer in one piece. Raises `EncodeError` where no frame holds it; then it can still fail."""
+        if size > wire.MAX_BODY_BYTES:
+            raise EncodeError(f"the answer has {size} bytes, over the limit of {wire.MAX_BODY_BYTES}; send it in parts, as a generator")
         if self.members.pop(member.number, None) is None:
             return
         head = wire.HEAD.pack(len(meta), size, member.number, micros, 0, self._links.load(), code, wire.ANSWER, 0)

@@ -52,6 +52,8 @@ _DROPPED = frozenset(
     )
 )
 """Headers of the connection rather than the answer, and those that the ingress writes itself."""
+_MOST_HEADER_BYTES = 128 * 1024
+"""Of all headers of an answer together, and of the media type: more than clients take, and far below what a frame holds."""
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _WITHOUT_BODY = frozenset((204, 205, 304))
@@ -396,7 +398,10 @@ def _header_lines(pairs: Iterable[tuple[Any, Any]], *, without_content_type: boo
             continue
         names.add(lower)
         lines.append(b"%b: %b\r\n" % (lower, encoded))
-    return b"".join(lines), frozenset(names)
+    joined = b"".join(lines)
+    if len(joined) > _MOST_HEADER_BYTES:
+        raise InvalidValueError(f"headers: {len(joined)} bytes are over the limit of {_MOST_HEADER_BYTES}; send it in the body")
+    return joined, frozenset(names)
 
 
 def _header_value(name: str, value: Any) -> bytes:
@@ -410,6 +415,8 @@ def _header_value(name: str, value: Any) -> bytes:
                 raise InvalidValueError(f"headers: the value of {name!r} can't be encoded as UTF-8: {value!r}") from None
     if not isinstance(value, bytes):
         raise InvalidTypeError(f"headers: the value of {name!r} must be a string, got {type(value).__name__}: {value!r}")
+    if len(value) > _MOST_HEADER_BYTES:
+        raise InvalidValueError(f"headers: the value of {name!r} has {len(value)} bytes, over the limit of {_MOST_HEADER_BYTES}")
     if _CONTROL.search(value):
         raise InvalidValueError(f"headers: the value of {name!r} has control characters: {value!r}")
     return value.strip(b" \t")

@@ -18,18 +18,20 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, overload
 
-from headgate.errors import ErrorInfo, InvalidTypeError, InvalidValueError, ReplyTimeoutError, rebuild
-from headgate.router import connection as connections
-from headgate.router import payload
+from headgate.core import wire
+from headgate.errors import EncodeError, ErrorInfo, InvalidTypeError, InvalidValueError, ReplyTimeoutError, rebuild
+from headgate.router import connections, payload
 from headgate.router.call import Call
 from headgate.router.context import current_deadline
 
 if TYPE_CHECKING:
-    from headgate.core import wire
     from headgate.router.connection import Connection
 
 _PUBLIC: Final = "headgate.serve"
 """Where users find these classes, and where pickles refer to."""
+
+_MOST_NAMES_CHARACTERS: Final = 128 * 1024
+"""In the names of a call's arguments, together: they travel beside the body, where there is less room."""
 
 _ids = partial(next, itertools.count(1))
 
@@ -61,8 +63,8 @@ class Handle:
         The arguments are pickled before this returns, so they may be changed afterwards. Inside a backend, the time left
         of the request that is being answered limits this call too.
 
-        Raises `EncodeError` (a `TypeError`) for an argument that can't be pickled, and `NotRunningError` where there is no
-        instance to send to.
+        Raises `EncodeError` (a `TypeError`) for an argument that can't be pickled, or for more than a frame holds, and
+        `NotRunningError` where there is no instance to send to.
         """
         connection = self._connection
         if connection is None or connection.over:
@@ -78,6 +80,10 @@ class Handle:
         call.keywords = tuple(sorted(kwargs)) if kwargs else ()
         call.body = body = payload.dump((args, kwargs))
         call.body_bytes = len(body[0]) if len(body) == 1 else sum(map(len, body))
+        if kwargs and sum(map(len, kwargs)) > _MOST_NAMES_CHARACTERS:
+            raise EncodeError(f"{len(kwargs)} arguments with such long names can't be sent; put them into one dict")
+        if call.body_bytes > wire.MAX_BODY_BYTES:
+            raise EncodeError(f"the arguments have {call.body_bytes} bytes, over the limit of {wire.MAX_BODY_BYTES}; send them in parts")
         call.admitted_at = time.monotonic()
         limit = self._timeout_s
         deadline = current_deadline()
