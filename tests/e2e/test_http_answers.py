@@ -52,6 +52,10 @@ def _raise() -> None:
     raise KeyError("secret of the handler")
 
 
+async def _cancel_itself() -> None:
+    raise asyncio.CancelledError
+
+
 ID = uuid.UUID(int=7)
 RESULTS: dict[str, tuple[Callable[[], Any], int, str, bytes]] = {
     "none": (lambda: None, 200, "", b""),
@@ -142,9 +146,20 @@ def test_with_debug_the_client_gets_the_traceback() -> None:
         (lambda: Point, 500, "type"),
         (lambda request: request.json, 400, "JSON"),
         (lambda request, other: None, 500, "other"),
+        (lambda request, other, *, named: None, 500, "named"),
         (lambda: (_ for _ in [object()]), 500, "object"),
+        (lambda: serve.Response("x", headers={"x-large": "a" * 2_000_000}), 500, "InvalidValueError"),
+        (_cancel_itself, 500, "CancelledError"),
     ],
-    ids=["cannot be encoded", "malformed JSON", "other required parameters", "chunk of a wrong type"],
+    ids=[
+        "cannot be encoded",
+        "malformed JSON",
+        "other required parameters",
+        "also those by name",
+        "chunk of a wrong type",
+        "headers that no frame holds",
+        "a cancellation of its own",
+    ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")  # that HTTP can't call it, which is asserted elsewhere
 def test_what_is_wrong_is_named(shared_instance: serve.Instance, handler: Any, status: int, word: str) -> None:
@@ -179,6 +194,34 @@ def test_only_listed_methods_can_be_named_by_a_client(shared_instance: serve.Ins
     for name in ("hidden", "__init__", "__class__", "nothing", "__reduce__"):
         assert call(name)[0] == 400
     assert shared_instance.get_handle("tools").options(method_name="hidden").remote(None).result(10) == "hidden"
+
+
+def test_a_copy_for_a_shadow_never_runs_a_method_that_the_shadow_does_not_list(shared_instance: serve.Instance, tmp_path: Path) -> None:
+    class Noted:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def _note(self, method: str) -> str:
+            with open(tmp_path / self.name, "a") as file:
+                file.write(f"{method} ")
+            return method
+
+        def __call__(self, request: Any) -> str:
+            return self._note("call")
+
+        def predict(self, request: Any) -> str:
+            return self._note("predict")
+
+    shared_instance.create_backend("noted", Noted, "main", config={"http_methods": ["predict"]})
+    shared_instance.create_backend("noted-shadow", Noted, "shadow")
+    shared_instance.create_endpoint("noted", "/noted", backend="noted")
+    shared_instance.shadow_traffic("noted", "noted-shadow", 1.0)
+    url = f"{shared_instance.http_url}/noted"
+    assert requests.get(url, headers={"X-SERVE-CALL-METHOD": "predict"}, timeout=10).text == "predict"
+    assert requests.get(url, timeout=10).text == "call"  # copied after the other, to the same replica
+    wait_until(lambda: "call" in (tmp_path / "shadow").read_text() if (tmp_path / "shadow").exists() else False)
+    assert (tmp_path / "shadow").read_text() == "call "
+    shared_instance.shadow_traffic("noted", "noted-shadow", 0)
 
 
 def test_a_clients_deadline_is_kept_and_queued_work_never_starts(shared_instance: serve.Instance, tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ class Caller:
         member.link.fail(member, self._describe(error, member), micros)
 
     def _describe(self, error: BaseException, member: Member) -> ErrorInfo:
-        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        if member.cancelled and isinstance(error, asyncio.CancelledError | GeneratorExit):  # else it is user code's own
             return describe(RequestCancelledError("the request was cancelled while it ran"))
         info = response.raised(error)
         if info.status >= 500:
