@@ -72,6 +72,18 @@ def test_a_window_falls_when_work_is_given_back_and_grows_again_by_measurement()
     assert dispatcher.window(0) > 15
 
 
+def test_the_first_answer_says_how_long_calls_take_also_where_work_was_given_back_before_it() -> None:
+    dispatcher = dispatcher_with(1, Limits(concurrency=1))
+    assert dispatcher.offer("first", 0.0, 0.0) == 0
+    dispatcher.returned(0, 1, 0.0)  # it waited behind a call of another router
+    dispatcher.requeue("first", 0.0, 0.0)
+    assert dispatcher.next(0.0, 0.0) == ("first", 0)
+    dispatcher.answered(0, 2.0, 0, 2.0)
+    assert dispatcher.offer("running", 2.0, 0.0) == 0
+    assert dispatcher.offer("queued", 2.0, 0.0) is None
+    assert dispatcher.wait_estimate_s(2.0) == pytest.approx(4.0)
+
+
 def test_a_batch_handler_that_gave_back_gets_no_more_until_it_answers() -> None:
     dispatcher = dispatcher_with(1, Limits(concurrency=1, max_batch_size=4, is_batch=True))
     answer_one(dispatcher, 0.1)

@@ -66,7 +66,7 @@ class _Replica(Generic[Id]):
         self.fill = 0  # up to this load it is filled before the next is opened; 0 where calls aren't quick
         self.mean_s = 0.0  # of recent calls; 0 until the first
         self.low_s = math.inf  # the window stands while the mean is between the two: never before the first call
-        self.high_s = 0.0
+        self.high_s = 0.0  # until the first answer
         self.others = 0  # what other routers had there by its last report …
         self.others_until = 0.0  # … which is believed until then
         self.draining = False
@@ -235,7 +235,7 @@ class Dispatcher(Generic[Item, Id]):
         if replica.low_s < mean_s < replica.high_s:
             replica.mean_s = mean_s
         else:
-            replica.mean_s = max(mean_s if replica.mean_s else elapsed_s, _SHORTEST_S)
+            replica.mean_s = max(mean_s if replica.high_s else elapsed_s, _SHORTEST_S)
             self._resize(replica)
         if load > own:
             others = replica.others = load - own
@@ -254,10 +254,13 @@ class Dispatcher(Generic[Item, Id]):
         back at most once in each call of user code, not what arrives later.
         """
         replica = self._replicas[id]
+        measured = replica.high_s > 0.0
         replica.mean_s = max(replica.mean_s, SLOW_S)
         self.released(id, load, now)
         self._resize(replica)
-        replica.low_s = math.inf  # so that the next answer sets the window anew
+        replica.low_s = math.inf  # so that the next answer sets the window anew …
+        if not measured:
+            replica.high_s = 0.0  # … and, where it is the first, the mean
         limits = self._limits
         if limits.is_batch:
             # What the replica kept is its next batch, and may be all that fits into it.
