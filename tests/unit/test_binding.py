@@ -66,6 +66,9 @@ def test_a_placeholder_stands_first_where_nothing_was_given_for_a_required_first
 def test_over_http_what_no_request_can_give_is_named() -> None:
     assert binder_of(two).http.error == "an HTTP request gives only the request; f() missing 1 required positional argument: 'b'"
     assert "'k'" in binder_of(by_name).http.error
+    both = binder_of(lambda request, other, *, named: None).http.error
+    assert "'other'" in both
+    assert "'named'" in both
 
 
 def test_callers_that_make_up_names_without_end_fill_no_memory() -> None:

@@ -113,10 +113,11 @@ class Binder:
                     return f"got an unexpected keyword argument {name!r}"
         named = {name for name in keywords if name in self._by_name}
         missing = [p.name for p in self._leading[positional:] if not p.has_default and p.name not in named]
+        only_by_name = [p.name for p in self._only_by_name if not p.has_default and p.name not in named]
         if missing:
-            return _missing("positional", missing)
-        missing = [p.name for p in self._only_by_name if not p.has_default and p.name not in named]
-        return _missing("keyword-only", missing) if missing else ""
+            # Python would name the others only when these are given.
+            return _missing("positional", missing) + (f", and {_missing('keyword-only', only_by_name)}" if only_by_name else "")
+        return _missing("keyword-only", only_by_name) if only_by_name else ""
 
 
 def gather(
