@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, Type
 
 from headgate.config import BackendConfig, parse_config, parse_options, suggest
 from headgate.errors import ConfigError, InReplicaError, InvalidTypeError, InvalidValueError, NotFoundError, NotRunningError
+from headgate.router import whereabouts
 
 if TYPE_CHECKING:
     from headgate.core.messages import BackendInfo, Description, EndpointInfo, Measurement, Verb
@@ -378,7 +379,7 @@ class Instance:
         if self._owned and not self._over():
             self.shutdown()
         self._closed = True
-        from headgate.router import connection as connections
+        from headgate.router import connections
 
         connections.release(self._connection)
 
@@ -504,7 +505,7 @@ def init(
 def _connect(settings: InstanceSettings, given: Mapping[str, Any], *, started: bool) -> Instance:
     from headgate.core.messages import CompareInit, Shutdown
     from headgate.engines.local import launch
-    from headgate.router import connection as connections
+    from headgate.router import connections
 
     connection = connections.open_to(settings.name, settings.folder, new=started)
     connection.on_end = functools.partial(launch.wait_ended, settings.folder, _SHUTDOWN_S)  # so that no zombie of it stays
@@ -622,10 +623,10 @@ def _path(what: str, value: object) -> str | None:
 
 
 def _warn(texts: list[str]) -> None:
-    from headgate.router import connection as connections
+    from headgate.router.connection import frames_to_the_caller
 
     for text in texts:
-        warnings.warn(text, UserWarning, stacklevel=connections.frames_to_the_caller())
+        warnings.warn(text, UserWarning, stacklevel=frames_to_the_caller())
 
 
 def _methods(methods: object) -> tuple[str, ...]:
@@ -712,7 +713,7 @@ shutdown = _on_latest(Instance.shutdown)
 def _of_replica() -> Instance | None:
     """The instance that this process is a replica of."""
     global _own
-    from headgate.router import connection as connections
+    from headgate.router import connections
 
     adopted = connections.adopted()
     if adopted is None:
@@ -722,11 +723,13 @@ def _of_replica() -> Instance | None:
     return _own
 
 
-def locate(name: str) -> str | None:
-    """The folder of the running instance of that name; None where there is none."""
+def _find(name: str) -> str | None:
     from headgate.engines.local import launch
 
     return launch.find(name)
+
+
+whereabouts.find = _find
 
 
 def _at_exit() -> None:

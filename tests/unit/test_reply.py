@@ -23,8 +23,7 @@ from headgate.errors import (
     UserCodeError,
     describe_user_error,
 )
-from headgate.router import connection as connections
-from headgate.router import payload
+from headgate.router import connections, payload
 from headgate.router.call import Call
 from headgate.router.handle import Handle
 from tests.support import wait_until

@@ -21,7 +21,7 @@ from headgate.replica.calls import Caller
 from headgate.replica.definition import construct, load
 from headgate.replica.links import Links
 from headgate.replica.runner import Runner
-from headgate.router.connection import adopt_process, constructed
+from headgate.router.connections import adopt_process, constructed
 from headgate.router.control import ControlLink
 
 T = TypeVar("T")

@@ -10,9 +10,7 @@ A fork takes nothing of this along but the memory: a child is told to connect an
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
-import importlib
 import os
 import secrets
 import sys
@@ -37,13 +35,21 @@ _LOOK_S = 1.0
 _JOIN_S = 5.0
 """The loop's thread ends in milliseconds; more than this means that it is stuck, and a daemon thread may be left."""
 
-_FORKED: Final = "this process was forked after serve.init(); call serve.init() again in it"
+FORKED: Final = "this process was forked after serve.init(); call serve.init() again in it"
 
 
 class Connection:
-    """One instance, as seen from this process. Nothing runs before it is first used."""
+    """One instance, as seen from this process. Nothing runs before it is first used. `forget` is called when it is over."""
 
-    def __init__(self, name: str, folder: str, *, replica: str = "", backend: str = "") -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: str,
+        *,
+        replica: str = "",
+        backend: str = "",
+        forget: Callable[[Connection], object] = lambda connection: None,
+    ) -> None:
         self.name = name
         self.folder = folder
         self.replica = replica  # set inside a replica, as are …
@@ -54,6 +60,7 @@ class Connection:
         self.forked = False  # this process is a child of the one that made it
         self.users = 0
         self.on_end: Callable[[], object] | None = None  # called in the loop's thread when the instance was ended by others
+        self._forget = forget
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -111,7 +118,7 @@ class Connection:
     def forbid_waiting(self) -> None:
         """Raise where waiting would never end: in a forked child, and in the thread that all answers come through."""
         if self.forked:
-            raise NotRunningError(_FORKED)
+            raise NotRunningError(FORKED)
         if self._thread is not None and threading.get_ident() == self._thread.ident:
             raise HeadgateError(f"the thread {self._thread.name!r} carries all answers; waiting for one in it would never end")
 
@@ -123,7 +130,7 @@ class Connection:
             self.over = self.over or "this process has disconnected from it, or shut it down; call serve.init() again"
             loop, thread = self._loop, self._thread
             self._loop = None
-        _forget(self)
+        self._forget(self)
         if loop is not None:  # else it ends by itself already
             asyncio.run_coroutine_threadsafe(self._end(), loop)
         if thread is not None and thread.ident != threading.get_ident():
@@ -133,7 +140,7 @@ class Connection:
     def disown(self) -> None:
         """This is a child of the process that made the connection: leave its sockets alone, and refuse everything."""
         self.forked = True
-        self.over = _FORKED
+        self.over = FORKED
         self._lock = threading.Lock()
         self._loop = self._thread = None
         for link in self._links:
@@ -281,7 +288,7 @@ class Connection:
                 return
             self.over = "it was shut down; call serve.init() again"
             self._loop = None
-        _forget(self)
+        self._forget(self)
         self._ending = asyncio.get_running_loop().create_task(self._end())
 
     def _empty_inbox(self) -> None:
@@ -336,127 +343,3 @@ def frames_to_the_caller() -> int:
         depth += 1
         frame = frame.f_back
     return depth
-
-
-# The connections of this process.
-
-_guard = threading.Lock()
-_all: set[Connection] = set()
-_connections: dict[str, Connection] = {}  # the latest of each name
-_disconnected: set[str] = set()  # names that this process has left on purpose: a handle doesn't bring them back
-_adopted: Connection | None = None
-_child_of: set[str] = set()  # names whose connections stayed with the parent process
-
-
-def open_to(name: str, folder: str, *, new: bool) -> Connection:
-    """The connection of this process with the instance of that name; one user more of it. Pair it with `release`.
-
-    `new` says that the instance was started just now, so that an older connection is with one that has died.
-    """
-    with _guard:
-        connection = _connections.get(name)
-        if new or connection is None or connection.over or connection.folder != folder:
-            connection = _add(name, folder)
-        _disconnected.discard(name)
-        _child_of.discard(name)
-        connection.users += 1
-        return connection
-
-
-def release(connection: Connection) -> None:
-    """One user less; the last one closes it."""
-    with _guard:
-        connection.users -= 1
-        last = connection.users <= 0
-        if last:
-            _disconnected.add(connection.name)
-    if last:
-        connection.close()
-
-
-def of(name: str) -> Connection:
-    """The connection that handles of that instance use; made where there is none yet, as after unpickling.
-
-    Raises `NotRunningError` where no such instance runs, or where this process has disconnected from it.
-    """
-    connection = _connections.get(name)
-    if connection is not None and not connection.over:
-        return connection
-    if _adopted is not None and _adopted.name == name:
-        return _adopted
-    if name in _child_of:
-        raise NotRunningError(_FORKED)
-    folder = _find(name)
-    if folder is None:
-        why = "is not running, or this process has disconnected from it"
-        raise NotRunningError(f"instance {name!r} {why}; call serve.init({name!r}) first")
-    with _guard:
-        connection = _connections.get(name)
-        if connection is None or connection.over:
-            connection = _add(name, folder)
-        return connection
-
-
-def _find(name: str) -> str | None:
-    if name in _disconnected:
-        return None
-    # By name, because only the layer of the verbs knows the engines; pickled handles refer to that module, too.
-    folder: str | None = importlib.import_module("headgate.serve").locate(name)
-    return folder
-
-
-def _add(name: str, folder: str) -> Connection:
-    connection = _connections[name] = Connection(name, folder)
-    _all.add(connection)
-    return connection
-
-
-def adopt_process(folder: str, name: str, replica: str, backend: str) -> Connection:
-    """This process is a replica of that instance: verbs and handles in it act on the instance. Connects on first use.
-
-    `constructing` of the connection is True from here on, until `constructed` is called.
-    """
-    global _adopted
-    _adopted = Connection(name, folder, replica=replica, backend=backend)
-    _adopted.constructing = True
-    return _adopted
-
-
-def constructed() -> None:
-    """The replica's definition has been constructed: verbs that change state are allowed from now on."""
-    if _adopted is not None:
-        _adopted.constructing = False
-
-
-def adopted() -> Connection | None:
-    """The connection of the replica that this process is; None elsewhere."""
-    return _adopted
-
-
-def _forget(connection: Connection) -> None:
-    with _guard:
-        _all.discard(connection)
-        if _connections.get(connection.name) is connection:
-            del _connections[connection.name]
-
-
-def _after_fork() -> None:
-    global _guard, _adopted
-    _guard = threading.Lock()
-    for connection in [*_all, *([_adopted] if _adopted is not None else [])]:
-        _child_of.add(connection.name)
-        connection.disown()
-    _all.clear()
-    _connections.clear()
-    _adopted = None
-
-
-def _close_all() -> None:
-    for connection in list(_all):
-        connection.close()
-    if _adopted is not None:
-        _adopted.close()
-
-
-os.register_at_fork(after_in_child=_after_fork)
-atexit.register(_close_all)
