@@ -47,6 +47,22 @@ class Greeter:
         return f"psst {name}"
 
 
+class Sick:
+    def __call__(self) -> str:
+        return "sick"
+
+    def check_health(self) -> None:
+        raise ValueError("lost the GPU")
+
+
+class AsyncSick:
+    async def __call__(self) -> str:
+        return "sick"
+
+    async def check_health(self) -> None:
+        raise ValueError("lost the GPU")
+
+
 class WhoAmI:
     """Answers with its process, its version and how often it was called."""
 
@@ -281,6 +297,15 @@ def test_a_new_version_that_fails_to_start_leaves_the_old_one_serving(shared_ins
     assert [version, pid] == before[:2]
     assert calls == before[2] + 1
     assert serve.list_backends()["stays"].state == "ready"
+
+
+@pytest.mark.parametrize("sick", [Sick, AsyncSick])
+def test_a_new_version_whose_health_check_fails_leaves_the_old_one_serving(shared_instance: Instance, sick: type) -> None:
+    serve.create_backend(sick.__name__, WhoAmI, 1)
+    serve.create_endpoint(sick.__name__, backend=sick.__name__)
+    with pytest.raises(ReplicaStartError, match=r"check_health\(\) raised: ValueError: lost the GPU"):
+        serve.update_backend(sick.__name__, sick)
+    assert serve.get_handle(sick.__name__).remote().result(10)[0] == 1
 
 
 def test_update_backend_refuses_what_create_backend_does(shared_instance: Instance) -> None:

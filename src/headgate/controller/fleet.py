@@ -38,7 +38,7 @@ class Replica:
         self.dismissed = False  # drained, or ended by a verb: its end is no failure
         self.state = life.STARTING
         self.starting = False  # `Fleet.start` runs for it, and will see to its end …
-        self.gone = False  # … which the engine has told already
+        self.gone = ""  # … which the engine has told already: how it ended
         self.since = now  # of its state
         self.ready_at: float | None = None
         self.pid: int | None = None
@@ -173,7 +173,7 @@ class Fleet:
         finally:
             replica.starting = False
         if replica.gone:
-            self._end(replica, replica.fault)
+            self._end(replica, replica.gone)
         if replica.state == life.ENDED:
             raise ReplicaStartError(f"replica {replica.id} of backend {replica.tag!r} ended as soon as it was ready: {replica.fault}")
         self._ready(replica, running)
@@ -219,7 +219,7 @@ class Fleet:
         if replica is None:
             return
         if replica.starting:  # why it did not start is in the error that is on its way
-            replica.gone, replica.fault = True, replica.fault or ended.reason
+            replica.gone = ended.reason
         else:
             self._end(replica, ended.reason)
 

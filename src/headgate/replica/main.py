@@ -42,7 +42,10 @@ def run(spec: ReplicaSpec) -> None:
 
             uvloop.run(_run_async(spec, io))
         else:
-            io.serve(_construct(spec)).run()
+            caller = _construct(spec)
+            if caller.has_health_check:
+                _refuse_unwell(caller.check_health())
+            io.serve(caller).run()
     except _StartFailedError as failed:
         why = failed.info.traceback or failed.info.message
         print(f"headgate: a replica of {spec.backend!r} did not start\n{why}", file=sys.stderr, flush=True)  # noqa: T201  # where user code prints
@@ -55,8 +58,10 @@ def run(spec: ReplicaSpec) -> None:
 
 async def _run_async(spec: ReplicaSpec, io: _IoThread) -> None:
     # Constructed on its loop, so that a constructor can make what belongs to it, such as client sessions.
-    runner = io.serve(_construct(spec), asyncio.get_running_loop())
-    await runner.run_async()
+    caller = _construct(spec)
+    if caller.has_health_check:
+        _refuse_unwell(await caller.check_health_async())
+    await io.serve(caller, asyncio.get_running_loop()).run_async()
 
 
 def _construct(spec: ReplicaSpec) -> Caller:
@@ -69,6 +74,12 @@ def _construct(spec: ReplicaSpec) -> Caller:
     gc.collect()
     gc.freeze()
     return Caller(spec.definition, methods, backend=spec.backend, replica=spec.id, idempotent=spec.config.idempotent)
+
+
+def _refuse_unwell(why: str) -> None:
+    """A version whose health check fails from the start must not take the place of one that serves."""
+    if why:
+        raise _StartFailedError(ErrorInfo("ReplicaStartError", why))
 
 
 class _StartFailedError(Exception):
