@@ -675,7 +675,7 @@ def _latest() -> Instance:
     own = _of_replica()
     if own is not None:
         return own
-    for instance in _instances:
+    for instance in [*_instances, *([_own] if _own is not None else [])]:
         if instance._connection.forked:
             raise NotRunningError(instance._connection.over)
     raise NotRunningError("no instance is running in this process; call serve.init() first")

@@ -67,8 +67,8 @@ def test_an_endpoint_without_a_route_is_for_handles_only(backends: Instance) -> 
 
 
 def test_the_same_arguments_again_are_no_error_and_others_are(backends: Instance) -> None:
-    for _ in range(2):
-        serve.create_endpoint("again", "/again", ["GET", "post"], backend="one")
+    for methods in (["GET", "post"], ["GET", "post"], ["POST", "GET"]):
+        serve.create_endpoint("again", "/again", methods, backend="one")
     for other in ({"route": "/other"}, {"route": "/again"}, {"route": "/again", "methods": ["GET", "POST"], "backend": "two"}):
         with pytest.raises(AlreadyExistsError, match="again") as caught:
             serve.create_endpoint("again", **other)

@@ -334,7 +334,7 @@ class FailsTheSecondTime:
         return "constructed"
 
 
-def test_a_restored_replica_that_fails_shows_in_status_and_fails_no_init(tmp_path: Path) -> None:
+def test_a_restored_replica_that_fails_shows_in_status_and_fails_no_init(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     marker = tmp_path / "marker"
     with serve.init(http_port=0, state_dir=tmp_path / "state"):
         serve.create_backend("fails", FailsTheSecondTime, marker)
@@ -345,6 +345,7 @@ def test_a_restored_replica_that_fails_shows_in_status_and_fails_no_init(tmp_pat
         assert serve.get_handle("works").remote().result(10) == "hello"
         wait_until(lambda: "the model is gone" in instance.list_backends()["fails"].reason)
         assert instance.list_backends()["fails"].state == "unhealthy"
+        assert "did not start: RuntimeError: the model is gone" in capfd.readouterr().err
         marker.unlink()
         serve.update_backend("fails", FailsTheSecondTime, marker)
         assert instance.list_backends()["fails"].state == "ready"
@@ -647,6 +648,23 @@ def test_ctrl_c_ends_a_script_and_all_that_it_started(script: Callable[[str], Sc
 # Inside a replica
 
 
+def told_in_a_fork() -> str:
+    """What a verb raises in a child of this process."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            serve.status()
+        except RuntimeError as error:
+            os.write(writing, str(error).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writing)
+    with open(reading, encoding="utf-8") as said:
+        return said.read()
+
+
 def inside(what: str) -> Any:
     """Uses the verbs from within a replica."""
     if what == "init":
@@ -656,6 +674,9 @@ def inside(what: str) -> Any:
     if what == "change":
         serve.create_endpoint("made inside", backend="inside")
         return sorted(serve.list_endpoints())
+    if what == "fork":
+        serve.status()
+        return told_in_a_fork()
     if what == "url":
         return serve.init().http_url
     return serve.get_handle("inside").remote("url").result(5)
@@ -670,6 +691,7 @@ def test_verbs_in_a_replica_act_on_its_instance_which_it_cannot_shut_down() -> N
         assert handle.remote("url").result(5) == instance.http_url
         assert handle.remote("change").result(5) == ["inside", "made inside"]
         assert handle.remote("handle").result(5) == instance.http_url
+        assert "forked" in handle.remote("fork").result(5)
         with pytest.raises(InReplicaError, match="__main__"):
             handle.remote("shutdown").result(5)
         assert serve.status().name == "around"

@@ -177,7 +177,8 @@ def _create_endpoint(state: State, verb: CreateEndpoint) -> State:
         _backend(state, verb.backend)
     old = state.endpoints.get(verb.name)
     if old is not None:
-        if (old.route, old.methods, old.backend) == (verb.route, methods, verb.backend):
+        # The order of methods means nothing, and a set's differs from process to process.
+        if (old.route, set(old.methods), old.backend) == (verb.route, set(methods), verb.backend):
             return state
         raise AlreadyExistsError(
             f"endpoint {verb.name!r} exists already, with route {old.route!r} and methods {', '.join(old.methods)}; "
@@ -234,15 +235,15 @@ def _hint(name: str, known: Mapping[str, Any], verb: str) -> str:
 
 def _check_name(what: str, name: str) -> None:
     if not name:
-        raise InvalidValueError(f"a {what} must not be empty")
+        raise InvalidValueError(f"the {what} must not be empty")
     _check_text(what, name)
 
 
 def _check_text(what: str, text: str) -> None:
     if any(ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0 for char in text):
-        raise InvalidValueError(f"a {what} must not have control characters, got {text!r}")
+        raise InvalidValueError(f"the {what} must not have control characters, got {text!r}")
     if any(0xD800 <= ord(char) < 0xE000 for char in text):
-        raise InvalidValueError(f"a {what} must be text that UTF-8 can encode, got {text!r}")
+        raise InvalidValueError(f"the {what} must be text that UTF-8 can encode, got {text!r}")
 
 
 def _check_route(route: str) -> None:
