@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from headgate.engines.base import IngressSpec, InstanceSettings, ReplicaSpec
-    from headgate.engines.local.supervisor import Programs
+    from headgate.engines.local.programs import Programs
 
 
 def controller(settings: InstanceSettings, supervisor: socket.socket, http_urls: tuple[str, ...]) -> None:
@@ -46,7 +46,7 @@ def warm() -> None:
 
 def programs() -> Programs:
     """All programs of a local instance, by name."""
-    from headgate.engines.local.supervisor import Programs
+    from headgate.engines.local.programs import Programs
 
     return Programs(controller=controller, ingress=ingress, replica=replica, warm=warm)
 

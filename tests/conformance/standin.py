@@ -24,7 +24,7 @@ from headgate.core.messages import PROTOCOL, Definition, Drain, Hello, Message, 
 from headgate.engines.base import IngressSpec, InstanceSettings, ReplicaSpec
 from headgate.engines.local import boot
 from headgate.engines.local.engine import LocalEngine
-from headgate.engines.local.supervisor import Programs
+from headgate.engines.local.programs import Programs
 from headgate.errors import InvalidValueError, describe_user_error
 from headgate.router.control import ControlLink
 from headgate.testing import ControlServer, conformance

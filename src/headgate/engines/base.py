@@ -7,7 +7,7 @@ is the controller's affair. Every engine passes `headgate.testing.conformance`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -15,14 +15,18 @@ from headgate.config import ReplicaOptions
 from headgate.core.messages import Hello, Message, Pong
 from headgate.core.specs import IngressSpec, InstanceSettings, ReplicaSpec
 
-__all__ = ["Ended", "Engine", "IngressSpec", "InstanceSettings", "Peer", "ReplicaSpec", "Running"]
+__all__ = ["INGRESS", "REPLICA", "Ended", "Engine", "IngressSpec", "InstanceSettings", "Peer", "ReplicaSpec", "Running"]
+
+# The roles of what an engine runs.
+INGRESS: Final = "ingress"
+REPLICA: Final = "replica"
 
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine runs. `state` is "starting" or "ready"; `address` is where a ready replica takes links."""
 
     id: str
-    role: str  # "replica" or "ingress"
+    role: str  # REPLICA or INGRESS
     pid: int | None
     state: str
     address: str = ""

@@ -25,11 +25,8 @@ import msgspec
 from headgate.config import ReplicaOptions
 from headgate.core.messages import Drain, Hello, Message, Ping, Pong, ReplicaFailed, ReplicaReady
 from headgate.core.resources import Books
-from headgate.engines.base import Ended, IngressSpec, Peer, ReplicaSpec, Running
+from headgate.engines.base import INGRESS, REPLICA, Ended, IngressSpec, Peer, ReplicaSpec, Running
 from headgate.errors import InvalidValueError, NotFoundError, NotRunningError, ReplicaStartError, rebuild
-
-INGRESS = "ingress"
-REPLICA = "replica"
 
 
 class _Replica:

@@ -14,9 +14,11 @@ import sys
 
 import msgspec
 
+from headgate.engines.base import REPLICA
 from headgate.engines.local import surroundings
+from headgate.engines.local.programs import Programs, read_replica_spec, run_replica
 from headgate.engines.local.protocol import Boot
-from headgate.engines.local.supervisor import REPLICA, Programs, read_replica_spec, run_replica, supervise
+from headgate.engines.local.supervisor import supervise
 
 
 def main(programs: Programs) -> None:
@@ -27,7 +29,7 @@ def main(programs: Programs) -> None:
         spec = read_replica_spec(sys.argv[2])
         # The supervisor has chosen the variables; only PYTHONPATH differs, which had to lead to Headgate.
         surroundings.enter(surroundings.environment(spec, os.environ), spec.definition.cwd)
-        run_replica(programs.replica, spec)
+        run_replica(programs, spec)
     gc.disable()  # nothing that is imported now will ever be freed
     try:
         boot, report_to = _receive()

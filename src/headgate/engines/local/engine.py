@@ -19,7 +19,7 @@ import msgspec
 from headgate.config import ReplicaOptions
 from headgate.core.messages import Drain, Hello, Message, Ping, Pong, ReplicaFailed, ReplicaReady
 from headgate.core.resources import Books
-from headgate.engines.base import Ended, IngressSpec, InstanceSettings, Peer, ReplicaSpec, Running
+from headgate.engines.base import INGRESS, REPLICA, Ended, IngressSpec, InstanceSettings, Peer, ReplicaSpec, Running
 from headgate.engines.local import machine, protocol
 from headgate.engines.local.protocol import (
     Channel,
@@ -38,8 +38,6 @@ from headgate.engines.local.protocol import (
 )
 from headgate.errors import InvalidValueError, NotFoundError, NotRunningError, ReplicaStartError, rebuild
 
-INGRESS: Final = "ingress"
-REPLICA: Final = "replica"
 _LAST_WORDS_TURNS: Final = 16
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,35}")
 

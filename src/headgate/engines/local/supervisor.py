@@ -9,10 +9,7 @@ When the supervisor itself dies, the kernel kills its children.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import ctypes
-import errno
 import gc
 import os
 import selectors
@@ -21,13 +18,14 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from typing import Final, NoReturn
 
 import msgspec
 
-from headgate.engines.base import IngressSpec, InstanceSettings, ReplicaSpec
-from headgate.engines.local import folders, protocol, surroundings
+from headgate.engines.base import INGRESS
+from headgate.engines.local import folders, processes, programs, protocol
+from headgate.engines.local.listeners import listen, urls
+from headgate.engines.local.programs import Programs
 from headgate.engines.local.protocol import (
     Boot,
     Channel,
@@ -46,14 +44,10 @@ from headgate.engines.local.protocol import (
     Spawned,
     ToSupervisor,
 )
-from headgate.errors import AddressInUseError, HeadgateError, InstanceStartError, InvalidValueError, describe, rebuild
+from headgate.errors import HeadgateError, InstanceStartError, describe, rebuild
 
 CONTROLLER: Final = "controller"
-INGRESS: Final = "ingress"
-REPLICA: Final = "replica"
 
-BACKLOG: Final = 4096
-"""Connections that the kernel keeps for an ingress that is starting or was lost."""
 FIRST_DELAY_S: Final = 0.1
 LONGEST_DELAY_S: Final = 5.0
 STEADY_AFTER_S: Final = 2.0
@@ -64,22 +58,6 @@ KILL_TIMEOUT_S: Final = 1.5
 """How long to wait for killed processes to be gone."""
 PORT_FREE_TIMEOUT_S: Final = 1.0
 """How long a dead instance's processes may hold its port."""
-
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_NAME: Final = 15
-_PR_SET_CHILD_SUBREAPER: Final = 36
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-class Programs(msgspec.Struct, frozen=True):
-    """What the forked processes run. The composition root knows them."""
-
-    controller: Callable[[InstanceSettings, socket.socket, tuple[str, ...]], None]
-    """Its socket leads to the supervisor, for a `LocalEngine`."""
-    ingress: Callable[[IngressSpec, socket.socket], None]
-    replica: Callable[[ReplicaSpec], None]
-    warm: Callable[[], None]
-    """Imports what the others need and the controller does not."""
 
 
 class _Child(msgspec.Struct):
@@ -92,7 +70,7 @@ class _Child(msgspec.Struct):
     address: str = ""
 
 
-def supervise(boot: Boot, report_to: socket.socket, programs: Programs) -> None:
+def supervise(boot: Boot, report_to: socket.socket, to_run: Programs) -> None:
     """Run an instance until it is shut down or its driver is gone. Tells `report_to` once how the start went."""
     held: list[int] = []
     listeners: list[socket.socket] = []
@@ -105,81 +83,22 @@ def supervise(boot: Boot, report_to: socket.socket, programs: Programs) -> None:
         if settings.state_kept:
             held.append(folders.hold_state(settings.state_dir))
         listeners = listen(settings, PORT_FREE_TIMEOUT_S if boot.replaces_dead else 0.0)
-        driver = None if settings.detached else _watch(settings.driver_pid)
+        driver = None if settings.detached else processes.watch_parent(settings.driver_pid)
     except Exception as error:  # noqa: BLE001  # the root of this process: whatever it is, the driver waits for it
         _tell(report_to, error)
         return
-    _Supervisor(boot, programs, report_to, listeners, held, driver).run()
-
-
-def listen(settings: InstanceSettings, free_timeout_s: float = 0.0) -> list[socket.socket]:
-    """One listening socket for each ingress, all on one port.
-
-    The first is bound without SO_REUSEPORT, so that it fails where anybody else listens. It is set on it afterwards, and on
-    its siblings before they are bound, so that these share the port. Raises `AddressInUseError` naming the port.
-    """
-    host, port = settings.http_host, settings.http_port
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except (socket.gaierror, UnicodeError) as error:
-        raise InvalidValueError(f"http_host={host!r} is no address of this machine: {error}") from error
-    deadline = time.monotonic() + free_timeout_s
-    listeners: list[socket.socket] = []
-    try:
-        for number in range(settings.num_ingresses):
-            listener = socket.socket(family, socket.SOCK_STREAM)
-            listeners.append(listener)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if number:
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            while True:
-                try:
-                    listener.bind(address)
-                    break
-                except OSError as error:
-                    if time.monotonic() >= deadline:
-                        raise _bind_error(error, host, port) from error
-                    time.sleep(0.01)
-            if not number:
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                address = (address[0], listener.getsockname()[1], *address[2:])
-        for listener in listeners:
-            listener.listen(BACKLOG)
-    except BaseException:
-        for listener in listeners:
-            listener.close()
-        raise
-    return listeners
-
-
-def urls(settings: InstanceSettings, listeners: list[socket.socket]) -> tuple[str, ...]:
-    """Where clients on this machine reach the instance."""
-    port = listeners[0].getsockname()[1]
-    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(settings.http_host, settings.http_host)
-    scheme = "https" if settings.ssl_certfile else "http"
-    return (f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}",)
-
-
-def run_replica(program: Callable[[ReplicaSpec], None], spec: ReplicaSpec) -> NoReturn:
-    """Run a replica's program in this process, to the end; what user code registered with `atexit` runs, too."""
-    _end_with(lambda: program(spec), atexit._run_exitfuncs)
-
-
-def read_replica_spec(path: str) -> ReplicaSpec:
-    """The spec of a replica, from its file."""
-    with open(path, "rb") as file:
-        return protocol.replica_specs.decode(file.read())
+    _Supervisor(boot, to_run, report_to, listeners, held, driver).run()
 
 
 class _Supervisor:
     """The state and the loop of the one supervisor in this process."""
 
     def __init__(
-        self, boot: Boot, programs: Programs, report_to: socket.socket, listeners: list[socket.socket], held: list[int], driver: int | None
+        self, boot: Boot, to_run: Programs, report_to: socket.socket, listeners: list[socket.socket], held: list[int], driver: int | None
     ) -> None:
         self._boot = boot
         self._settings = boot.settings
-        self._programs = programs
+        self._programs = to_run
         self._report_to: socket.socket | None = report_to
         self._listeners = listeners
         self._held = held
@@ -216,8 +135,8 @@ class _Supervisor:
             self._end()
 
     def _prepare(self) -> None:
-        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a replica's children leave behind comes here, and ends with the instance
-        _set_name("hg-supervisor")
+        processes.adopt_orphans()  # so that what a replica's children leave behind ends with the instance
+        processes.set_name("hg-supervisor")
         self._wakeup.setblocking(False)
         self._wakeup_writer.setblocking(False)
         signal.set_wakeup_fd(self._wakeup_writer.fileno(), warn_on_full_buffer=False)
@@ -271,7 +190,7 @@ class _Supervisor:
         elif isinstance(record, Kill):
             child = self._by_id.get(record.id)
             if child is not None:
-                _kill(child.pid)
+                processes.kill(child.pid)
         elif isinstance(record, Ready):
             child = self._by_id.get(record.id)
             if child is not None:
@@ -310,7 +229,7 @@ class _Supervisor:
         for listener in self._listeners:
             listener.close()
         for child in self._by_id.values():
-            _kill(child.pid)
+            processes.kill(child.pid)
         self._leave_by = time.monotonic() + LEAVE_TIMEOUT_S
         self._say_closed()
 
@@ -333,11 +252,11 @@ class _Supervisor:
                 return
             child = self._children.pop(found.si_pid, None)
             if child is not None:
-                _kill_group(found.si_pid)  # before it is reaped: until then the number can't be anybody else's
+                processes.kill_group(found.si_pid)  # before it is reaped: until then the number can't be anybody else's
             os.waitpid(found.si_pid, 0)
             if child is None:
                 continue  # an orphan of a replica's
-            reason = _reason(found.si_code, found.si_status)
+            reason = processes.reason(found.si_code, found.si_status)
             if child.role == CONTROLLER:
                 self._controller_ended(reason)
             else:
@@ -383,14 +302,14 @@ class _Supervisor:
         deadline = time.monotonic() + KILL_TIMEOUT_S
         while True:
             for pid in self._children:
-                _kill(pid)
-            for pid in _children_of_this_process():
+                processes.kill(pid)
+            for pid in processes.children():
                 if pid not in self._children:
-                    _kill_one(pid)  # orphans, which may have had sessions of their own
+                    processes.kill_one(pid)  # orphans, which may have had sessions of their own
             try:
                 while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
                     if self._children.pop(found.si_pid, None) is not None:
-                        _kill_group(found.si_pid)
+                        processes.kill_group(found.si_pid)
                     os.waitpid(found.si_pid, 0)
             except ChildProcessError:
                 break
@@ -438,36 +357,25 @@ class _Supervisor:
         try:
             gc.enable()
             os.setsid()
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != self._pid:  # it died before we asked to be killed with it
-                os._exit(1)
+            processes.end_with(self._pid)
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            _set_name(f"hg-{role}")
+            processes.set_name(f"hg-{role}")
             self._close_all_but_listeners()
-            settings = self._settings
             if role == CONTROLLER:
                 assert controller_socket is not None  # made by _start_controller
                 self._close_listeners()
-                controller_main = self._programs.controller
-                _end_with(lambda: _run_controller(controller_main, settings, controller_socket, self._urls))
-            path = protocol.spec_path(settings.folder, id)
+                programs.run_controller(self._programs, self._settings, controller_socket, self._urls)
+            path = protocol.spec_path(self._settings.folder, id)
             if role == INGRESS:
-                with open(path, "rb") as file:
-                    ingress = protocol.ingress_specs.decode(file.read())
+                ingress = programs.read_ingress_spec(path)
                 listener = self._listeners[ingress.number]
                 self._close_listeners(listener)
-                ingress_main = self._programs.ingress
-                _end_with(lambda: ingress_main(ingress, listener))
+                programs.run_ingress(self._programs, ingress, listener)
             self._close_listeners()
-            replica = read_replica_spec(path)
-            environ = surroundings.environment(replica, self._environ)
-            if surroundings.needs_exec(environ, self._environ):
-                _execute_replica(self._boot.root, path, environ)
-            surroundings.enter(environ, replica.definition.cwd)
-            run_replica(self._programs.replica, replica)
+            programs.become_replica(self._programs, path, self._boot.root, self._environ)
         except BaseException:  # noqa: BLE001  # the root of a fork: nothing may run on as a second supervisor
             traceback.print_exc()
         finally:
@@ -496,108 +404,11 @@ class _Supervisor:
             self._selector.modify(self._channel.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, self._controller_speaks)
 
 
-def _run_controller(
-    program: Callable[[InstanceSettings, socket.socket, tuple[str, ...]], None],
-    settings: InstanceSettings,
-    sock: socket.socket,
-    http_urls: tuple[str, ...],
-) -> None:
-    last_words = sock.dup()
-    try:
-        program(settings, sock, http_urls)
-    except HeadgateError as error:
-        with contextlib.suppress(OSError):
-            Channel(last_words, protocol.to_supervisor).send(Failed(describe(error)))
-        raise
-
-
-def _end_with(program: Callable[[], None], afterwards: Callable[[], None] | None = None) -> NoReturn:
-    """Run a program, then end this process, with status 1 where it raised; never returns into the supervisor's code."""
-    status = 1
-    try:
-        program()
-        status = 0
-    except SystemExit as error:
-        status = error.code if isinstance(error.code, int) else int(error.code is not None)
-    except BaseException:  # noqa: BLE001  # the root of this process
-        traceback.print_exc()
-    finally:
-        try:
-            if afterwards is not None:
-                afterwards()
-        finally:
-            with contextlib.suppress(OSError, ValueError):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(status & 0xFF)
-
-
-def _execute_replica(root: str, path: str, environ: dict[str, str]) -> NoReturn:
-    """Go on in a fresh interpreter. Its PYTHONPATH leads to Headgate first; it puts back what the user wants to see there."""
-    found = [os.path.abspath(entry) for entry in sys.path]
-    own = environ.get("PYTHONPATH")
-    run_with = {**environ, "PYTHONPATH": os.pathsep.join([*([own] if own else []), *found])}
-    os.execve(sys.executable, [sys.executable, "-P", "-m", root, REPLICA, path], run_with)
-
-
-def _watch(pid: int) -> int:
-    """A descriptor that can be read once this process, our parent, has ended."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        raise InstanceStartError(f"the process that starts the instance (pid {pid}) has ended") from None
-    if os.getppid() != pid:
-        os.close(descriptor)
-        raise InstanceStartError(f"the process that starts the instance (pid {pid}) has ended")
-    return descriptor
-
-
 def _tell(sock: socket.socket, error: Exception | None) -> None:
     report = Report(error=None if error is None else describe(error))
     with contextlib.suppress(OSError):
         sock.sendall(msgspec.msgpack.encode(report))
     sock.close()
-
-
-def _bind_error(error: OSError, host: str, port: int) -> HeadgateError:
-    if error.errno == errno.EADDRINUSE:
-        return AddressInUseError(f"port {port} on {host} is in use by another program or instance; give another http_port, or 0 for any")
-    return InvalidValueError(f"http_host={host!r}, http_port={port} can't be listened on: {error.strerror}")
-
-
-def _kill(pid: int) -> None:
-    _kill_group(pid)
-    _kill_one(pid)  # it may not have become the leader of its group yet
-
-
-def _kill_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def _kill_one(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def _children_of_this_process() -> list[int]:
-    pid = os.getpid()
-    try:
-        with open(f"/proc/self/task/{pid}/children", encoding="ascii") as file:
-            return [int(child) for child in file.read().split()]
-    except OSError:
-        return []
-
-
-def _reason(code: int, status: int) -> str:
-    if code == os.CLD_EXITED:
-        return f"exit status {status}"
-    name = signal.Signals(status).name if status in signal.Signals._value2member_map_ else f"signal {status}"
-    return f"killed by {name}" + (" (core dumped)" if code == os.CLD_DUMPED else "")
-
-
-def _set_name(name: str) -> None:
-    _libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
 def _say(text: str) -> None:
