@@ -24,6 +24,7 @@ from headgate.errors import (
     ConfigError,
     InReplicaError,
     NotRunningError,
+    ReplicaStartError,
     StateDirInUseError,
     StateDirUnsafeError,
 )
@@ -714,8 +715,9 @@ def test_a_constructor_may_get_handles_but_not_change_the_instance(instance: Ins
     serve.create_backend("answers", hello)
     serve.create_endpoint("answers", backend="answers")
     for what in ("change", "shutdown"):
-        with pytest.raises(RuntimeError, match="__main__"):
+        with pytest.raises(ReplicaStartError, match=r"InReplicaError.*__main__") as caught:
             serve.create_backend("sets up", SetsUp, what)
+        assert "in __init__" in caught.value.remote_traceback
     serve.create_backend("sets up", SetsUp, "handle")
     serve.create_endpoint("asks", backend="sets up")
     assert serve.get_handle("asks").remote().result(5) == "hello"

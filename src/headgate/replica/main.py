@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from headgate.core.messages import PROTOCOL, Configure, Drain, Hello, Message, Ping, Pong, ReplicaFailed, ReplicaReady
 from headgate.core.specs import ReplicaSpec
-from headgate.errors import ErrorInfo, HeadgateError, describe, describe_user_error
+from headgate.errors import ErrorInfo, HeadgateError, describe_user_error
 from headgate.replica.calls import Caller
 from headgate.replica.definition import construct, load
 from headgate.replica.links import Links
@@ -69,7 +69,7 @@ def _construct(spec: ReplicaSpec) -> Caller:
     try:
         methods = construct(load(spec.definition))
     except BaseException as error:  # noqa: BLE001 - user code may raise anything, SystemExit too: it did not start
-        raise _StartFailedError(describe(error) if isinstance(error, HeadgateError) else describe_user_error(error)) from None
+        raise _StartFailedError(describe_user_error(error)) from None
     constructed()
     gc.collect()
     gc.freeze()
