@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import pickle
 import traceback as traceback_module
-from types import GetSetDescriptorType, MemberDescriptorType
-from typing import Any, ClassVar
+from types import FunctionType, GetSetDescriptorType, MemberDescriptorType
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -282,19 +282,72 @@ def rebuild(info: ErrorInfo) -> HeadgateError:
     return cls(info.message, **extra)
 
 
+_CALLS_USER_CODE: Final = ("_invoke", "construct")
+
+
 def format_traceback(error: BaseException) -> str:
     """The traceback as text, without the frames of Headgate that called user code."""
     frames = error.__traceback__
-    while frames is not None and frames.tb_next is not None and "/headgate/replica/" in frames.tb_frame.f_code.co_filename:
+    while frames is not None and "/headgate/replica/" in frames.tb_frame.f_code.co_filename:
+        # The last frame tells where Headgate itself failed, unless the arguments of the call to user code didn't fit.
+        misfit = isinstance(error, TypeError) and frames.tb_frame.f_code.co_name in _CALLS_USER_CODE
+        if frames.tb_next is None and not misfit:
+            break
         frames = frames.tb_next
     return "".join(traceback_module.format_exception(type(error), error, frames))
+
+
+class WithoutConstructor:
+    """Pickles as an exception, which is put together where it is opened without the constructor of its class.
+
+    Pickle calls that with `args`: what it gave to `Exception.__init__`, which need not be what it takes itself.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        error = self._error
+        return _put_together, (type(error), error.args, _beside_dictionary(error), vars(error))
+
+
+def portable(error: BaseException) -> BaseException | WithoutConstructor:
+    """What to pickle for `error`: itself, where its class doesn't leave that to `Exception` with a constructor of its own."""
+    own = isinstance(type(error).__init__, FunctionType) and type(error).__reduce__ is BaseException.__reduce__
+    return WithoutConstructor(error) if own else error
+
+
+def _put_together(cls: type[BaseException], args: tuple[Any, ...], beside: dict[str, Any], attributes: dict[str, Any]) -> BaseException:
+    native: Any = next(kind for kind in cls.__mro__ if "__init__" in vars(kind) and not isinstance(vars(kind)["__init__"], FunctionType))
+    error: BaseException = native.__new__(cls, *args)
+    native.__init__(error, *args)
+    _set_beside_dictionary(error, beside)
+    error.__dict__.update(attributes)
+    return error
+
+
+def _beside_dictionary(error: BaseException) -> dict[str, Any]:
+    """What classes keep beside the dictionary: slots, and such as `errno` in built-in ones."""
+    found: dict[str, Any] = {}
+    for kind in type(error).__mro__:
+        for name, field in vars(kind).items():
+            if isinstance(field, MemberDescriptorType | GetSetDescriptorType) and not name.startswith("__") and name != "args":
+                with contextlib.suppress(AttributeError, TypeError):
+                    found[name] = getattr(error, name)
+    return found
+
+
+def _set_beside_dictionary(error: BaseException, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        with contextlib.suppress(AttributeError, TypeError):
+            setattr(error, name, value)
 
 
 def _pickle(error: BaseException | None) -> bytes:
     if error is None:
         return b""
     try:
-        data = pickle.dumps(error)
+        data = pickle.dumps(portable(error))
         pickle.loads(data)
     except Exception:  # noqa: BLE001 - user classes may fail to pickle in any way; the message and traceback still travel
         return b""
@@ -331,12 +384,7 @@ def _as_its_own_class(message: str, remote_traceback: str, cause: Exception) -> 
         cls = _class_with(user_class)
         error = cls.__new__(cls)
         error.args = cause.args
-        for kind in user_class.__mro__:
-            for name, field in vars(kind).items():
-                # What built-in classes keep beside the dictionary, such as `errno`.
-                if isinstance(field, MemberDescriptorType | GetSetDescriptorType) and not name.startswith("__") and name != "args":
-                    with contextlib.suppress(AttributeError, TypeError):
-                        setattr(error, name, getattr(cause, name))
+        _set_beside_dictionary(error, _beside_dictionary(cause))
         error.__dict__.update(vars(cause))
         error.__dict__.update(message=message, remote_traceback=remote_traceback, cause=cause, retry_after_s=None)
     except Exception:  # noqa: BLE001 - a user class may refuse this in any way

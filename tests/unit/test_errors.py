@@ -28,6 +28,17 @@ class SlottedError(Exception):
         self.code = code
 
 
+class TellsItsOwnTextError(LookupError):
+    def __init__(self, what: str, *, where: str) -> None:
+        super().__init__(f"no {what} in {where}")
+        self.where = where
+
+
+class TellsItsOwnPlaceError(UnicodeDecodeError):
+    def __init__(self, data: bytes) -> None:
+        super().__init__("utf-8", data, 0, 1, "bad")
+
+
 class StubbornError(Exception):
     def __new__(cls, word: str) -> Self:
         return super().__new__(cls)
@@ -41,6 +52,8 @@ RAISED: list[tuple[Exception, dict[str, object]]] = [
     (ImportError("no", name="torch"), {"name": "torch"}),
     (TwoArgumentsError(1, 2), {"first": 1, "second": 2, "args": ("1 and 2",)}),
     (SlottedError(7), {"code": 7}),
+    (TellsItsOwnTextError("model", where="store"), {"where": "store", "args": ("no model in store",)}),
+    (TellsItsOwnPlaceError(b"ab"), {"start": 0, "end": 1, "object": b"ab"}),
     (errors.NotFoundError("no backend"), {"status": 500}),
 ]
 
@@ -53,6 +66,7 @@ def test_what_user_code_raised_is_also_of_its_own_class(raised: Exception, attri
     assert {name: getattr(error, name) for name in attributes} == attributes
     assert str(raised) in error.message
     assert type(error.cause) is type(raised)
+    assert str(error.cause) == str(raised)
 
 
 @pytest.mark.parametrize("raised", [StubbornError("x"), StopIteration(3), StopAsyncIteration(), KeyboardInterrupt()], ids=repr)
