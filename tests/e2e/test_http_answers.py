@@ -140,6 +140,11 @@ def test_with_debug_the_client_gets_the_traceback() -> None:
         assert "raise KeyError" in requests.get(f"{instance.http_url}/raises", timeout=10).text
 
 
+class _WithoutCall:
+    def answer(self, request: Any) -> str:
+        return "answer"
+
+
 @pytest.mark.parametrize(
     ("handler", "status", "word"),
     [
@@ -150,6 +155,8 @@ def test_with_debug_the_client_gets_the_traceback() -> None:
         (lambda: (_ for _ in [object()]), 500, "object"),
         (lambda: serve.Response("x", headers={"x-large": "a" * 2_000_000}), 500, "InvalidValueError"),
         (_cancel_itself, 500, "CancelledError"),
+        (_WithoutCall, 500, "X-SERVE-CALL-METHOD"),
+        (lambda request: request.args["n"], 400, "'n'"),
     ],
     ids=[
         "cannot be encoded",
@@ -159,6 +166,8 @@ def test_with_debug_the_client_gets_the_traceback() -> None:
         "chunk of a wrong type",
         "headers that no frame holds",
         "a cancellation of its own",
+        "a class without __call__",
+        "an argument that isn't there",
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")  # that HTTP can't call it, which is asserted elsewhere
@@ -170,6 +179,7 @@ def test_what_is_wrong_is_named(shared_instance: serve.Instance, handler: Any, s
     response = requests.post(f"{shared_instance.http_url}/{tag}", data=b"{", headers=headers, timeout=10)
     assert response.status_code == status
     assert word in response.json()["detail"]
+    assert response.json()["request_id"] == response.headers["x-request-id"]
 
 
 def test_only_listed_methods_can_be_named_by_a_client(shared_instance: serve.Instance) -> None:

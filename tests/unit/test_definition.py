@@ -196,6 +196,7 @@ def uses(value: Any) -> Any:
         (object(), (), {}, InvalidTypeError, "got object"),
         (function, (1,), {}, InvalidValueError, "function is not a class"),
         (function, (), {"a": 1}, InvalidValueError, "function is not a class"),
+        (function, (), {"num_replicas": 2}, InvalidValueError, "num_replicas belongs in config"),
         (Model(), (1,), {}, InvalidValueError, "Model is not a class"),
         (Nothing, (), {}, InvalidTypeError, "Nothing has neither __call__ nor public methods"),
         (batch_generator(), (), {}, InvalidTypeError, "stream is a generator function"),

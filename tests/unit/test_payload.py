@@ -66,6 +66,8 @@ def test_functions_without_a_name_go_by_value() -> None:
 def test_what_cannot_be_pickled_is_named_with_its_place() -> None:
     with pytest.raises(EncodeError, match=r"\[1\]\['deep'\]\[0\] \(of type _thread.lock\) can't be sent"):
         payload.dump(((1,), {"deep": [threading.Lock()]}))
+    with pytest.raises(EncodeError, match=r"kwargs\['deep'\]\[0\] \(of type _thread.lock\) can't be sent"):
+        payload.dump(((1,), {"deep": [threading.Lock()]}), ("args", "kwargs"))
     with pytest.raises(EncodeError, match=r"an object of type _io.TextIOWrapper can't be sent"):
         payload.dump(io.TextIOWrapper(io.BytesIO()))
 

@@ -23,6 +23,7 @@ import pydantic
 import pytest
 import starlette.exceptions
 import starlette.responses
+import werkzeug.datastructures
 import werkzeug.exceptions
 import werkzeug.wrappers
 
@@ -336,21 +337,31 @@ def test_python_callers_get_chunks_of_any_type() -> None:
 
 def test_http_exceptions_of_werkzeug_and_starlette_are_answers() -> None:
     for error in (werkzeug.exceptions.NotFound("no such model"), starlette.exceptions.HTTPException(404, "no such model")):
-        encoded = answer_of(error)
+        encoded = answer_of(error, "id-1")
         assert encoded is not None
         assert encoded.status == 404
         assert encoded.header_lines.startswith(b"content-type: application/problem+json\r\n")
-        assert json.loads(encoded.body) == {"type": "about:blank", "title": "Not Found", "status": 404, "detail": "no such model"}
+        problem = {"type": "about:blank", "title": "Not Found", "status": 404, "detail": "no such model", "request_id": "id-1"}
+        assert json.loads(encoded.body) == problem
+
+
+def test_a_field_that_a_request_lacks_is_named() -> None:
+    arguments = werkzeug.datastructures.MultiDict([("a", "1")])
+    with pytest.raises(werkzeug.exceptions.BadRequestKeyError) as caught:
+        arguments["b"]
+    encoded = answer_of(caught.value, "id-1")
+    assert encoded is not None
+    assert (encoded.status, json.loads(encoded.body)["detail"]) == (400, "the request has no 'b'")
 
 
 def test_headers_of_http_exceptions_are_kept() -> None:
-    encoded = answer_of(starlette.exceptions.HTTPException(401, headers={"WWW-Authenticate": "Basic"}))
+    encoded = answer_of(starlette.exceptions.HTTPException(401, headers={"WWW-Authenticate": "Basic"}), "id-1")
     assert encoded is not None
     assert b"www-authenticate: Basic\r\n" in encoded.header_lines
-    encoded = answer_of(werkzeug.exceptions.MethodNotAllowed(["GET"]))
+    encoded = answer_of(werkzeug.exceptions.MethodNotAllowed(["GET"]), "id-1")
     assert encoded is not None
     assert b"allow: GET\r\n" in encoded.header_lines
-    encoded = answer_of(werkzeug.exceptions.HTTPException(response=werkzeug.wrappers.Response("x", 409)))
+    encoded = answer_of(werkzeug.exceptions.HTTPException(response=werkzeug.wrappers.Response("x", 409)), "id-1")
     assert encoded is not None
     assert (encoded.status, encoded.body) == (409, b"x")
 
@@ -365,14 +376,14 @@ def test_headers_of_http_exceptions_are_kept() -> None:
     ],
 )
 def test_other_exceptions_are_none_and_neither_are_those_that_cannot_be_sent(error: Exception) -> None:
-    assert answer_of(error) is None
+    assert answer_of(error, "id-1") is None
 
 
 def test_other_libraries_are_never_imported() -> None:
     code = """
 import sys
 from headgate.replica import response
-response.encode_http({"a": [1]}); response.encode_http(response.Response("x")); response.answer_of(ValueError())
+response.encode_http({"a": [1]}); response.encode_http(response.Response("x")); response.answer_of(ValueError(), "id-1")
 print([name for name in ("numpy", "werkzeug", "starlette", "pydantic", "pandas", "torch", "cloudpickle") if name in sys.modules])
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

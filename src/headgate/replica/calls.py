@@ -21,7 +21,6 @@ from headgate.errors import (
     BatchResultError,
     EncodeError,
     ErrorInfo,
-    NotFoundError,
     RequestCancelledError,
     SignatureError,
     describe,
@@ -133,7 +132,7 @@ class Caller:
 
     def _invoke(self, handler: Handler | None, member: Member) -> Any:
         if handler is None:
-            raise NotFoundError(f"this replica has no method {member.meta.method!r}")
+            raise SignatureError(_no_method(member))
         if member.web:
             if handler.http_error:
                 raise SignatureError(handler.http_error)
@@ -178,7 +177,7 @@ class Caller:
             _exit(error)
         micros = _micros_since(member.started_at)
         if member.web and (member.stream is None or not member.stream.begun):
-            stands_for = response.answer_of(error)
+            stands_for = response.answer_of(error, member.meta.request_id)
             if stands_for is not None:
                 member.link.answer(member, stands_for.status, stands_for.header_lines, stands_for.body, len(stands_for.body), micros)
                 return
@@ -401,6 +400,13 @@ async def _each(chunks: Iterator[Any] | AsyncIterator[Any]) -> AsyncGenerator[An
     for chunk in chunks:
         yield chunk
         await asyncio.sleep(0)  # a plain generator must not keep the loop from the others
+
+
+def _no_method(member: Member) -> str:
+    if member.meta.method:
+        return f"this replica has no method {member.meta.method!r}"
+    by = "the header X-SERVE-CALL-METHOD" if member.web else "options(method_name=…)"
+    return f"the class has no __call__, so a request must name one of its methods, by {by}"
 
 
 def _micros_since(start: float) -> int:

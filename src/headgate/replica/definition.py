@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
+from headgate.config import BackendConfig
 from headgate.core.binding import Binder
 from headgate.core.messages import Definition, MethodInfo, Parameter
 from headgate.errors import InvalidTypeError, InvalidValueError
@@ -64,7 +65,9 @@ def describe(func_or_class: Any, init_args: tuple[Any, ...] = (), init_kwargs: M
         methods = _methods_of(target)
     else:
         if args or kwargs:
-            raise InvalidValueError(f"{name} is not a class, so it takes no arguments of a constructor; bind them with functools.partial")
+            misplaced = next((key for key in kwargs if key in BackendConfig.__struct_fields__), None)
+            hint = f"{misplaced} belongs in config" if misplaced else "bind them with functools.partial"
+            raise InvalidValueError(f"{name} is not a class, so it takes no arguments of a constructor; {hint}")
         methods = {"": _inspect("", target)} if _is_plain(target) else _methods_of(type(target))
     if not methods:
         raise InvalidTypeError(f"the class {name} has neither __call__ nor public methods, so there is nothing to call")

@@ -208,15 +208,15 @@ def open_stream(result: Any, *, web: bool) -> tuple[Iterator[Any] | AsyncIterato
     return result, StreamEncoder(None, web=web)
 
 
-def answer_of(error: BaseException) -> Encoded | None:
+def answer_of(error: BaseException, request_id: str) -> Encoded | None:
     """The answer that an exception stands for, where it is one of Werkzeug's or Starlette's HTTP exceptions; else None."""
     try:
-        return _answer_of(error)
+        return _answer_of(error, request_id)
     except HeadgateError:  # a status, header or detail that can't be sent: it stays an error
         return None
 
 
-def _answer_of(error: BaseException) -> Encoded | None:
+def _answer_of(error: BaseException, request_id: str) -> Encoded | None:
     module = sys.modules.get("werkzeug.exceptions")
     if module is not None and isinstance(error, module.HTTPException):
         if error.response is not None:
@@ -224,10 +224,13 @@ def _answer_of(error: BaseException) -> Encoded | None:
         if error.code is None:
             return None
         headers = [(name, value) for name, value in error.get_headers() if name.lower() != "content-type"]
-        return _problem(error.code, error.description, headers)
+        detail = error.description
+        if isinstance(error, module.BadRequestKeyError) and error.args:
+            detail = f"the request has no {error.args[0]!r}"  # Werkzeug's own text doesn't say what is missing
+        return _problem(error.code, detail, request_id, headers)
     module = sys.modules.get("starlette.exceptions")
     if module is not None and isinstance(error, module.HTTPException):
-        return _problem(error.status_code, error.detail, list((error.headers or {}).items()))
+        return _problem(error.status_code, error.detail, request_id, list((error.headers or {}).items()))
     return None
 
 
@@ -252,7 +255,7 @@ def _with_cause(info: ErrorInfo, cause: BaseException | None) -> ErrorInfo:
         return info
     try:
         # Its class is of the caller's `__main__`, perhaps, which has to travel by value to be the caller's own class again.
-        pickled = byvalue.dumps(cause)
+        pickled = byvalue.dumps(errors.portable(cause))
         pickle.loads(pickled)
     except Exception:  # noqa: BLE001 - user classes may fail in any way; the message and traceback still travel
         return info
@@ -461,7 +464,7 @@ def _not_ready(result: Any) -> EncodeError:
     )
 
 
-def _problem(status: int, detail: Any, headers: list[tuple[str, str]]) -> Encoded:
+def _problem(status: int, detail: Any, request_id: str, headers: list[tuple[str, str]]) -> Encoded:
     try:
         title = http.HTTPStatus(status).phrase
     except ValueError:
@@ -469,4 +472,5 @@ def _problem(status: int, detail: Any, headers: list[tuple[str, str]]) -> Encode
     problem = {"type": "about:blank", "title": title, "status": status}
     if detail is not None:
         problem["detail"] = detail
+    problem["request_id"] = request_id
     return encode_http(Response(problem, status, headers, _PROBLEM))

@@ -78,7 +78,7 @@ class Handle:
         call.http = b""
         call.positional = len(args)
         call.keywords = tuple(sorted(kwargs)) if kwargs else ()
-        call.body = body = payload.dump((args, kwargs))
+        call.body = body = payload.dump((args, kwargs), ("args", "kwargs"))
         call.body_bytes = len(body[0]) if len(body) == 1 else sum(map(len, body))
         if kwargs and sum(map(len, kwargs)) > _MOST_NAMES_CHARACTERS:
             raise EncodeError(f"{len(kwargs)} arguments with such long names can't be sent; put them into one dict")

@@ -29,11 +29,11 @@ _IN_BAND_BYTES = 1024
 _PADDING = b"\0" * 8
 
 
-def dump(value: object) -> list[bytes]:
+def dump(value: object, names: tuple[str, ...] = ()) -> list[bytes]:
     """Turn `value` into the parts of a payload, to be sent one after the other. They don't change with `value` afterwards.
 
     Classes and functions that can't be imported elsewhere, such as those of `__main__`, go by value.
-    Raises `EncodeError` that names what can't be pickled.
+    Raises `EncodeError` that names what can't be pickled; `names` are what it calls the items of a tuple.
     """
     buffers: list[pickle.PickleBuffer] = []
 
@@ -54,7 +54,7 @@ def dump(value: object) -> list[bytes]:
         try:
             data = byvalue.dumps(value, keep)
         except Exception as error:
-            raise EncodeError(f"{culprit(value)} can't be sent to another process: {type(error).__name__}: {error}") from error
+            raise EncodeError(f"{culprit(value, names=names)} can't be sent to another process: {type(error).__name__}: {error}") from error
     if not buffers:
         return [_PLAIN + data]
     views = [buffer.raw() for buffer in buffers]
@@ -92,11 +92,11 @@ def load(data: bytes | bytearray) -> Any:
     return pickle.loads(pieces[0], buffers=pieces[1:])
 
 
-def culprit(value: object, name: str = "") -> str:
+def culprit(value: object, name: str = "", names: tuple[str, ...] = ()) -> str:
     """Name the innermost part of `value` that can't be pickled, for the message of an error."""
     children: list[tuple[str, object]] = []
     if type(value) in (list, tuple):
-        children = [(f"{name}[{index}]", item) for index, item in enumerate(value)]  # type: ignore[var-annotated, arg-type]  # checked above
+        children = [(names[index] if names else f"{name}[{index}]", item) for index, item in enumerate(value)]  # type: ignore[var-annotated, arg-type]  # checked above
     elif type(value) is dict:
         children = [(f"{name}[{key!r}]", item) for key, item in value.items()]
     for child_name, child in children:
