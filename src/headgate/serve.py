@@ -377,7 +377,12 @@ class Instance:
         if self._connection.replica or self._closed:
             return
         if self._owned and not self._over():
-            self.shutdown()
+            try:
+                self.shutdown()
+            except KeyboardInterrupt:
+                # The exit of the interpreter must not wait once more: without this process the instance is killed.
+                self._closed = True
+                raise
         self._closed = True
         from headgate.router import connections
 
@@ -753,7 +758,8 @@ _LAZY: Final = {
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
-        raise AttributeError(f"module 'headgate.serve' has no attribute {name!r}{suggest(name, __all__)}")
+        # With a `name` and no `obj`, Python adds no hint of its own to this one.
+        raise AttributeError(f"module 'headgate.serve' has no attribute {name!r}{suggest(name, __all__)}", name=name)
     value = getattr(importlib.import_module(_LAZY[name]), name)
     globals()[name] = value
     return value

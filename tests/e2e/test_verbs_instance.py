@@ -646,6 +646,37 @@ def test_ctrl_c_ends_a_script_and_all_that_it_started(script: Callable[[str], Sc
     wait_until(lambda: not processes(), 2)
 
 
+INTERRUPTED_TWICE = """
+import time
+from headgate import serve
+def waits(request=None):
+    print("running", flush=True)
+    time.sleep(60)
+with serve.init("theirs", http_port=0):
+    serve.create_backend("b", waits)
+    serve.create_endpoint("e", backend="b")
+    serve.get_handle("e").remote().result()
+"""
+
+
+def test_a_second_ctrl_c_does_not_wait_for_what_runs(script: Callable[[str], Script], capfd: pytest.CaptureFixture[str]) -> None:
+    running = script(INTERRUPTED_TWICE)
+    said = ""
+
+    def told() -> bool:
+        nonlocal said
+        said += capfd.readouterr().err
+        return "requests under way: 1" in said
+
+    assert running.line() == "running"
+    running.process.send_signal(signal.SIGINT)
+    wait_until(told, 10)
+    running.process.send_signal(signal.SIGINT)
+    running.process.wait(5)
+    assert running.process.returncode == -signal.SIGINT
+    wait_until(lambda: not processes(), 2)
+
+
 # Inside a replica
 
 

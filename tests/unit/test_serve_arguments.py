@@ -154,12 +154,14 @@ def test_the_signature_of_init_shows_the_defaults_of_the_contract() -> None:
     }
 
 
-def test_everything_that_the_module_lists_is_there_and_an_unknown_name_gets_a_hint() -> None:
+def test_everything_that_the_module_lists_is_there_and_an_unknown_name_gets_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
     for name in serve.__all__:
         assert getattr(serve, name) is not None
         assert name in dir(serve)
-    with pytest.raises(AttributeError, match="create_backend"):
+    with pytest.raises(AttributeError, match="create_backend") as caught:
         serve.create_backen  # noqa: B018 - that is the point
+    sys.__excepthook__(AttributeError, caught.value, None)
+    assert capsys.readouterr().err.lower().count("did you mean") == 1  # Python would add one of its own
 
 
 def test_importing_the_module_brings_in_nothing_heavy() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Collection, Coroutine
 from typing import Any
 from weakref import WeakValueDictionary
@@ -58,6 +59,7 @@ log = logging.getLogger("headgate.controller")
 COUNT_PERIOD_S = 1.0
 """How often routers are asked for their counters, so that little is lost of those that end."""
 _DRAIN_POLL_S = 0.02
+_TELL_AFTER_S = 2.0
 _INGRESS_GRACE_S = 5.0
 _MOST_FAILURES = 3
 """Of ingresses, before a new instance is given up."""
@@ -541,11 +543,14 @@ class Controller:
 
     async def _drain_routers(self, deadline: float) -> None:
         """Wait until no router has a request under way."""
-        left = 0
+        left, tell_at = 0, self._now() + _TELL_AFTER_S
         while self._now() < deadline:
             left = await self._routers.under_way()
             if not left and not self._routers.still_serving():
                 return
+            if left and self._now() >= tell_at:  # who waits for the end should know what for
+                log.warning("shutting down: requests under way: %d; they have %.0f s more", left, deadline - self._now())
+                tell_at = math.inf
             await asyncio.sleep(_DRAIN_POLL_S)
         if left:
             log.warning("shutting down: %d requests take longer than graceful_shutdown_timeout and are given up", left)
