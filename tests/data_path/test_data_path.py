@@ -679,6 +679,62 @@ def test_work_behind_a_slow_call_is_given_back_and_runs_elsewhere(tmp_path: Path
     assert len(ran) == 81
 
 
+def test_work_behind_a_stream_is_given_back_however_often_it_sends(tmp_path: Path) -> None:
+    chunks = 10_000  # below the credit of a stream: nobody reads it here
+
+    def handler(name: str) -> Any:
+        return ("" for _ in range(chunks)) if name == "stream" else name
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, replicas=2) as rig:
+            await until(lambda: rig.router._backends["b"].dispatcher.ready == 2)
+            for _ in range(30):
+                await rig.ask("quick").done
+            calls = [rig.ask("stream"), *(rig.ask(f"after {number}") for number in range(20))]
+            await asyncio.gather(*(call.done for call in calls[1:]))
+            assert not calls[0].done.done()
+            await calls[0].done
+            assert len(calls[0].chunks) == chunks
+
+    play(scene)
+
+
+def test_each_slow_call_gives_back_what_is_behind_it_also_beside_one_that_has_done_so_before(tmp_path: Path) -> None:
+    let_go = {"first": threading.Event(), "second": threading.Event(), "third": threading.Event()}
+
+    def handler(name: str) -> str:
+        if name in let_go:
+            let_go[name].wait(10)
+        return name
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, concurrency=2) as rig:
+            dispatcher = rig.router._backends["b"].dispatcher
+            await until(lambda: dispatcher.ready)
+            calls = []
+
+            async def quick_until_the_window_is_wide() -> None:
+                while dispatcher.window(rig.replicas[0].id) < 10:
+                    await rig.ask("quick").done
+
+            await quick_until_the_window_is_wide()
+            calls += [rig.ask(name) for name in ("first", "second", "behind", "behind")]
+            assert dispatcher.queued == 0
+            await until(lambda: dispatcher.queued == 2)
+            let_go["second"].set()
+            await calls[1].done
+            await quick_until_the_window_is_wide()
+            calls += [rig.ask(name) for name in ("third", "behind", "behind")]
+            assert dispatcher.queued == 0
+            await until(lambda: dispatcher.queued == 2)
+            assert not calls[0].done.done()
+            let_go["first"].set()
+            let_go["third"].set()
+            await asyncio.gather(*(call.done for call in calls))
+
+    play(scene)
+
+
 def test_garbage_on_a_link_closes_that_link_alone(tmp_path: Path) -> None:
     async def scene() -> None:
         async with Rig(tmp_path, lambda: "fine") as rig:

@@ -50,7 +50,7 @@ class Runner:
         self._caller = caller
         self._inbox = Inbox(config.max_batch_size, config.batch_wait_timeout)
         self._stopping = False
-        self._gave_back: set[int] = set()
+        self._gave_back: set[tuple[float, int]] = set()
         self._io_loop = io_loop
         self._loop = user_loop  # where async user code runs; None for threads
         self._pump_scheduled = False
@@ -169,12 +169,11 @@ class Runner:
 
     def _give_back_if_slow(self, now: float) -> None:
         """Every slot has been busy for a while: what can't run soon runs sooner elsewhere. Once for each such set of calls."""
-        running = self._caller.running
-        since = self._caller.running_since()
-        if len(since) < self._concurrency or not since or now - max(since) < SLOW_CALL_S:
+        # With its start, since a later call may get the identity of one that has ended.
+        calls = {(members[0].started_at, id(members)) for members in list(self._caller.running.values())}
+        if not calls or len(calls) < self._concurrency or now - max(calls)[0] < SLOW_CALL_S:
             return
-        calls = {id(members) for members in list(running.values())}
-        if calls & self._gave_back:
+        if calls <= self._gave_back:
             return
         self._gave_back = calls
         for member in self._inbox.withdraw_surplus():
