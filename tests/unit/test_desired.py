@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from headgate.config import BackendConfig, ReplicaOptions
-from headgate.core.desired import Copy, State, apply, concurrency_of, routing_table
+from headgate.core.desired import State, apply, concurrency_of, routing_table
 from headgate.core.messages import (
     CreateBackend,
     CreateEndpoint,
@@ -212,8 +212,8 @@ def test_concurrency_defaults_to_100_for_async_handlers_and_to_1_for_others(defi
 
 
 def test_a_table_has_the_ready_replicas_and_how_many_are_on_their_way():
-    copies = [Copy("r1", "v1", "/r1", "t1"), Copy("r2", "v1", "/r2", "t2")]
-    table = routing_table(TWO, copies, coming={"v2": 3}, base=RoutingTable(version=7, debug=True))
+    ready = {"v1": [ReplicaEntry("r1", "/r1", "t1"), ReplicaEntry("r2", "/r2", "t2")]}
+    table = routing_table(TWO, ready, coming={"v2": 3}, base=RoutingTable(version=7, debug=True))
     assert (table.version, table.debug) == (7, True)
     assert table.backends["v1"].replicas == (ReplicaEntry("r1", "/r1", "t1"), ReplicaEntry("r2", "/r2", "t2"))
     assert (table.backends["v1"].starting, table.backends["v2"].starting) == (0, 3)

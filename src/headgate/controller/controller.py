@@ -27,7 +27,7 @@ from headgate.controller.store import Pending, Store
 from headgate.controller.tasks import Changes, Tasks
 from headgate.core import desired, reconcile
 from headgate.core import replica_life as life
-from headgate.core.desired import Copy, State
+from headgate.core.desired import State
 from headgate.core.messages import (
     BrokenReplica,
     CompareInit,
@@ -40,6 +40,7 @@ from headgate.core.messages import (
     Measure,
     Measurement,
     Message,
+    ReplicaEntry,
     RoutingTable,
     Shutdown,
     UpdateBackend,
@@ -108,7 +109,6 @@ class Controller:
             max_inflight_bytes=settings.max_inflight_bytes,
             num_ingresses=settings.num_ingresses,
             debug=settings.debug,
-            http_urls=http_urls,
         )
 
     async def run(self) -> None:
@@ -265,16 +265,16 @@ class Controller:
         """Push the table if it has changed, but not to the processes in `spare`; returns the version to wait for."""
         if not self._adopted.is_set():
             return -1
-        copies: list[Copy] = []
+        ready: dict[str, list[ReplicaEntry]] = {}
         coming = self._rollouts.coming()
         for replica in self._fleet.all():
             if not replica.shown:
                 continue
             if replica.state == life.READY:
-                copies.append(Copy(replica.id, replica.tag, replica.address, replica.spec.token))
+                ready.setdefault(replica.tag, []).append(ReplicaEntry(replica.id, replica.address, replica.spec.token))
             elif replica.state == life.STARTING:
                 coming[replica.tag] = coming.get(replica.tag, 0) + 1
-        table = desired.routing_table(self._state, copies, coming=coming, base=msgspec.structs.replace(self._base, closing=self._closing))
+        table = desired.routing_table(self._state, ready, coming=coming, base=msgspec.structs.replace(self._base, closing=self._closing))
         return self._routers.publish(table, self._epoch, spare=spare)
 
     async def _start_alone(self, replica: Replica) -> None:

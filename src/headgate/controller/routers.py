@@ -174,9 +174,6 @@ class Routers:
         """Whether a router has something left of what is no longer in the table."""
         return any(follower.idle.except_endpoints or follower.idle.except_backends for follower in self._followers.values())
 
-    def __len__(self) -> int:
-        return len(self._followers)
-
     def _ingresses_follow(self, version: int) -> bool:
         following = {follower.connection.hello.id for follower in self._followers.values() if follower.applied >= version}
         return self.ingresses <= following

@@ -69,15 +69,6 @@ class State(msgspec.Struct, frozen=True):
     next_generation: int = 1
 
 
-class Copy(msgspec.Struct, frozen=True):
-    """A ready replica, as routers are told of it."""
-
-    id: str
-    backend: str
-    address: str
-    token: str
-
-
 StateVerb = (
     CreateBackend | UpdateBackend | DeleteBackend | UpdateBackendConfig | CreateEndpoint | DeleteEndpoint | SetTraffic | ShadowTraffic
 )
@@ -282,16 +273,13 @@ def _check_fit(tag: str, definition: Definition, config: BackendConfig) -> None:
 
 
 def routing_table(
-    state: State,
-    copies: Iterable[Copy],
-    *,
-    coming: Mapping[str, int],
-    base: RoutingTable,
+    state: State, ready: Mapping[str, Iterable[ReplicaEntry]], *, coming: Mapping[str, int], base: RoutingTable
 ) -> RoutingTable:
-    """What routers follow: `base` has what does not depend on the state; `coming` counts replicas on their way, by backend."""
-    ready: dict[str, list[ReplicaEntry]] = {}
-    for copy in copies:
-        ready.setdefault(copy.backend, []).append(ReplicaEntry(copy.id, copy.address, copy.token))
+    """What routers follow.
+
+    `base` has what does not depend on the state; by backend, `ready` are the replicas that take calls, and `coming` is how
+    many are on their way.
+    """
     backends = {tag: _backend_entry(backend, tuple(ready.get(tag, ())), coming.get(tag, 0)) for tag, backend in state.backends.items()}
     endpoints = {
         name: EndpointEntry(name, endpoint.route, endpoint.methods, endpoint.weights, endpoint.shadows)
@@ -316,5 +304,4 @@ def _backend_entry(backend: Backend, replicas: tuple[ReplicaEntry, ...], startin
         methods=tuple(methods),
         replicas=replicas,
         starting=starting,
-        wanted=config.num_replicas,
     )

@@ -86,7 +86,6 @@ class BackendEntry(msgspec.Struct, frozen=True):
     methods: tuple[str, ...]  # that Python callers may name; "" is the call itself
     replicas: tuple[ReplicaEntry, ...]
     starting: int  # replicas on their way, so that requests may wait for them
-    wanted: int = 1
 
 
 class EndpointEntry(msgspec.Struct, frozen=True):
@@ -110,7 +109,6 @@ class RoutingTable(msgspec.Struct, frozen=True, tag="table"):
     num_ingresses: int = 1
     debug: bool = False
     closing: bool = False  # shutting down: everything new is refused
-    http_urls: tuple[str, ...] = ()
 
 
 # Verbs. Those that change something can be repeated under the same id, and are applied once.

@@ -45,20 +45,20 @@ def reconcile(wanted: Mapping[str, Wanted], actual: Iterable[Actual], paused: Co
     """
     live: dict[str, list[Actual]] = {}
     drain: list[str] = []
-    for copy in actual:
-        if copy.state not in (STARTING, READY):
+    for replica in actual:
+        if replica.state not in (STARTING, READY):
             continue
-        target = wanted.get(copy.backend)
-        if target is None or target.generation != copy.generation:
-            drain.append(copy.id)
+        target = wanted.get(replica.backend)
+        if target is None or target.generation != replica.generation:
+            drain.append(replica.id)
         else:
-            live.setdefault(copy.backend, []).append(copy)
+            live.setdefault(replica.backend, []).append(replica)
     start: dict[str, int] = {}
     for tag, target in wanted.items():
-        copies = sorted(live.get(tag, ()), key=lambda copy: (copy.state == STARTING, copy.number))
-        drain += [copy.id for copy in copies[target.count :]]
-        if len(copies) < target.count and tag not in paused:
-            start[tag] = target.count - len(copies)
+        replicas = sorted(live.get(tag, ()), key=lambda replica: (replica.state == STARTING, replica.number))
+        drain += [replica.id for replica in replicas[target.count :]]
+        if len(replicas) < target.count and tag not in paused:
+            start[tag] = target.count - len(replicas)
     return Actions(start, tuple(drain))
 
 

@@ -66,7 +66,7 @@ class BackOff(msgspec.Struct, frozen=True):
     def died(self, state: str, now: float) -> BackOff:
         """A replica in `state` died early.
 
-        Copies that die together count once. The first that was ready is replaced at once; what fails in construction, or
+        Replicas that die together count once. The first that was ready is replaced at once; what fails in construction, or
         again, waits longer and longer.
         """
         together = now < self.until or (state != STARTING and now - self.counted_at < _TOGETHER_S)

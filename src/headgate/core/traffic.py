@@ -26,32 +26,26 @@ _NO_SHADOWS: Mapping[str, float] = {}
 class TrafficPolicy:
     """The weights of the backends behind one endpoint, and its shadows. Never changes: a new policy is a new object."""
 
-    __slots__ = ("_bounds", "_hashers", "_shadows", "_single", "_tags", "_weights", "shadow_tags", "tags")
+    __slots__ = ("_bounds", "_hashers", "_shadows", "_weights", "only", "tags")
 
     tags: tuple[str, ...]
     """The backends that may be chosen (weight above 0), sorted."""
-    shadow_tags: tuple[str, ...]
-    """The backends that get copies, sorted."""
+    only: str | None
+    """The backend that gets every request, where there is just one."""
 
     def __init__(self, endpoint: str, weights: Mapping[str, float], shadows: Mapping[str, float] = _NO_SHADOWS) -> None:
         self.tags = tuple(sorted(tag for tag, weight in weights.items() if weight > 0))
-        self.shadow_tags = tuple(sorted(tag for tag, proportion in shadows.items() if proportion > 0))
         self._weights = [float(weights[tag]) for tag in self.tags]
-        self._shadows = [(tag, float(shadows[tag])) for tag in self.shadow_tags]
-        self._single = self.tags[0] if len(self.tags) == 1 else None
+        self._shadows = sorted((tag, float(proportion)) for tag, proportion in shadows.items() if proportion > 0)
+        self.only = self.tags[0] if len(self.tags) == 1 else None
         # Draws are scaled to the sum: it may be off 1 by the tolerance.
         self._bounds = list(itertools.accumulate(self._weights))
         self._hashers = [blake2b(f"{endpoint}\0{tag}\0".encode()) for tag in self.tags]
 
-    @property
-    def empty(self) -> bool:
-        """Whether no backend may be chosen: the endpoint has no traffic."""
-        return not self.tags
-
     def choose(self, draw: float, shard_key: str | None) -> str | None:
         """The backend of one request; None without traffic. `draw`, uniform in [0, 1), counts only without a key."""
-        if self._single is not None or not self.tags:
-            return self._single
+        if self.only is not None or not self.tags:
+            return self.only
         if shard_key is not None:
             return self._choose_by_key(shard_key)
         index = bisect.bisect_right(self._bounds, draw * self._bounds[-1])
@@ -105,17 +99,6 @@ def check_proportion(proportion: object) -> float:
     if not 0 <= checked <= 1:
         raise InvalidValueError(f"shadow traffic: the proportion must be from 0 to 1, got {proportion!r}")
     return checked
-
-
-def check_shard_key(key: object) -> str:
-    """Check a shard key given in Python: a string that UTF-8 can encode; `InvalidTypeError` or `InvalidValueError` otherwise."""
-    if not isinstance(key, str):
-        raise InvalidTypeError(f"a shard key is a string, got {type(key).__name__}: {key!r}")
-    try:
-        key.encode()
-    except UnicodeEncodeError:
-        raise InvalidValueError(f"the shard key {key!r} can't be encoded as UTF-8; it has half of a surrogate pair") from None
-    return key
 
 
 def _number(value: object, what: str) -> float:

@@ -31,7 +31,6 @@ LAST_KIND: Final = GIVE_BACK
 # Flags.
 FROM_HTTP: Final = 1  # on CALL: an HTTP request, which is answered with header lines and a body
 FIRST: Final = 2  # on CHUNK: the first of its stream
-SHADOW: Final = 4  # on CALL: a copy whose answer nobody reads
 DROPPED: Final = 8  # on GIVE_BACK: it was cancelled or too late, so it must not be sent elsewhere
 RAN: Final = 16  # on FAIL: user code was entered
 

@@ -35,9 +35,9 @@ class ControlLink:
     """One process's connection with the controller; reconnects until closed; verbs are re-sent under the same id.
 
     `path` is the controller's Unix socket; `hello` is asked for at each connection, so that it can tell the state of
-    then. `on_message` gets everything but answers to verbs and welcomes; `on_lost` is called whenever a connection has
-    ended; `on_gone` when the controller has been out of reach for 10 s, and, with True, when the instance has ended for good:
-    its folder is gone, or another instance of its name has taken its place. All run on the loop.
+    then. `on_message` gets everything but answers to verbs and welcomes. `on_gone` is called when the controller has been
+    out of reach for 10 s, and, with True, when the instance has ended for good: its folder is gone, or another instance of
+    its name has taken its place. All run on the loop.
     """
 
     def __init__(
@@ -45,7 +45,6 @@ class ControlLink:
         path: str,
         hello: Callable[[], Hello],
         on_message: Callable[[Message], None],
-        on_lost: Callable[[], None] | None = None,
         *,
         on_gone: Callable[[bool], None] | None = None,
         gone_after_s: float = GONE_AFTER_S,
@@ -53,7 +52,6 @@ class ControlLink:
         self._path = path
         self._hello = hello
         self._on_message = on_message
-        self._on_lost = on_lost
         self._on_gone = on_gone
         self._gone_after_s = gone_after_s
         self._transport: asyncio.WriteTransport | None = None
@@ -140,8 +138,6 @@ class ControlLink:
                     connection.end()
                 if self._welcome is not None:
                     delay_s, lost_at, self._welcome = FIRST_DELAY_S, self._loop.time(), None
-                if self._on_lost is not None:
-                    self._on_lost()
             ended = ended or connection.stranger or not os.path.exists(os.path.dirname(self._path))
             if ended or self._loop.time() - lost_at > self._gone_after_s:
                 self._gone = True

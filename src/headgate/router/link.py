@@ -141,8 +141,6 @@ class Link(asyncio.BufferedProtocol):
         else:
             meta = _meta_encoder.encode(wire.CallMeta(call.endpoint, call.request_id, call.method, call.positional, call.keywords, _NO_RAW))
             flags = 0
-        if call.shadow:
-            flags |= wire.SHADOW
         left = call.deadline - now
         millis = int(left * 1000) + 1 if left < 4_000_000 else wire.NO_LIMIT
         micros = min(int((now - call.admitted_at) * 1e6), wire.MAX_MICROS)
@@ -279,15 +277,12 @@ class Link(asyncio.BufferedProtocol):
         self._transport = None
         if self.state == CLOSED:
             return
-        was_open = self.state == OPEN
         self.state = CLOSED
         started = [call for call in self.calls.values() if self._page[call.place]]
         rest = [call for call in self.calls.values() if not self._page[call.place]]
         self.calls.clear()
         self._backend.lost(self, started)
-        if not was_open and not rest:
-            self._settle(rest)
-        elif self._pid_fd < 0:
+        if self._pid_fd < 0:
             # Without a pidfd the closed socket is all the news there is.
             self._settle(rest)
         else:

@@ -36,8 +36,7 @@ class EndpointRoute:
         self.entry = entry
         self.policy = TrafficPolicy(entry.name, entry.weights, entry.shadows)
         self.has_shadows = bool(entry.shadows)
-        with_traffic = [tag for tag, weight in entry.weights.items() if weight > 0]
-        self.only = with_traffic[0] if len(with_traffic) == 1 else None
+        self.only = self.policy.only
 
 
 class BackendRoute:
