@@ -257,25 +257,40 @@ def test_async_calls_run_side_by_side_up_to_concurrency(tmp_path: Path) -> None:
     assert most == 7
 
 
-def test_sync_calls_run_in_as_many_threads_as_concurrency_and_follow_a_change(tmp_path: Path) -> None:
-    barrier = threading.Barrier(3, timeout=10)
-    main_threads: set[str] = set()
+def test_a_changed_concurrency_is_followed_at_once_while_calls_run(tmp_path: Path) -> None:
+    gates = [threading.Event() for _ in range(6)]
+    started: list[int] = []
 
-    def handler(meet: bool) -> None:
-        main_threads.add(threading.current_thread().name)
-        if meet:
-            barrier.wait()
+    def handler(number: int) -> None:
+        started.append(number)
+        gates[number].wait(10)
 
     async def scene() -> None:
         async with Rig(tmp_path, handler) as rig:
-            await rig.ask(False).done
-            rig.config = BackendConfig(concurrency=3)
-            replica = rig.replicas[0]
-            replica.io_loop.call_soon_threadsafe(replica.runner.configure, rig.config)
-            rig.apply()
-            calls = [rig.ask(True) for _ in range(3)]
+
+            def follow(concurrency: int) -> None:
+                rig.config = BackendConfig(concurrency=concurrency)
+                replica = rig.replicas[0]
+                replica.io_loop.call_soon_threadsafe(replica.runner.configure, rig.config)
+                rig.apply()
+
+            calls = [rig.ask(0)]
+            await until(lambda: started == [0])
+            follow(3)
+            calls += [rig.ask(number) for number in (1, 2, 3, 4, 5)]
+            await until(lambda: sorted(started) == [0, 1, 2])
+            follow(1)
+            gates[1].set()
+            gates[2].set()
+            await asyncio.gather(calls[1].done, calls[2].done)
+            gates[0].set()
+            await calls[0].done
+            await until(lambda: len(started) == 4)
+            assert sorted(started) == [0, 1, 2, 3]  # one at a time again
+            for gate in gates:
+                gate.set()
             await asyncio.gather(*(call.done for call in calls))
-            assert [call.info for call in calls] == [None] * 3
+            assert [call.info for call in calls] == [None] * 6
 
     play(scene)
 

@@ -51,13 +51,14 @@ class Inbox:
             if self._sleeping:
                 self._changed.notify(len(members))
 
-    def add_to_batches(self, member: Member, group: object) -> None:
-        """Add a request that may share a call with others of its group."""
+    def add_to_batches(self, members: list[tuple[Member, object]]) -> None:
+        """Add requests that may share a call with others of their group; together, so that none leaves without the rest."""
         with self._lock:
             self._batched = True
-            self._batches.add(member, group, member.admitted_at)
+            for member, group in members:
+                self._batches.add(member, group, member.admitted_at)
             if self._sleeping:
-                self._changed.notify()
+                self._changed.notify(len(members))
 
     def withdraw(self, member: Member) -> bool:
         """Take a request out again; False where it has been taken to run already."""

@@ -1,8 +1,8 @@
 """Which thread calls user code, and how many calls run at once?
 
-Synchronous code runs in the main thread, or in a pool of `concurrency` threads where that is above 1; a class with an async
-method runs all its methods on one event loop in the main thread. The I/O thread hands requests over by `submit`, and looks
-after what runs by `tick`: answers that wait too long to be written, and requests stuck behind a slow call.
+Synchronous code runs in the main thread, and where `concurrency` is above 1 in as many threads, the main one among them; a
+class with an async method runs all its methods on one event loop in the main thread. The I/O thread hands requests over by
+`submit`, and looks after what runs by `tick`: answers that wait too long to be written, and requests stuck behind a slow call.
 """
 
 from __future__ import annotations
@@ -65,6 +65,9 @@ class Runner:
         self.unhealthy = ""
         self.config = config
         self._concurrency = concurrency_of(definition, config)
+        self._slots = threading.Lock()  # over the number of slots, and which of them have a thread
+        self._open: set[int] = set()
+        self._pool: list[threading.Thread] = []
 
     # The I/O thread.
 
@@ -73,6 +76,7 @@ class Runner:
         caller = self._caller
         if caller.has_batches:
             plain: list[Member] = []
+            grouped: list[tuple[Member, object]] = []
             for member in members:
                 group = caller.group_of(member)
                 if group is None:
@@ -81,7 +85,9 @@ class Runner:
                     member.link.fail(member, group, None)
                     member.link.outbox.flush()
                 else:
-                    self._inbox.add_to_batches(member, group)
+                    grouped.append((member, group))
+            if grouped:
+                self._inbox.add_to_batches(grouped)
             if plain:
                 self._inbox.add(plain)
         else:
@@ -112,7 +118,10 @@ class Runner:
         self._inbox.configure(config.max_batch_size, config.batch_wait_timeout)
         concurrency = concurrency_of(self._definition, config)
         if concurrency != self._concurrency:
-            self._concurrency = concurrency
+            with self._slots:
+                self._concurrency = concurrency
+                if self._loop is None:
+                    self._open_slots()
             self._inbox.change_shape()
         if self._loop is not None:
             self._wake_loop()
@@ -184,25 +193,36 @@ class Runner:
 
     def run(self) -> None:
         """Call user code until `stop`. For async code `run_async` stands in for this."""
-        while not self._stopping:
-            shape, threads = self._inbox.shape, self._concurrency
-            if threads == 1:
-                self._work(shape, 0)
-                continue
-            pool = [threading.Thread(target=self._work, args=(shape, slot), name=f"headgate user code {slot}") for slot in range(threads)]
-            for thread in pool:
-                thread.start()
-            for thread in pool:
-                thread.join()
+        with self._slots:
+            self._open_slots()
+        self._work(0)
+        for thread in self._pool:
+            thread.join()
 
-    def _work(self, shape: int, slot: int) -> None:
+    def _open_slots(self) -> None:
+        """Start a thread for each slot that has none: the main thread is slot 0, the others come and go with `concurrency`."""
+        self._pool = [thread for thread in self._pool if thread.is_alive()]
+        for slot in range(1, self._concurrency):
+            if slot not in self._open:
+                self._open.add(slot)
+                thread = threading.Thread(target=self._work, args=(slot,), name=f"headgate user code {slot}")
+                self._pool.append(thread)
+                thread.start()
+
+    def _work(self, slot: int) -> None:
         """One slot: take what is next, run it, and see that answers leave in time."""
         inbox, call, links = self._inbox, self._caller.call, self.links
+        shape = inbox.shape
         while True:
             members = inbox.wait(shape)
             if members is None:
                 links.flush()
-                return
+                shape = inbox.shape
+                with self._slots:
+                    if self._stopping or (slot and slot >= self._concurrency):
+                        self._open.discard(slot)
+                        return
+                continue
             if not members:
                 links.flush()
                 self._check_health()
