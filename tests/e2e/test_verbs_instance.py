@@ -652,15 +652,30 @@ from headgate import serve
 def waits(request=None):
     print("running", flush=True)
     time.sleep(60)
-with serve.init("theirs", http_port=0):
+def work():
     serve.create_backend("b", waits)
     serve.create_endpoint("e", backend="b")
     serve.get_handle("e").remote().result()
 """
+IN_A_BLOCK = (
+    INTERRUPTED_TWICE
+    + """
+with serve.init("theirs", http_port=0):
+    work()
+"""
+)
+WITHOUT_A_BLOCK = (
+    INTERRUPTED_TWICE
+    + """
+serve.init("theirs", http_port=0)
+work()
+"""
+)
 
 
-def test_a_second_ctrl_c_does_not_wait_for_what_runs(script: Callable[[str], Script], capfd: pytest.CaptureFixture[str]) -> None:
-    running = script(INTERRUPTED_TWICE)
+@pytest.mark.parametrize("code", [IN_A_BLOCK, WITHOUT_A_BLOCK], ids=["in a block", "without a block"])
+def test_a_second_ctrl_c_does_not_wait_for_what_runs(code: str, script: Callable[[str], Script], capfd: pytest.CaptureFixture[str]) -> None:
+    running = script(code)
     said = ""
 
     def told() -> bool:
@@ -674,6 +689,7 @@ def test_a_second_ctrl_c_does_not_wait_for_what_runs(script: Callable[[str], Scr
     running.process.send_signal(signal.SIGINT)
     running.process.wait(5)
     assert running.process.returncode == -signal.SIGINT
+    assert "Exception ignored" not in capfd.readouterr().err
     wait_until(lambda: not processes(), 2)
 
 
