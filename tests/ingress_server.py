@@ -14,7 +14,8 @@ from typing import NamedTuple, Self, TypeVar
 import uvloop
 
 from headgate.core import wire
-from headgate.core.messages import BackendEntry, Counters, EndpointEntry, Measurement, ReplicaEntry, RequestCount, RoutingTable
+from headgate.core.messages import BackendEntry, EndpointEntry, ReplicaEntry, RoutingTable
+from headgate.core.reports import Counters, Measurement, RequestCount
 from headgate.errors import ErrorInfo
 from headgate.ingress.http1 import Connection
 from headgate.ingress.main import tls_context

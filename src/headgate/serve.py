@@ -33,7 +33,8 @@ from headgate.errors import ConfigError, InReplicaError, InvalidTypeError, Inval
 from headgate.router import whereabouts
 
 if TYPE_CHECKING:
-    from headgate.core.messages import BackendInfo, Description, EndpointInfo, Measurement, Verb
+    from headgate.core.messages import Verb
+    from headgate.core.reports import BackendInfo, Description, EndpointInfo, Measurement
     from headgate.core.specs import InstanceSettings
     from headgate.replica.definition import accept_batch
     from headgate.replica.request import Request
@@ -252,7 +253,8 @@ class Instance:
         """The whole instance at one moment: backends, endpoints, processes, resources, and whether it is ready."""
         import msgspec
 
-        from headgate.core.messages import Describe, Description
+        from headgate.core.messages import Describe
+        from headgate.core.reports import Description
 
         return msgspec.msgpack.decode(self._verb(Describe()), type=Description)
 
@@ -260,7 +262,8 @@ class Instance:
         """What all routers have counted since they started, added up: requests by endpoint, backend and status, and queues."""
         import msgspec
 
-        from headgate.core.messages import Measure, Measurement
+        from headgate.core.messages import Measure
+        from headgate.core.reports import Measurement
 
         return msgspec.msgpack.decode(self._verb(Measure()), type=Measurement)
 

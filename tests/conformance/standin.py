@@ -20,7 +20,8 @@ from pathlib import Path
 
 from headgate.config import BackendConfig, ReplicaOptions
 from headgate.core import messages
-from headgate.core.messages import PROTOCOL, Definition, Drain, Hello, Message, Ping, Pong, ReplicaFailed, ReplicaReady
+from headgate.core.messages import PROTOCOL, Drain, Hello, Message, Ping, Pong, ReplicaFailed, ReplicaReady
+from headgate.core.specs import Definition
 from headgate.engines.base import IngressSpec, InstanceSettings, ReplicaSpec
 from headgate.engines.local import boot
 from headgate.engines.local.engine import LocalEngine

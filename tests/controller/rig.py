@@ -19,16 +19,12 @@ from headgate.core.messages import (
     Applied,
     Count,
     Counted,
-    Counters,
     CreateBackend,
     CreateEndpoint,
-    Definition,
     Describe,
-    Description,
     Hello,
     Idle,
     Message,
-    MethodInfo,
     Pong,
     RoutingTable,
     Shutdown,
@@ -36,6 +32,8 @@ from headgate.core.messages import (
     VerbCall,
     VerbDone,
 )
+from headgate.core.reports import Counters, Description
+from headgate.core.specs import Definition, MethodInfo
 from headgate.engines.base import IngressSpec, InstanceSettings, ReplicaSpec, Running
 from headgate.errors import rebuild
 from headgate.router.control import ControlLink

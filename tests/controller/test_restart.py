@@ -15,7 +15,6 @@ from headgate.core.messages import (
     Configure,
     CreateEndpoint,
     DeleteBackend,
-    Description,
     SetTraffic,
     ShadowTraffic,
     UpdateBackend,
@@ -23,6 +22,7 @@ from headgate.core.messages import (
     Verb,
     VerbDone,
 )
+from headgate.core.reports import Description
 from headgate.errors import AlreadyExistsError, ReplicaStartError
 from tests.controller.rig import PATIENCE_S, Engine, Rig, create, definition, play, until
 

@@ -12,21 +12,18 @@ from headgate.config import ReplicaOptions
 from headgate.core.messages import (
     CompareInit,
     Configure,
-    Counters,
     CreateBackend,
     CreateEndpoint,
     DeleteBackend,
     DeleteEndpoint,
     Measure,
-    Measurement,
-    MethodInfo,
-    QueueDepth,
-    RequestCount,
     SetTraffic,
     ShadowTraffic,
     UpdateBackend,
     UpdateBackendConfig,
 )
+from headgate.core.reports import Counters, Measurement, QueueDepth, RequestCount
+from headgate.core.specs import MethodInfo
 from headgate.errors import (
     AlreadyExistsError,
     ConfigError,

@@ -17,7 +17,8 @@ import uvloop
 from headgate.config import BackendConfig
 from headgate.core import wire
 from headgate.core.desired import concurrency_of
-from headgate.core.messages import BackendEntry, Definition, EndpointEntry, Message, MethodInfo, Parameter, ReplicaEntry, RoutingTable
+from headgate.core.messages import BackendEntry, EndpointEntry, Message, ReplicaEntry, RoutingTable
+from headgate.core.specs import Definition, MethodInfo, Parameter
 from headgate.errors import ErrorInfo
 from headgate.replica.calls import Caller
 from headgate.replica.links import Links

@@ -968,7 +968,7 @@ def test_too_many_connections_are_closed_at_once() -> None:
 
 
 def test_refusals_are_counted_for_the_metrics(server: IngressServer) -> None:
-    from headgate.core.messages import Counters, RequestCount
+    from headgate.core.reports import Counters, RequestCount
 
     with server.client() as client:
         client.ask(b"GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n")

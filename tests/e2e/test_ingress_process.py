@@ -17,8 +17,9 @@ from typing import TypeVar
 import msgspec
 import pytest
 
-from headgate.core import messages
-from headgate.core.messages import Applied, Count, Counted, Drain, Hello, Message, Ping, Pong, RequestCount, VerbCall, VerbDone, Welcome
+from headgate.core import messages, reports
+from headgate.core.messages import Applied, Count, Counted, Drain, Hello, Message, Ping, Pong, VerbCall, VerbDone, Welcome
+from headgate.core.reports import RequestCount
 from headgate.core.specs import IngressSpec
 from tests.ingress_server import CERTIFICATE, KEY, TABLE, Client
 from tests.support import wait_until
@@ -72,7 +73,7 @@ class Controller:
                         self.say(Welcome("test", (), ""))
                         self.say(TABLE)
                     elif isinstance(message, VerbCall):
-                        self.say(VerbDone(message.id, msgspec.msgpack.encode(messages.Measurement(messages.Counters(), {}, {}, 7))))
+                        self.say(VerbDone(message.id, msgspec.msgpack.encode(reports.Measurement(reports.Counters(), {}, {}, 7))))
         except OSError:  # closed by the test
             return
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headgate.core.binding import Binder, gather
-from headgate.core.messages import Parameter
+from headgate.core.specs import Parameter
 
 KINDS = ("POSITIONAL_ONLY", "POSITIONAL_OR_KEYWORD", "VAR_POSITIONAL", "KEYWORD_ONLY", "VAR_KEYWORD")
 NAMES = ("a", "b", "c", "d", "e", "f")

@@ -10,17 +10,8 @@ from hypothesis import strategies as st
 
 from headgate.config import BackendConfig, ReplicaOptions
 from headgate.core.desired import State, apply
-from headgate.core.messages import (
-    CreateBackend,
-    CreateEndpoint,
-    Definition,
-    DeleteBackend,
-    DeleteEndpoint,
-    MethodInfo,
-    SetTraffic,
-    ShadowTraffic,
-    UpdateBackend,
-)
+from headgate.core.messages import CreateBackend, CreateEndpoint, DeleteBackend, DeleteEndpoint, SetTraffic, ShadowTraffic, UpdateBackend
+from headgate.core.specs import Definition, MethodInfo
 from headgate.errors import HeadgateError
 
 TAGS = st.sampled_from(["v1", "v2", "v3"])

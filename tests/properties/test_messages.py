@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from headgate.config import BackendConfig, ReplicaOptions
 from headgate.core import messages as m
+from headgate.core.reports import Counters, QueueDepth, RequestCount
+from headgate.core.specs import Definition, MethodInfo, Parameter
 from headgate.errors import ErrorInfo, WireError
 
-DEFINITION = m.Definition(b"\x80pickle", "class", "Größe", {"": m.MethodInfo("", parameters=(m.Parameter("x", "VAR_KEYWORD", False),))})
+DEFINITION = Definition(b"\x80pickle", "class", "Größe", {"": MethodInfo("", parameters=(Parameter("x", "VAR_KEYWORD", False),))})
 BACKEND = m.BackendEntry("b", 1, 2, True, 0.0, None, 1000, None, False, ("m",), ("", "m"), (m.ReplicaEntry("r", "/s", "t"),), 0)
 VERBS: list[m.Verb] = [
     m.CreateBackend("b", DEFINITION, BackendConfig(concurrency=3), ReplicaOptions(resources={"tpu": 0.1})),
@@ -40,7 +42,7 @@ SAMPLES: list[m.Message] = [
     m.ReplicaReady("/tmp/r.sock"),
     m.ReplicaFailed(ErrorInfo("ReplicaStartError", "raised", "Traceback …", pickled=b"\0")),
     m.Pong(1, 0.5, 7, "no"),
-    m.Counted(1, m.Counters((m.RequestCount("e", "b", 200, 5, 0.1),), (m.QueueDepth("b", 1, 2),))),
+    m.Counted(1, Counters((RequestCount("e", "b", 200, 5, 0.1),), (QueueDepth("b", 1, 2),))),
     m.BrokenReplica("r1", "garbage"),
     m.Welcome("default", ("http://127.0.0.1:8000",), "/tmp/x"),
     m.VerbDone("id", b"\xc0", None, ("slow",)),

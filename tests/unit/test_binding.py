@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from headgate.core.binding import PLACEHOLDER, Binder
-from headgate.core.messages import Parameter
+from headgate.core.specs import Parameter
 
 
 def binder_of(function: Callable[..., Any]) -> Binder:

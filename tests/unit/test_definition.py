@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from headgate.core.messages import Definition, MethodInfo, Parameter
+from headgate.core.specs import Definition, MethodInfo, Parameter
 from headgate.errors import InvalidTypeError, InvalidValueError
 from headgate.replica.definition import accept_batch, construct, describe, http_warnings, load
 
@@ -308,7 +308,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 OPEN = """
 import logging, sys
 import msgspec
-from headgate.core.messages import Definition
+from headgate.core.specs import Definition
 from headgate.replica.definition import construct, load
 
 logging.basicConfig()

@@ -11,10 +11,8 @@ from headgate.core.desired import State, apply, concurrency_of, routing_table
 from headgate.core.messages import (
     CreateBackend,
     CreateEndpoint,
-    Definition,
     DeleteBackend,
     DeleteEndpoint,
-    MethodInfo,
     ReplicaEntry,
     RoutingTable,
     SetTraffic,
@@ -22,6 +20,7 @@ from headgate.core.messages import (
     UpdateBackend,
     UpdateBackendConfig,
 )
+from headgate.core.specs import Definition, MethodInfo
 from headgate.errors import AlreadyExistsError, ConfigError, InUseError, InvalidValueError, NotFoundError
 
 

@@ -7,7 +7,8 @@ import json
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from headgate.core.messages import Counters, EndpointEntry, Measurement, QueueDepth, RequestCount, RoutingTable
+from headgate.core.messages import EndpointEntry, RoutingTable
+from headgate.core.reports import Counters, Measurement, QueueDepth, RequestCount
 from headgate.errors import ErrorInfo
 from headgate.ingress import pages
 from headgate.ingress.problems import Refusal, from_error

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from headgate.config import BackendConfig, ReplicaOptions
-from headgate.core.messages import Definition
+from headgate.core.specs import Definition
 from headgate.engines.base import ReplicaSpec
 from headgate.engines.local import machine, surroundings
 

@@ -35,10 +35,8 @@ from headgate.core.messages import (
     DeleteBackend,
     DeleteEndpoint,
     Describe,
-    Description,
     Hello,
     Measure,
-    Measurement,
     Message,
     ReplicaEntry,
     RoutingTable,
@@ -52,6 +50,7 @@ from headgate.core.messages import (
 )
 from headgate.core.reconcile import Wanted
 from headgate.core.replica_life import BackOff
+from headgate.core.reports import Description, Measurement
 from headgate.engines.base import Ended, Engine, InstanceSettings, ReplicaSpec, Running
 from headgate.errors import HeadgateError, InstanceStartError, InsufficientResourcesError, NotRunningError, describe
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from headgate.controller.fleet import Replica
 from headgate.core import replica_life as life
 from headgate.core.desired import Backend, State
-from headgate.core.messages import BackendInfo, Description, EndpointInfo, ProcessInfo, ReplicaStatus
+from headgate.core.reports import BackendInfo, Description, EndpointInfo, ProcessInfo, ReplicaStatus
 from headgate.engines.base import InstanceSettings, Running
 from headgate.errors import ConfigError
 

@@ -15,7 +15,8 @@ import msgspec
 from headgate.controller.server import Connection
 from headgate.controller.tasks import Changes
 from headgate.core import messages
-from headgate.core.messages import Applied, Count, Counted, Counters, Idle, Message, QueueDepth, RequestCount, RoutingTable
+from headgate.core.messages import Applied, Count, Counted, Idle, Message, RoutingTable
+from headgate.core.reports import Counters, QueueDepth, RequestCount
 
 log = logging.getLogger("headgate.controller")
 

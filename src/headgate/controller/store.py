@@ -16,7 +16,8 @@ import msgspec
 
 from headgate.config import BackendConfig, ReplicaOptions
 from headgate.core.desired import Backend, Endpoint, State
-from headgate.core.messages import Definition, VerbDone
+from headgate.core.messages import VerbDone
+from headgate.core.specs import Definition
 from headgate.errors import HeadgateError, InstanceStartError
 
 FORMAT = 1

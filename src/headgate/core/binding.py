@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from headgate.core.messages import Parameter
+from headgate.core.specs import Parameter
 
 PLACEHOLDER: Final = -1
 """Stands for the argument that a call from Python gets in place of the request."""

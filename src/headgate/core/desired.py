@@ -17,7 +17,6 @@ from headgate.core.messages import (
     BackendEntry,
     CreateBackend,
     CreateEndpoint,
-    Definition,
     DeleteBackend,
     DeleteEndpoint,
     EndpointEntry,
@@ -28,6 +27,7 @@ from headgate.core.messages import (
     UpdateBackend,
     UpdateBackendConfig,
 )
+from headgate.core.specs import Definition
 from headgate.errors import AlreadyExistsError, ConfigError, InUseError, InvalidValueError, NotFoundError
 
 HTTP_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")

@@ -12,51 +12,13 @@ from typing import Any, Final
 import msgspec
 
 from headgate.config import BackendConfig, ReplicaOptions
+from headgate.core.reports import Counters
+from headgate.core.specs import Definition
 from headgate.errors import ErrorInfo, WireError
 
 PROTOCOL: Final = 1
 MAX_MESSAGE_BYTES: Final = 0xFFFFFFFF
 _LENGTH = struct.Struct(">I")
-
-
-# What a backend is.
-
-
-class Parameter(msgspec.Struct, frozen=True, array_like=True):
-    """One parameter of a handler; `kind` is the name of `inspect.Parameter`'s kind, such as POSITIONAL_ONLY."""
-
-    name: str
-    kind: str
-    has_default: bool
-
-
-class MethodInfo(msgspec.Struct, frozen=True, array_like=True):
-    """What the driver found out about one callable of a definition. `parameters` are without self."""
-
-    name: str  # "" for a function, and for __call__
-    is_async: bool = False  # coroutine function or async generator function
-    is_generator: bool = False  # generator or async generator function
-    is_batch: bool = False  # marked by accept_batch
-    parameters: tuple[Parameter, ...] = ()
-
-
-class Definition(msgspec.Struct, frozen=True):
-    """User code on its way to a replica, with what others have to know about it without opening it."""
-
-    payload: bytes  # cloudpickle of (func_or_class, init_args, init_kwargs)
-    kind: str  # "function" or "class"
-    name: str  # for people: the qualified name
-    methods: dict[str, MethodInfo] = {}  # by name; "" is the call itself
-    module: str = ""  # set where the code is imported by path …
-    source_hash: str = ""  # … with this SHA-256 of its file
-    sys_path: tuple[str, ...] = ()
-    cwd: str = ""
-    environ: dict[str, str] = {}
-
-    @property
-    def any_async(self) -> bool:
-        """Whether all methods run on one event loop."""
-        return any(method.is_async for method in self.methods.values())
 
 
 # What routers know.
@@ -191,94 +153,6 @@ Verb = (
     | CompareInit
     | Shutdown
 )
-
-
-# Results of verbs.
-
-
-class ReplicaStatus(msgspec.Struct, frozen=True):
-    """One replica: its life's state by the table in `core/replica_life.py`."""
-
-    id: str
-    state: str
-    pid: int | None = None
-    gpus: tuple[str, ...] = ()
-    since_s: float = 0.0
-
-
-class BackendInfo(msgspec.Struct, frozen=True):
-    """A backend: what was asked for (`config`, `options`), and what runs."""
-
-    tag: str
-    definition: str
-    config: BackendConfig
-    options: ReplicaOptions
-    state: str = "ready"  # ready, starting, updating, unhealthy
-    reason: str = ""  # why it is not ready, with the last traceback
-    replicas: tuple[ReplicaStatus, ...] = ()
-    methods: tuple[str, ...] = ()
-
-
-class EndpointInfo(msgspec.Struct, frozen=True):
-    """An endpoint: its route, HTTP methods, weights and shadows."""
-
-    name: str
-    route: str | None
-    methods: tuple[str, ...]
-    traffic: dict[str, float]
-    shadows: dict[str, float]
-
-
-class ProcessInfo(msgspec.Struct, frozen=True):
-    role: str
-    id: str
-    pid: int
-    rss_bytes: int = 0
-
-
-class Description(msgspec.Struct, frozen=True):
-    """The whole instance, at one moment."""
-
-    name: str
-    http_urls: tuple[str, ...]
-    backends: dict[str, BackendInfo]
-    endpoints: dict[str, EndpointInfo]
-    processes: tuple[ProcessInfo, ...]
-    resources: dict[str, float]  # what the engine has
-    free: dict[str, float]
-    ready: bool  # every backend with traffic has a ready replica
-
-
-class RequestCount(msgspec.Struct, frozen=True, array_like=True):
-    endpoint: str
-    backend: str
-    status: int
-    count: int
-    seconds: float  # total, from arrival to answer
-
-
-class QueueDepth(msgspec.Struct, frozen=True, array_like=True):
-    backend: str
-    queued: int
-    in_flight: int
-
-
-class Counters(msgspec.Struct, frozen=True):
-    """What one router counted since it started."""
-
-    requests: tuple[RequestCount, ...] = ()
-    queues: tuple[QueueDepth, ...] = ()
-    shadows_dropped: int = 0
-    retried: int = 0
-
-
-class Measurement(msgspec.Struct, frozen=True):
-    """The counters of all routers that answered, added up, also of those that have ended."""
-
-    counters: Counters
-    replica_starts: dict[str, int] = {}
-    replica_deaths: dict[str, int] = {}
-    routers: int = 0
 
 
 # What processes say to the controller.

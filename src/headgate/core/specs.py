@@ -1,11 +1,13 @@
-"""What is an instance, a replica, an ingress started from? The records that travel to their processes."""
+"""What is an instance, a replica, an ingress started from? The records that travel to their processes.
+
+User code travels as a `Definition`: only the replica opens it, so what others have to know stands beside it.
+"""
 
 from __future__ import annotations
 
 import msgspec
 
 from headgate.config import BackendConfig, ReplicaOptions
-from headgate.core.messages import Definition
 
 
 class InstanceSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +34,43 @@ class InstanceSettings(msgspec.Struct, frozen=True, kw_only=True):
     def control_path(self) -> str:
         """The Unix socket of the controller."""
         return f"{self.folder}/control.sock"
+
+
+class Parameter(msgspec.Struct, frozen=True, array_like=True):
+    """One parameter of a handler; `kind` is the name of `inspect.Parameter`'s kind, such as POSITIONAL_ONLY."""
+
+    name: str
+    kind: str
+    has_default: bool
+
+
+class MethodInfo(msgspec.Struct, frozen=True, array_like=True):
+    """What the driver found out about one callable of a definition. `parameters` are without self."""
+
+    name: str  # "" for a function, and for __call__
+    is_async: bool = False  # coroutine function or async generator function
+    is_generator: bool = False  # generator or async generator function
+    is_batch: bool = False  # marked by accept_batch
+    parameters: tuple[Parameter, ...] = ()
+
+
+class Definition(msgspec.Struct, frozen=True):
+    """User code on its way to a replica, with what others have to know about it without opening it."""
+
+    payload: bytes  # cloudpickle of (func_or_class, init_args, init_kwargs)
+    kind: str  # "function" or "class"
+    name: str  # for people: the qualified name
+    methods: dict[str, MethodInfo] = {}  # by name; "" is the call itself
+    module: str = ""  # set where the code is imported by path …
+    source_hash: str = ""  # … with this SHA-256 of its file
+    sys_path: tuple[str, ...] = ()
+    cwd: str = ""
+    environ: dict[str, str] = {}
+
+    @property
+    def any_async(self) -> bool:
+        """Whether all methods run on one event loop."""
+        return any(method.is_async for method in self.methods.values())
 
 
 class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,7 +16,8 @@ import ssl
 
 import msgspec
 
-from headgate.core.messages import PROTOCOL, Count, Counted, Drain, Hello, Measure, Measurement, Message, Ping, Pong, RoutingTable
+from headgate.core.messages import PROTOCOL, Count, Counted, Drain, Hello, Measure, Message, Ping, Pong, RoutingTable
+from headgate.core.reports import Measurement
 from headgate.core.specs import IngressSpec
 from headgate.errors import rebuild
 from headgate.ingress.http1 import Connection

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
-from headgate.core.messages import Measurement, RoutingTable
+from headgate.core.messages import RoutingTable
+from headgate.core.reports import Measurement
 from headgate.ingress.problems import Reply
 
 _JSON = b"content-type: application/json\r\n"

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from headgate.core.messages import Counters, Measurement, RequestCount, RoutingTable
+from headgate.core.messages import RoutingTable
+from headgate.core.reports import Counters, Measurement, RequestCount
 from headgate.ingress import pages
 from headgate.ingress.admission import Admission
 from headgate.ingress.problems import Refusal, Reply, phrase

@@ -16,7 +16,7 @@ from typing import Any
 from headgate.core import wire
 from headgate.core.binding import Binder, gather
 from headgate.core.bisection import Bisection
-from headgate.core.messages import Definition, MethodInfo
+from headgate.core.specs import Definition, MethodInfo
 from headgate.errors import (
     BatchResultError,
     EncodeError,

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from headgate.config import BackendConfig
 from headgate.core.binding import Binder
-from headgate.core.messages import Definition, MethodInfo, Parameter
+from headgate.core.specs import Definition, MethodInfo, Parameter
 from headgate.errors import InvalidTypeError, InvalidValueError
 from headgate.router import byvalue
 from headgate.router.payload import culprit

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from headgate.config import BackendConfig
 from headgate.core.desired import concurrency_of
-from headgate.core.messages import Definition
+from headgate.core.specs import Definition
 from headgate.errors import ErrorInfo
 from headgate.replica.calls import Caller
 from headgate.replica.inbox import Inbox

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from headgate.core import wire
 from headgate.core.deadlines import DeadlineWheel
-from headgate.core.messages import Applied, BackendEntry, Counters, Idle, Message, QueueDepth, RequestCount, RoutingTable
+from headgate.core.messages import Applied, BackendEntry, Idle, Message, RoutingTable
+from headgate.core.reports import Counters, QueueDepth, RequestCount
 from headgate.errors import ErrorInfo
 from headgate.router.call import OVER, SENT, WAITING, Call
 from headgate.router.link import page_paths
