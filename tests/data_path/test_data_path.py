@@ -581,6 +581,33 @@ def test_a_batch_fills_while_the_slot_is_busy(tmp_path: Path) -> None:
     play(scene)
 
 
+def test_batches_are_in_the_order_of_sending_unless_a_request_is_clearly_older(tmp_path: Path) -> None:
+    batches: list[list[int]] = []
+    let_go = threading.Event()
+
+    def handler(x: list[int]) -> list[int]:
+        batches.append(x)
+        if x == [0]:
+            let_go.wait(10)
+        return x
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, batch=True, max_batch_size=4) as rig:
+            calls = [rig.ask(0)]
+            await until(lambda: batches)
+            for number, older_s in ((1, 0.0), (2, 0.0002), (3, 0.0004), (4, 0.0001), (5, 0.0006), (6, 1.0)):
+                call = Asked((number,))
+                call.admitted_at -= older_s
+                rig.router.submit(call)
+                calls.append(call)
+            await until(lambda: len(rig.replicas[0].runner._inbox._batches) >= 4)
+            let_go.set()
+            await asyncio.gather(*(call.done for call in calls))
+
+    play(scene)
+    assert batches == [[0], [6, 1, 2, 3], [4, 5]]
+
+
 def test_one_bad_item_of_eight_fails_alone_where_it_is_returned(tmp_path: Path) -> None:
     def handler(x: list[int]) -> list[Any]:
         return [ValueError("bad") if value == 3 else value for value in x]

@@ -13,6 +13,9 @@ from collections import deque
 from headgate.core.batching import BatchQueue
 from headgate.replica.member import Member
 
+_SAME_AGE_S = 0.001
+"""Ages that differ by less than this don't say which request was first."""
+
 
 class Inbox:
     """The requests that were received and have not started."""
@@ -56,7 +59,7 @@ class Inbox:
         with self._lock:
             self._batched = True
             for member, group in members:
-                self._batches.add(member, group, member.admitted_at)
+                self._batches.add(member, group, _in_order(member))
             if self._sleeping:
                 self._changed.notify(len(members))
 
@@ -132,3 +135,17 @@ class Inbox:
         with self._lock:
             self._shape += 1
             self._changed.notify_all()
+
+
+def _in_order(member: Member) -> float:
+    """When a request was admitted; or when the one before it on its link was, where it seems to be only a little older.
+
+    Each age is measured when its request is sent, and counts from when all of them arrive, so it is off by a moment.
+    """
+    link, admitted_at = member.link, member.admitted_at
+    ahead_s = link.newest_at - admitted_at
+    if ahead_s < 0:
+        link.newest_at = admitted_at
+    elif ahead_s < _SAME_AGE_S:
+        return link.newest_at
+    return admitted_at

@@ -34,6 +34,8 @@ class ReplicaLink(asyncio.BufferedProtocol):
         self.members: dict[int, Member] = {}
         """What this router has here and was not answered yet, by number."""
         self.page: mmap.mmap | bytearray = bytearray(wire.PLACES)
+        self.newest_at = 0.0
+        """When the youngest request for a batch handler was admitted of those that came over this link."""
         self._links = links
         self._decoder = wire.Decoder(_FIRST_BODY_BYTES)  # until the token has been seen
         self._welcomed = False
