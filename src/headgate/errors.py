@@ -286,12 +286,13 @@ _CALLS_USER_CODE: Final = ("_invoke", "construct")
 
 
 def format_traceback(error: BaseException) -> str:
-    """The traceback as text, without the frames of Headgate that called user code."""
+    """The traceback as text, without the frames of Headgate that called user code; empty where no others are left."""
     frames = error.__traceback__
     while frames is not None and "/headgate/replica/" in frames.tb_frame.f_code.co_filename:
-        # The last frame tells where Headgate itself failed, unless the arguments of the call to user code didn't fit.
-        misfit = isinstance(error, TypeError) and frames.tb_frame.f_code.co_name in _CALLS_USER_CODE
-        if frames.tb_next is None and not misfit:
+        if frames.tb_next is None:
+            # Here Headgate itself failed, unless the arguments of the call to user code didn't fit: then the message is all.
+            if isinstance(error, TypeError) and frames.tb_frame.f_code.co_name in _CALLS_USER_CODE:
+                return ""
             break
         frames = frames.tb_next
     return "".join(traceback_module.format_exception(type(error), error, frames))
