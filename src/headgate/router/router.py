@@ -55,7 +55,6 @@ class Router:
         self._alarm_at = math.inf
         self._counts: dict[tuple[str, str, int], list[float]] = {}
         self._shadows_dropped = 0
-        self._active = 0
         self._closed = False
 
     # The table.
@@ -140,7 +139,6 @@ class Router:
             return
         call.backend_route = backend
         call.endpoint_route = endpoint
-        self._active += 1
         endpoint.in_flight += 1
         backend.in_flight += 1
         if deadline != math.inf:
@@ -176,8 +174,8 @@ class Router:
             return unavailable(f"no replica of backend {entry.tag!r} is ready or starting", "no replica", 1.0)
         wait = dispatcher.wait_estimate_s(now)
         if dispatcher.full:
-            error = unavailable(f"{entry.max_queued_queries} requests wait for backend {entry.tag!r} already", "queue full", wait or 1.0)
-            return ErrorInfo("QueueFullError", error.message, reason=error.reason, retry_after_s=error.retry_after_s)
+            why = f"{entry.max_queued_queries} requests wait for backend {entry.tag!r} already"
+            return ErrorInfo("QueueFullError", why, reason="queue full", retry_after_s=wait or 1.0)
         if deadline <= now:
             return unavailable("its time was over on arrival", "deadline", None)
         if wait is not None and now + wait > deadline:
@@ -215,7 +213,6 @@ class Router:
         call.state = OVER
         if call.deadline != math.inf:
             self._wheel.discard(call, call.bucket)
-        self._active -= 1
         call.backend_route.in_flight -= 1
         call.endpoint_route.in_flight -= 1
         self._count(call, status, now)
@@ -288,7 +285,6 @@ class Router:
             shadow = _Shadow(call, tag, now + min(backend.timeout_s, _SHADOW_S))
             shadow.backend_route = backend
             shadow.endpoint_route = endpoint
-            self._active += 1
             endpoint.in_flight += 1
             backend.in_flight += 1
             shadow.bucket = self._wheel.add(shadow, shadow.deadline)
@@ -320,7 +316,7 @@ class Router:
     @property
     def active(self) -> int:
         """Calls that were admitted and have not ended."""
-        return self._active
+        return sum(route.in_flight for route in [*self._endpoints.values(), *self._old_endpoints])
 
     def forked(self) -> None:
         """In a forked child: let go of its copies of the links' sockets."""
@@ -332,7 +328,7 @@ class Router:
         """Refuse new calls, wait for those under way for up to `timeout_s`, fail the rest, close all links."""
         self._closed = True
         until = self.now() + timeout_s
-        while self._active and self.now() < until:  # noqa: ASYNC110 - calls don't pay for telling
+        while self.active and self.now() < until:  # noqa: ASYNC110 - calls don't pay for telling
             await asyncio.sleep(0.005)
         if self._alarm is not None:
             self._alarm.cancel()

@@ -120,36 +120,32 @@ class BackendRoute:
         if self.links.get(link.replica) is link:
             del self.links[link.replica]
         self.dispatcher.forget(link.replica)
-        again = [call for call in started if self.entry.idempotent and not call.started_stream]
+        again: list[Call] = []
         for call in started:
-            if call.state == OVER:
-                continue
-            if not (self.entry.idempotent and not call.started_stream) or self._given_up(call):
+            if self.entry.idempotent and not call.started_stream:
+                again.append(call)
+            else:
                 self.router.fail(call, _died(self.tag, link.replica, call), now)
-        self._send_elsewhere(again)
-        self.pump(now)
+        self._send_elsewhere(link, again, now)
 
     def settled(self, link: Link, rest: list[Call]) -> None:
         """The process is seen dead: what had not started runs elsewhere."""
-        now = self.router.now()
-        for call in rest:
-            if call.state != OVER and self._given_up(call):
+        self._send_elsewhere(link, rest, self.router.now())
+
+    def _send_elsewhere(self, link: Link, calls: list[Call], now: float) -> None:
+        """These met the death of a replica; all but those that have met too many have another try."""
+        for call in calls:
+            if call.state == OVER:
+                continue
+            call.deaths += 1
+            if call.deaths < MOST_DEATHS:
+                self.router.retried += 1
+                self.requeue(call)
+            else:
+                if not call.shadow:
+                    self.router.log_given_up(call)
                 self.router.fail(call, _died(self.tag, link.replica, call), now)
-        self._send_elsewhere(rest)
         self.pump(now)
-
-    def _given_up(self, call: Call) -> bool:
-        call.deaths += 1
-        if call.deaths < MOST_DEATHS:
-            return False
-        if not call.shadow:
-            self.router.log_given_up(call)
-        return True
-
-    def _send_elsewhere(self, calls: list[Call]) -> None:
-        for call in sorted((call for call in calls if call.state != OVER), key=lambda call: call.admitted_at):
-            self.router.retried += 1
-            self.requeue(call)
 
     def close(self) -> None:
         for link in self.links.values():
