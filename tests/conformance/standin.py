@@ -53,14 +53,13 @@ def replica_spec(folder: str, behaviour: str, id: str, options: ReplicaOptions, 
         config=config,
         options=options,
         folder=folder,
-        control_path=f"{folder}/control.sock",
         instance="test",
     )
 
 
 def ingress_spec(folder: str, id: str, number: int = 0) -> IngressSpec:
     """A spec of a stand-in ingress."""
-    return IngressSpec(id=id, token=f"token-{id}", number=number, folder=folder, control_path=f"{folder}/control.sock", instance="test")
+    return IngressSpec(id=id, token=f"token-{id}", number=number, folder=folder)
 
 
 class _Member:
@@ -132,7 +131,7 @@ async def _replica(spec: ReplicaSpec) -> None:
         await _file(f"let-{spec.id}")
     if member.behaviour == FORKS:
         _fork()
-    member.address = f"{spec.folder}/r-{spec.id}.sock"
+    member.address = spec.link_path
     member.link.send(ReplicaReady(member.address))
     await member.run()
 

@@ -93,9 +93,7 @@ def ingress_process(*, controller: bool = True, tls: bool = False) -> Iterator[R
     """An ingress in a process of its own, on a listening socket that it inherits."""
     with tempfile.TemporaryDirectory(prefix="hg-", dir="/tmp") as folder, socket.create_server(("127.0.0.1", 0)) as listener:
         files = {"ssl_certfile": CERTIFICATE, "ssl_keyfile": KEY} if tls else {}
-        spec = IngressSpec(
-            id="ingress-0", token="secret", number=0, folder=folder, control_path=f"{folder}/control.sock", instance="t", **files
-        )
+        spec = IngressSpec(id="ingress-0", token="secret", number=0, folder=folder, **files)
         played = Controller(spec.control_path) if controller else None
         arguments = [sys.executable, "-c", PROGRAM, msgspec.json.encode(spec).decode(), str(listener.fileno())]
         source = str(Path(messages.__file__).parents[2])

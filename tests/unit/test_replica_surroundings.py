@@ -23,7 +23,6 @@ def _spec(
         config=BackendConfig(),
         options=ReplicaOptions(num_cpus=num_cpus, runtime_env={"env_vars": env_vars} if env_vars else {}),
         folder="/f",
-        control_path="/f/control.sock",
         instance="i",
         gpus=gpus,
     )

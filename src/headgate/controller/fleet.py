@@ -129,9 +129,7 @@ class Fleet:
             config=backend.config,
             options=backend.options,
             folder=self._settings.folder,
-            control_path=self._settings.control_path,
             instance=self._settings.name,
-            debug=self._settings.debug,
         )
         replica = Replica(spec, backend.config, next(self._numbers), self._now(), held=held)
         self._replicas[replica.id] = replica

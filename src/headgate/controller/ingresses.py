@@ -88,8 +88,6 @@ class Ingresses:
                     token=secrets.token_hex(16),
                     number=number,
                     folder=self._settings.folder,
-                    control_path=self._settings.control_path,
-                    instance=self._settings.name,
                     ssl_certfile=self._settings.ssl_certfile,
                     ssl_keyfile=self._settings.ssl_keyfile,
                 )

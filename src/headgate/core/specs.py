@@ -10,6 +10,16 @@ import msgspec
 from headgate.config import BackendConfig, ReplicaOptions
 
 
+def control_path(folder: str) -> str:
+    """The Unix socket of the controller of the instance that has this folder."""
+    return f"{folder}/control.sock"
+
+
+def link_path(folder: str, id: str) -> str:
+    """The Unix socket on which a replica takes links."""
+    return f"{folder}/r-{id}.sock"
+
+
 class InstanceSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What an instance was started with; the same for its whole life."""
 
@@ -33,7 +43,7 @@ class InstanceSettings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def control_path(self) -> str:
         """The Unix socket of the controller."""
-        return f"{self.folder}/control.sock"
+        return control_path(self.folder)
 
 
 class Parameter(msgspec.Struct, frozen=True, array_like=True):
@@ -83,11 +93,19 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     config: BackendConfig
     options: ReplicaOptions
     folder: str  # the instance's
-    control_path: str
     instance: str
-    debug: bool = False
     generation: int = 0  # which version of the backend's code it runs: tells a new controller whether it is still wanted
     gpus: tuple[str, ...] = ()  # filled in by the engine: the devices it gave
+
+    @property
+    def control_path(self) -> str:
+        """The Unix socket of the controller."""
+        return control_path(self.folder)
+
+    @property
+    def link_path(self) -> str:
+        """The Unix socket on which it takes links."""
+        return link_path(self.folder, self.id)
 
 
 class IngressSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +115,10 @@ class IngressSpec(msgspec.Struct, frozen=True, kw_only=True):
     token: str
     number: int
     folder: str
-    control_path: str
-    instance: str
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
+
+    @property
+    def control_path(self) -> str:
+        """The Unix socket of the controller."""
+        return control_path(self.folder)

@@ -97,7 +97,7 @@ class _IoThread:
         import uvloop
 
         self._spec = spec
-        self._address = f"{spec.folder}/r-{spec.id}.sock"
+        self._address = spec.link_path
         self._state = "starting"
         self._runner: Runner | None = None
         self._links: Links | None = None

@@ -23,6 +23,7 @@ from typing import Any, Final, TypeVar
 
 from headgate.core import messages
 from headgate.core.messages import Count, Counted, Hello, Message, RoutingTable, Verb, Welcome
+from headgate.core.specs import control_path
 from headgate.errors import ErrorInfo, HeadgateError, NotRunningError, rebuild
 from headgate.router.call import Call
 from headgate.router.control import ControlLink
@@ -192,7 +193,7 @@ class Connection:
         with self._lock:
             if self._routes is not None:
                 return
-            link = ControlLink(f"{self.folder}/control.sock", lambda: self._hello(routes=True), self._received, on_gone=self._gone)
+            link = ControlLink(control_path(self.folder), lambda: self._hello(routes=True), self._received, on_gone=self._gone)
             self._links.append(link)
             try:
                 loop.call_soon_threadsafe(self._start_router, link)
@@ -235,8 +236,9 @@ class Connection:
 
     def _open_control(self) -> ControlLink:
         if self._control is None:
-            path = f"{self.folder}/control.sock"
-            self._control = ControlLink(path, lambda: self._hello(routes=False), lambda message: None, on_gone=self._gone)
+            self._control = ControlLink(
+                control_path(self.folder), lambda: self._hello(routes=False), lambda message: None, on_gone=self._gone
+            )
             self._links.append(self._control)
             self._control.start()
         return self._control

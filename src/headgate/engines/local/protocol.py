@@ -132,11 +132,6 @@ def spec_path(folder: str, id: str) -> str:
     return f"{folder}/spec-{id}"
 
 
-def socket_path(folder: str, id: str) -> str:
-    """Where a replica takes links."""
-    return f"{folder}/r-{id}.sock"
-
-
 class Channel(Generic[Received]):
     """One end of the socket pair between engine and supervisor. Never blocks; the owner watches the socket."""
 

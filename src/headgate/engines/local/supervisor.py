@@ -22,6 +22,7 @@ from typing import Final, NoReturn
 
 import msgspec
 
+from headgate.core.specs import link_path
 from headgate.engines.base import INGRESS
 from headgate.engines.local import folders, processes, programs, protocol
 from headgate.engines.local.listeners import listen, urls
@@ -291,7 +292,7 @@ class _Supervisor:
 
     def _forget_files(self, id: str) -> None:
         folders.remove(protocol.spec_path(self._settings.folder, id))
-        folders.remove(protocol.socket_path(self._settings.folder, id))
+        folders.remove(link_path(self._settings.folder, id))
 
     def _end(self) -> None:
         """Kill what runs, wait for it, remove the folder, and say so where the driver still waits."""
