@@ -314,7 +314,7 @@ class WithoutConstructor:
 
 def portable(error: BaseException) -> BaseException | WithoutConstructor:
     """What to pickle for `error`: itself, where its class doesn't leave that to `Exception` with a constructor of its own."""
-    own = isinstance(type(error).__init__, FunctionType) and type(error).__reduce__ is BaseException.__reduce__
+    own = isinstance(type(error).__init__, FunctionType) and not isinstance(type(error).__reduce__, FunctionType)
     return WithoutConstructor(error) if own else error
 
 
@@ -383,8 +383,8 @@ def _as_its_own_class(message: str, remote_traceback: str, cause: Exception) -> 
     user_class = type(cause)
     try:
         cls = _class_with(user_class)
-        error = cls.__new__(cls)
-        error.args = cause.args
+        error = cls.__new__(cls, *cause.args)
+        error.args = cause.args  # which `OSError.__new__` leaves to its constructor
         _set_beside_dictionary(error, _beside_dictionary(cause))
         error.__dict__.update(vars(cause))
         error.__dict__.update(message=message, remote_traceback=remote_traceback, cause=cause, retry_after_s=None)

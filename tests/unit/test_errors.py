@@ -39,8 +39,16 @@ class TellsItsOwnPlaceError(UnicodeDecodeError):
         super().__init__("utf-8", data, 0, 1, "bad")
 
 
+class TellsItsOwnFileError(OSError):
+    def __init__(self, file: str, *, why: str) -> None:
+        super().__init__(5, why, file)
+        self.why = why
+
+
 class StubbornError(Exception):
-    def __new__(cls, word: str) -> Self:
+    def __new__(cls, *words: str) -> Self:
+        if cls is not StubbornError:
+            raise TypeError("no subclasses of this are made")
         return super().__new__(cls)
 
 
@@ -54,6 +62,8 @@ RAISED: list[tuple[Exception, dict[str, object]]] = [
     (SlottedError(7), {"code": 7}),
     (TellsItsOwnTextError("model", where="store"), {"where": "store", "args": ("no model in store",)}),
     (TellsItsOwnPlaceError(b"ab"), {"start": 0, "end": 1, "object": b"ab"}),
+    (TellsItsOwnFileError("model.bin", why="broken"), {"why": "broken", "filename": "model.bin", "errno": 5, "args": (5, "broken")}),
+    (ExceptionGroup("two", [ValueError("x")]), {"message": "two"}),
     (errors.NotFoundError("no backend"), {"status": 500}),
 ]
 
