@@ -17,9 +17,11 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from headgate.config import BackendConfig
-from headgate.controller.describe import compare_init, description
+from headgate.controller.compare_init import compare_init
+from headgate.controller.describe import description
 from headgate.controller.fleet import Fleet, Replica
 from headgate.controller.ingresses import Ingresses
+from headgate.controller.restarts import Restarts
 from headgate.controller.rollout import Rollouts
 from headgate.controller.routers import Routers
 from headgate.controller.server import Connection, ControlServer
@@ -49,7 +51,6 @@ from headgate.core.messages import (
     Welcome,
 )
 from headgate.core.reconcile import Wanted
-from headgate.core.replica_life import BackOff
 from headgate.core.reports import Description, Measurement
 from headgate.engines.base import Ended, Engine, InstanceSettings, ReplicaSpec, Running
 from headgate.errors import HeadgateError, InstanceStartError, InsufficientResourcesError, NotRunningError, describe
@@ -63,16 +64,6 @@ _TELL_AFTER_S = 2.0
 _INGRESS_GRACE_S = 5.0
 _MOST_FAILURES = 3
 """Of ingresses, before a new instance is given up."""
-
-
-class _Health:
-    """Why a backend has fewer replicas than it should have."""
-
-    def __init__(self) -> None:
-        self.back_off = BackOff()
-        self.reason = ""
-        self.no_room = False
-        self.timer: asyncio.TimerHandle | None = None
 
 
 class Controller:
@@ -97,7 +88,7 @@ class Controller:
         self._adopted = asyncio.Event()
         self._verbs: dict[str, asyncio.Task[VerbDone]] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._health: dict[str, _Health] = {}
+        self._restarts = Restarts(self._reconcile)
         self._closing = False
         self._ending: asyncio.Task[None] | None = None
         self._shut_down = asyncio.Event()
@@ -248,10 +239,9 @@ class Controller:
         """Start what is missing, drain what is too many, and push what has changed."""
         if not self._adopted.is_set() or self._closing:
             return
-        now = self._now()
         wanted = {tag: Wanted(backend.generation, self._rollouts.wanted(backend)) for tag, backend in self._state.backends.items()}
-        paused = [tag for tag, health in self._health.items() if not health.back_off.may_start(now)]
-        actions = reconcile.reconcile(wanted, [replica.actual() for replica in self._fleet.all() if not replica.held], paused)
+        actual = [replica.actual() for replica in self._fleet.all() if not replica.held]
+        actions = reconcile.reconcile(wanted, actual, self._restarts.paused(self._now()))
         for tag, count in actions.start.items():
             for _ in range(count):
                 replica = self._fleet.make(self._state.backends[tag], held=False)
@@ -286,36 +276,23 @@ class Controller:
 
     def _replica_over(self, replica: Replica) -> None:
         """A replica has ended: where nobody asked for that, note why, and when the next may start."""
-        if not replica.no_room:  # what it had booked is free: whoever waits for room may try at once
-            for health in self._health.values():
-                if health.no_room:
-                    health.back_off = BackOff()
+        now = self._now()
+        if not replica.no_room:  # what it had booked is free
+            self._restarts.room_came_free()
         if not replica.dismissed and not replica.held and not self._closing:
             if replica.ready_at is None:
                 log.error("replica %s of backend %r did not start: %s", replica.id, replica.tag, replica.fault)
-                self._failed(replica, life.STARTING, replica.failure or replica.fault)
+                reason = replica.failure or replica.fault
+                self._restarts.failed(replica.tag, life.STARTING, reason, no_room=replica.no_room, now=now)
             else:
                 log.warning("replica %s of backend %r ended: %s", replica.id, replica.tag, replica.fault)
                 self._fleet.deaths[replica.tag] += 1
-                if life.died_early(life.READY, replica.answered, self._now() - replica.ready_at):
-                    self._failed(replica, life.READY, f"replica {replica.id} ended: {replica.fault}")
+                if life.died_early(life.READY, replica.answered, now - replica.ready_at):
+                    reason = f"replica {replica.id} ended: {replica.fault}"
+                    self._restarts.failed(replica.tag, life.READY, reason, no_room=False, now=now)
                 else:
-                    self._forget_health(replica.tag)
+                    self._restarts.forget(replica.tag)
         self._reconcile()
-
-    def _failed(self, replica: Replica, state: str, reason: str) -> None:
-        health = self._health.setdefault(replica.tag, _Health())
-        now = self._now()
-        health.back_off = health.back_off.died(state, now)
-        health.reason, health.no_room = reason, replica.no_room
-        if health.timer is not None:
-            health.timer.cancel()
-        health.timer = asyncio.get_running_loop().call_later(max(health.back_off.until - now, 0), self._reconcile)
-
-    def _forget_health(self, tag: str) -> None:
-        health = self._health.pop(tag, None)
-        if health is not None and health.timer is not None:
-            health.timer.cancel()
 
     def _dismiss(self, replica: Replica | None) -> None:
         """Take a replica out of the table and have it drained."""
@@ -409,8 +386,7 @@ class Controller:
         """Make it what is asked for, durably and together with the verb's result, and begin to act on it."""
         self._store.finish(VerbDone(id), self._state, state)
         self._state = state
-        for tag in self._health.keys() - state.backends.keys():
-            self._forget_health(tag)
+        self._restarts.keep(state.backends.keys())
         self._reconcile()
 
     async def _effect(self, verb: Verb) -> tuple[str, ...]:
@@ -470,7 +446,7 @@ class Controller:
             more = backend.config.num_replicas - self._state.backends[backend.tag].config.num_replicas
             replicas = await self._rollouts.start(backend, max(more - len(have), 0), have)
         self._rollouts.release(replicas)
-        self._forget_health(backend.tag)
+        self._restarts.forget(backend.tag)
         try:
             self._commit(pending.id, desired.with_backend(self._state, backend))
         except BaseException:
@@ -500,7 +476,7 @@ class Controller:
             self._fleet.all(),
             self._ingresses.running,
             updating=self._rollouts.updating,
-            reasons={tag: health.reason for tag, health in self._health.items()},
+            reasons=self._restarts.reasons(),
             resources=self._engine.resources(),
             now=self._now(),
         )
