@@ -327,6 +327,9 @@ def _put_together(cls: type[BaseException], args: tuple[Any, ...], beside: dict[
     return error
 
 
+_UNSET = object()
+
+
 def _beside_dictionary(error: BaseException) -> dict[str, Any]:
     """What classes keep beside the dictionary: slots, and such as `errno` in built-in ones."""
     found: dict[str, Any] = {}
@@ -341,7 +344,8 @@ def _beside_dictionary(error: BaseException) -> dict[str, Any]:
 def _set_beside_dictionary(error: BaseException, values: dict[str, Any]) -> None:
     for name, value in values.items():
         with contextlib.suppress(AttributeError, TypeError):
-            setattr(error, name, value)
+            if getattr(error, name, _UNSET) is not value:  # to set `filename2` to None is not the same as to leave it
+                setattr(error, name, value)
 
 
 def _pickle(error: BaseException | None) -> bytes:

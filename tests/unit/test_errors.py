@@ -63,7 +63,6 @@ RAISED: list[tuple[Exception, dict[str, object]]] = [
     (TellsItsOwnTextError("model", where="store"), {"where": "store", "args": ("no model in store",)}),
     (TellsItsOwnPlaceError(b"ab"), {"start": 0, "end": 1, "object": b"ab"}),
     (TellsItsOwnFileError("model.bin", why="broken"), {"why": "broken", "filename": "model.bin", "errno": 5, "args": (5, "broken")}),
-    (ExceptionGroup("two", [ValueError("x")]), {"message": "two"}),
     (errors.NotFoundError("no backend"), {"status": 500}),
 ]
 
@@ -77,6 +76,13 @@ def test_what_user_code_raised_is_also_of_its_own_class(raised: Exception, attri
     assert str(raised) in error.message
     assert type(error.cause) is type(raised)
     assert str(error.cause) == str(raised)
+
+
+def test_a_group_arrives_as_one_with_its_exceptions() -> None:
+    error = rebuild(describe_user_error(ExceptionGroup("two", [ValueError("x"), KeyError("y")])))
+    assert isinstance(error, UserCodeError)
+    assert isinstance(error, ExceptionGroup)
+    assert [type(each) for each in error.exceptions] == [ValueError, KeyError]
 
 
 @pytest.mark.parametrize("raised", [StubbornError("x"), StopIteration(3), StopAsyncIteration(), KeyboardInterrupt()], ids=repr)
