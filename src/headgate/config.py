@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
-from headgate.errors import ConfigError, ConfigTypeError
+from headgate.errors import ConfigError, ConfigTypeError, NotFoundError
 
 
 class BackendConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -146,10 +146,15 @@ def parse_options(given: object) -> ReplicaOptions:
     )
 
 
-def suggest(name: str, known: tuple[str, ...] | list[str]) -> str:
+def suggest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the nearest of the known names, or an empty string."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def unknown(what: str, name: str, known: Iterable[str], verb: str) -> NotFoundError:
+    """The error for a tag or endpoint that does not exist; `verb` lists the `known` ones."""
+    return NotFoundError(f"there is no {what} {name!r}{suggest(name, known) or f'; {verb}() shows those that are'}")
 
 
 def _refuse_unknown(given: Mapping[Any, Any], known: tuple[str, ...], where: str) -> None:

@@ -22,14 +22,14 @@ import functools
 import importlib
 import inspect
 import os
-import secrets
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
-from headgate.config import BackendConfig, parse_config, parse_options, suggest
-from headgate.errors import ConfigError, InReplicaError, InvalidTypeError, InvalidValueError, NotFoundError, NotRunningError
+from headgate import arguments
+from headgate.config import BackendConfig, parse_config, parse_options, suggest, unknown
+from headgate.errors import InReplicaError, InvalidTypeError, NotRunningError
 from headgate.router import whereabouts
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class Instance:
         from headgate.replica import definition
 
         self._check_running(changing="create_backend")
-        _text("a backend tag", tag)
+        arguments.text("a backend tag", tag)
         checked, options = parse_config(config), parse_options(ray_actor_options)
         described = definition.describe(func_or_class, init_args, init_kwargs)
         _warn(definition.http_warnings(described, checked.http_methods))
@@ -191,8 +191,8 @@ class Instance:
         from headgate.replica import definition
 
         self._check_running(changing="update_backend")
-        _text("a backend tag", tag)
-        _flag("allow_gap", allow_gap)
+        arguments.text("a backend tag", tag)
+        arguments.flag("allow_gap", allow_gap)
         described = definition.describe(func_or_class, init_args, init_kwargs)
         _warn(definition.http_warnings(described))
         self._verb(UpdateBackend(tag, described, allow_gap))
@@ -206,7 +206,7 @@ class Instance:
         from headgate.core.messages import DeleteBackend
 
         self._check_running(changing="delete_backend")
-        _text("a backend tag", tag)
+        arguments.text("a backend tag", tag)
         self._verb(DeleteBackend(tag))
 
     def update_backend_config(self, tag: str, config: Mapping[str, Any] | BackendConfig) -> None:
@@ -224,7 +224,7 @@ class Instance:
         from headgate.core.messages import UpdateBackendConfig
 
         self._check_running(changing="update_backend_config")
-        _text("a backend tag", tag)
+        arguments.text("a backend tag", tag)
         if config is None:
             raise InvalidTypeError("config must be a dict or a BackendConfig, got None")
         parsed = parse_config(config)
@@ -235,10 +235,10 @@ class Instance:
 
     def get_backend_config(self, tag: str) -> BackendConfig:
         """A backend's whole config. Raises `NotFoundError` (`LookupError`)."""
-        _text("a backend tag", tag)
+        arguments.text("a backend tag", tag)
         backends = self.list_backends()
         if tag not in backends:
-            raise _unknown("backend", tag, backends, "list_backends")
+            raise unknown("backend", tag, backends, "list_backends")
         return backends[tag].config
 
     def list_backends(self) -> dict[str, BackendInfo]:
@@ -285,12 +285,12 @@ class Instance:
         from headgate.core.messages import CreateEndpoint
 
         self._check_running(changing="create_endpoint")
-        _text("an endpoint name", name)
+        arguments.text("an endpoint name", name)
         if route is not None:
-            _text("a route", route)
-        checked = _methods(methods)
+            arguments.text("a route", route)
+        checked = arguments.methods(methods)
         if backend is not None:
-            _text("a backend tag", backend)
+            arguments.text("a backend tag", backend)
         self._verb(CreateEndpoint(name, route, checked, backend))
 
     def delete_endpoint(self, name: str) -> None:
@@ -301,7 +301,7 @@ class Instance:
         from headgate.core.messages import DeleteEndpoint
 
         self._check_running(changing="delete_endpoint")
-        _text("an endpoint name", name)
+        arguments.text("an endpoint name", name)
         self._verb(DeleteEndpoint(name))
 
     def set_traffic(self, name: str, weights: Mapping[str, float]) -> None:
@@ -321,10 +321,10 @@ class Instance:
         from headgate.core.messages import SetTraffic
 
         self._check_running(changing="set_traffic")
-        _text("an endpoint name", name)
+        arguments.text("an endpoint name", name)
         checked = traffic.check_weights(weights)
         for tag in checked:
-            _text("a backend tag", tag)
+            arguments.text("a backend tag", tag)
         self._verb(SetTraffic(name, checked))
 
     def shadow_traffic(self, name: str, tag: str, proportion: float) -> None:
@@ -341,8 +341,8 @@ class Instance:
         from headgate.core.messages import ShadowTraffic
 
         self._check_running(changing="shadow_traffic")
-        _text("an endpoint name", name)
-        _text("a backend tag", tag)
+        arguments.text("an endpoint name", name)
+        arguments.text("a backend tag", tag)
         self._verb(ShadowTraffic(name, tag, traffic.check_proportion(proportion)))
 
     def get_handle(self, name: str, missing_ok: bool = False) -> Handle:
@@ -357,10 +357,10 @@ class Instance:
         from headgate.router.handle import Handle
 
         self._check_running()
-        _text("an endpoint name", name)
+        arguments.text("an endpoint name", name)
         table = self._connection.wait_for_routes()
         if name not in table.endpoints and not missing_ok:
-            raise _unknown("endpoint", name, table.endpoints, "list_endpoints")
+            raise unknown("endpoint", name, table.endpoints, "list_endpoints")
         return Handle(self.name, name)
 
     def __enter__(self) -> Self:
@@ -478,7 +478,7 @@ def init(
     own = _of_replica()
     if own is not None:
         return own
-    settings = _check_settings(
+    settings = arguments.settings(
         _DEFAULT_NAME if name is None else name,
         engine=engine,
         address=address,
@@ -537,141 +537,11 @@ def _connect(settings: InstanceSettings, given: Mapping[str, Any], *, started: b
         raise
 
 
-def _check_settings(
-    name: object,
-    *,
-    engine: object,
-    address: object,
-    http_host: object,
-    http_port: object,
-    num_ingresses: object,
-    max_body_bytes: object,
-    max_inflight_bytes: object,
-    resources: object,
-    state_dir: object,
-    detached: object,
-    debug: object,
-    ssl_certfile: object,
-    ssl_keyfile: object,
-) -> InstanceSettings:
-    instance = _text("an instance's name", name)
-    if not instance or any(ord(char) < 0x20 or ord(char) == 0x7F for char in instance):
-        raise InvalidValueError(f"an instance's name must not be empty or have control characters, got {name!r}")
-    _text("engine", engine)
-    if address is not None:
-        _text("address", address)
-    if engine == "ray":
-        raise ConfigError("engine='ray' is not available in this version; leave it out to run on this machine")
-    if engine != "local":
-        raise ConfigError(f"engine={engine!r} is unknown; the engine of this version is 'local'")
-    if address is not None:
-        raise ConfigError(f"address={address!r} names a cluster, and the local engine runs on this machine; leave it out")
-    certificate, key = _path("ssl_certfile", ssl_certfile), _path("ssl_keyfile", ssl_keyfile)
-    if key is not None and certificate is None:
-        raise ConfigError("ssl_keyfile is given without ssl_certfile; HTTPS needs both, or one file that holds both as ssl_certfile")
-    for what, file in (("ssl_certfile", certificate), ("ssl_keyfile", key)):
-        if file is not None and not os.access(file, os.R_OK):
-            raise ConfigError(f"{what}={file!r} can't be read")
-    kept = _path("state_dir", state_dir)
-
-    from headgate.core.specs import InstanceSettings
-    from headgate.engines.local import launch, machine
-
-    folder = launch.folder_for(instance)
-    return InstanceSettings(
-        name=instance,
-        folder=folder,
-        state_dir=folder if kept is None else kept,
-        state_kept=kept is not None,
-        http_host=_text("http_host", http_host),
-        http_port=_whole("http_port", http_port, 0, 65535),
-        num_ingresses=_whole("num_ingresses", num_ingresses, 1),
-        max_body_bytes=_whole("max_body_bytes", max_body_bytes, 0),
-        max_inflight_bytes=machine.memory_bytes() // 4
-        if max_inflight_bytes is None
-        else _whole("max_inflight_bytes", max_inflight_bytes, 1),
-        resources=_check_resources(resources),
-        detached=_flag("detached", detached),
-        debug=_flag("debug", debug),
-        ssl_certfile=certificate,
-        ssl_keyfile=key,
-        driver_pid=os.getpid(),
-        id=secrets.token_hex(8),
-    )
-
-
-def _check_resources(resources: object) -> dict[str, float]:
-    if resources is None:
-        return {}
-    if not isinstance(resources, Mapping):
-        raise InvalidTypeError(f"resources must be a dict of name to amount, got {type(resources).__name__}: {resources!r}")
-    checked: dict[str, float] = {}
-    for key, amount in resources.items():
-        name = _text("a resource's name", key)
-        if isinstance(amount, bool) or not isinstance(amount, int | float):
-            raise InvalidTypeError(f"resources[{key!r}] must be a number, got {type(amount).__name__}: {amount!r}")
-        if not 0 <= amount < float("inf"):
-            raise InvalidValueError(f"resources[{key!r}] must be at least 0 and finite, got {amount!r}")
-        if key == "GPU" and amount != int(amount):
-            raise InvalidValueError(f"resources['GPU'] counts devices, so it must be whole, got {amount!r}")
-        checked[name] = float(amount)
-    return checked
-
-
-def _path(what: str, value: object) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str | os.PathLike):
-        raise InvalidTypeError(f"{what} must be a path, got {type(value).__name__}: {value!r}")
-    path = os.fspath(value)
-    if not isinstance(path, str):
-        raise InvalidTypeError(f"{what} must be a path of type str, got {path!r}")
-    if not path:
-        raise InvalidValueError(f"{what} must not be empty; leave it out")
-    return os.path.abspath(path)
-
-
 def _warn(texts: list[str]) -> None:
     from headgate.router.connection import frames_to_the_caller
 
     for text in texts:
         warnings.warn(text, UserWarning, stacklevel=frames_to_the_caller())
-
-
-def _methods(methods: object) -> tuple[str, ...]:
-    if not isinstance(methods, list | tuple | set | frozenset):
-        raise InvalidTypeError(f"methods must be a list of HTTP methods such as ['GET'], got {type(methods).__name__}: {methods!r}")
-    return tuple([_text("an HTTP method", method) for method in methods])
-
-
-def _text(what: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise InvalidTypeError(f"{what} must be a string, got {type(value).__name__}: {value!r}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise InvalidValueError(f"{what} must be text that UTF-8 can encode, got {value!r}") from None
-    return value
-
-
-def _whole(what: str, value: object, least: int, most: int | None = None) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidTypeError(f"{what} must be a whole number, got {type(value).__name__}: {value!r}")
-    if value < least or (most is not None and value > most):
-        limits = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise InvalidValueError(f"{what} must be {limits}, got {value}")
-    return value
-
-
-def _flag(what: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise InvalidTypeError(f"{what} must be True or False, got {type(value).__name__}: {value!r}")
-    return value
-
-
-def _unknown(what: str, name: str, known: Mapping[str, Any], verb: str) -> NotFoundError:
-    hint = suggest(name, list(known)) or f"; {verb}() shows those that are"
-    return NotFoundError(f"there is no {what} {name!r}{hint}")
 
 
 # The functions act on the latest instance.

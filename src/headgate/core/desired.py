@@ -7,11 +7,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from headgate.config import BackendConfig, ReplicaOptions, parse_config, suggest
+from headgate.config import BackendConfig, ReplicaOptions, parse_config, suggest, unknown
 from headgate.core import traffic
 from headgate.core.messages import (
     BackendEntry,
@@ -28,7 +28,7 @@ from headgate.core.messages import (
     UpdateBackendConfig,
 )
 from headgate.core.specs import Definition
-from headgate.errors import AlreadyExistsError, ConfigError, InUseError, InvalidValueError, NotFoundError
+from headgate.errors import AlreadyExistsError, ConfigError, InUseError, InvalidValueError
 
 HTTP_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 RESERVED_PREFIX: Final = "/-/"
@@ -209,19 +209,15 @@ def _with_endpoint(state: State, endpoint: Endpoint) -> State:
 def _backend(state: State, tag: str) -> Backend:
     found = state.backends.get(tag)
     if found is None:
-        raise NotFoundError(f"there is no backend {tag!r}{_hint(tag, state.backends, 'list_backends')}")
+        raise unknown("backend", tag, state.backends, "list_backends")
     return found
 
 
 def _endpoint(state: State, name: str) -> Endpoint:
     found = state.endpoints.get(name)
     if found is None:
-        raise NotFoundError(f"there is no endpoint {name!r}{_hint(name, state.endpoints, 'list_endpoints')}")
+        raise unknown("endpoint", name, state.endpoints, "list_endpoints")
     return found
-
-
-def _hint(name: str, known: Mapping[str, Any], verb: str) -> str:
-    return suggest(name, list(known)) or f"; {verb}() shows those that are"
 
 
 def _check_name(what: str, name: str) -> None:

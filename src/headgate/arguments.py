@@ -1,0 +1,146 @@
+"""Is what a user gives to a verb of the right type, and in range?
+
+Each function returns the value as it is used, and raises `InvalidTypeError` (a `TypeError`) or `InvalidValueError` (a
+`ValueError`) that names the argument and what was given. What a backend's `config` may be is in `config.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from headgate.errors import ConfigError, InvalidTypeError, InvalidValueError
+
+if TYPE_CHECKING:
+    from headgate.core.specs import InstanceSettings
+
+
+def settings(
+    name: object,
+    *,
+    engine: object,
+    address: object,
+    http_host: object,
+    http_port: object,
+    num_ingresses: object,
+    max_body_bytes: object,
+    max_inflight_bytes: object,
+    resources: object,
+    state_dir: object,
+    detached: object,
+    debug: object,
+    ssl_certfile: object,
+    ssl_keyfile: object,
+) -> InstanceSettings:
+    """The settings of an instance, from the arguments of `init`. Raises `ConfigError` also for what contradicts another."""
+    instance = text("an instance's name", name)
+    if not instance or any(ord(char) < 0x20 or ord(char) == 0x7F for char in instance):
+        raise InvalidValueError(f"an instance's name must not be empty or have control characters, got {name!r}")
+    text("engine", engine)
+    if address is not None:
+        text("address", address)
+    if engine == "ray":
+        raise ConfigError("engine='ray' is not available in this version; leave it out to run on this machine")
+    if engine != "local":
+        raise ConfigError(f"engine={engine!r} is unknown; the engine of this version is 'local'")
+    if address is not None:
+        raise ConfigError(f"address={address!r} names a cluster, and the local engine runs on this machine; leave it out")
+    certificate, key = _path("ssl_certfile", ssl_certfile), _path("ssl_keyfile", ssl_keyfile)
+    if key is not None and certificate is None:
+        raise ConfigError("ssl_keyfile is given without ssl_certfile; HTTPS needs both, or one file that holds both as ssl_certfile")
+    for what, file in (("ssl_certfile", certificate), ("ssl_keyfile", key)):
+        if file is not None and not os.access(file, os.R_OK):
+            raise ConfigError(f"{what}={file!r} can't be read")
+    kept = _path("state_dir", state_dir)
+
+    from headgate.core.specs import InstanceSettings
+    from headgate.engines.local import launch, machine
+
+    folder = launch.folder_for(instance)
+    return InstanceSettings(
+        name=instance,
+        folder=folder,
+        state_dir=folder if kept is None else kept,
+        state_kept=kept is not None,
+        http_host=text("http_host", http_host),
+        http_port=_whole("http_port", http_port, 0, 65535),
+        num_ingresses=_whole("num_ingresses", num_ingresses, 1),
+        max_body_bytes=_whole("max_body_bytes", max_body_bytes, 0),
+        max_inflight_bytes=machine.memory_bytes() // 4
+        if max_inflight_bytes is None
+        else _whole("max_inflight_bytes", max_inflight_bytes, 1),
+        resources=_resources(resources),
+        detached=flag("detached", detached),
+        debug=flag("debug", debug),
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+        driver_pid=os.getpid(),
+        id=secrets.token_hex(8),
+    )
+
+
+def _resources(resources: object) -> dict[str, float]:
+    if resources is None:
+        return {}
+    if not isinstance(resources, Mapping):
+        raise InvalidTypeError(f"resources must be a dict of name to amount, got {type(resources).__name__}: {resources!r}")
+    checked: dict[str, float] = {}
+    for key, amount in resources.items():
+        name = text("a resource's name", key)
+        if isinstance(amount, bool) or not isinstance(amount, int | float):
+            raise InvalidTypeError(f"resources[{key!r}] must be a number, got {type(amount).__name__}: {amount!r}")
+        if not 0 <= amount < float("inf"):
+            raise InvalidValueError(f"resources[{key!r}] must be at least 0 and finite, got {amount!r}")
+        if key == "GPU" and amount != int(amount):
+            raise InvalidValueError(f"resources['GPU'] counts devices, so it must be whole, got {amount!r}")
+        checked[name] = float(amount)
+    return checked
+
+
+def _path(what: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str | os.PathLike):
+        raise InvalidTypeError(f"{what} must be a path, got {type(value).__name__}: {value!r}")
+    path = os.fspath(value)
+    if not isinstance(path, str):
+        raise InvalidTypeError(f"{what} must be a path of type str, got {path!r}")
+    if not path:
+        raise InvalidValueError(f"{what} must not be empty; leave it out")
+    return os.path.abspath(path)
+
+
+def methods(given: object) -> tuple[str, ...]:
+    """HTTP methods. Which there are is checked where endpoints are kept."""
+    if not isinstance(given, list | tuple | set | frozenset):
+        raise InvalidTypeError(f"methods must be a list of HTTP methods such as ['GET'], got {type(given).__name__}: {given!r}")
+    return tuple([text("an HTTP method", method) for method in given])
+
+
+def text(what: str, value: object) -> str:
+    """A string that UTF-8 can encode."""
+    if not isinstance(value, str):
+        raise InvalidTypeError(f"{what} must be a string, got {type(value).__name__}: {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidValueError(f"{what} must be text that UTF-8 can encode, got {value!r}") from None
+    return value
+
+
+def _whole(what: str, value: object, least: int, most: int | None = None) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidTypeError(f"{what} must be a whole number, got {type(value).__name__}: {value!r}")
+    if value < least or (most is not None and value > most):
+        limits = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise InvalidValueError(f"{what} must be {limits}, got {value}")
+    return value
+
+
+def flag(what: str, value: object) -> bool:
+    """True or False, and nothing that only counts as one of them."""
+    if not isinstance(value, bool):
+        raise InvalidTypeError(f"{what} must be True or False, got {type(value).__name__}: {value!r}")
+    return value
