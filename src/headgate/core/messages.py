@@ -1,24 +1,22 @@
 """What do the controller and the other processes say to each other?
 
-One Unix socket per process, messages of four bytes of length (big-endian) and msgpack. The records are frozen; `Message`
+One Unix socket per process, with messages as in `framing.py`. The records are frozen; `Message`
 is all that may arrive. Nothing in them is unpickled by the controller: definitions stay bytes until a replica opens them.
 """
 
 from __future__ import annotations
 
-import struct
 from typing import Any, Final
 
 import msgspec
 
 from headgate.config import BackendConfig, ReplicaOptions
+from headgate.core import framing
 from headgate.core.reports import Counters
 from headgate.core.specs import Definition
-from headgate.errors import ErrorInfo, WireError
+from headgate.errors import ErrorInfo
 
 PROTOCOL: Final = 1
-MAX_MESSAGE_BYTES: Final = 0xFFFFFFFF
-_LENGTH = struct.Struct(">I")
 
 
 # What routers know.
@@ -284,39 +282,16 @@ Message = (
     | RoutingTable
 )
 
-_encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
 
 def encode(message: Message) -> bytes:
     """A message as bytes, with its length in front."""
-    data = _encoder.encode(message)
-    return _LENGTH.pack(len(data)) + data
+    return framing.encode(message)
 
 
-class MessageDecoder:
+class MessageDecoder(framing.RecordDecoder[Message]):
     """Turns received bytes into messages, however they were cut. Garbage raises `WireError`."""
 
-    def __init__(self, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
-        self._max = max_message_bytes
-        self._buffer = bytearray()
-
-    def received(self, data: bytes) -> list[Message]:
-        """Add `data`; return the messages that are now complete."""
-        self._buffer += data
-        messages: list[Message] = []
-        offset = 0
-        while len(self._buffer) - offset >= _LENGTH.size:
-            (size,) = _LENGTH.unpack_from(self._buffer, offset)
-            if size > self._max:
-                raise WireError(f"a control message of {size} bytes is over the limit of {self._max}; close this connection")
-            stop = offset + _LENGTH.size + size
-            if len(self._buffer) < stop:
-                break
-            try:
-                messages.append(_decoder.decode(memoryview(self._buffer)[offset + _LENGTH.size : stop]))
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise WireError(f"not a control message: {error}; close this connection") from error
-            offset = stop
-        del self._buffer[:offset]
-        return messages
+    def __init__(self, max_message_bytes: int = framing.MAX_RECORD_BYTES) -> None:
+        super().__init__(_decoder, max_message_bytes)

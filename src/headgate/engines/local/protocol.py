@@ -1,22 +1,21 @@
 """What do the driver, the supervisor and the controller's engine say to each other?
 
 The driver and the supervisor have a socket pair while an instance starts: one `Boot` goes in, one `Report` comes out.
-The engine and the supervisor have another for as long as that controller lives, on which the records below travel as
-four bytes of length and msgpack. A replica or ingress is known by its id; its spec lies in the instance's folder.
+The engine and the supervisor have another for as long as that controller lives, on which the records below travel as in
+`core/framing.py`. A replica or ingress is known by its id; its spec lies in the instance's folder.
 """
 
 from __future__ import annotations
 
 import socket
-import struct
 from typing import Final, Generic, TypeVar
 
 import msgspec
 
+from headgate.core import framing
 from headgate.engines.base import IngressSpec, InstanceSettings, ReplicaSpec
 from headgate.errors import ErrorInfo
 
-_LENGTH: Final = struct.Struct(">I")
 _RECEIVE_BYTES: Final = 65536
 
 
@@ -118,7 +117,6 @@ class Closed(msgspec.Struct, frozen=True, tag="closed"):
 ToSupervisor = Spawn | Kill | Ready | Serving | Close | Failed
 ToEngine = Runs | Complete | Spawned | Exited | Closed
 
-_encoder = msgspec.msgpack.Encoder()
 to_supervisor: Final[msgspec.msgpack.Decoder[ToSupervisor]] = msgspec.msgpack.Decoder(ToSupervisor)
 to_engine: Final[msgspec.msgpack.Decoder[ToEngine]] = msgspec.msgpack.Decoder(ToEngine)
 replica_specs: Final[msgspec.msgpack.Decoder[ReplicaSpec]] = msgspec.msgpack.Decoder(ReplicaSpec)
@@ -138,14 +136,12 @@ class Channel(Generic[Received]):
     def __init__(self, sock: socket.socket, decoder: msgspec.msgpack.Decoder[Received]) -> None:
         sock.setblocking(False)
         self.sock = sock
-        self._decoder = decoder
-        self._incoming = bytearray()
+        self._decoder = framing.RecordDecoder(decoder)
         self._outgoing = bytearray()
 
     def send(self, record: ToSupervisor | ToEngine) -> bool:
         """Send a record; False where some of it waits until the socket can be written, for `flush`."""
-        data = _encoder.encode(record)
-        self._outgoing += _LENGTH.pack(len(data)) + data
+        self._outgoing += framing.encode(record)
         return self.flush()
 
     def flush(self) -> bool:
@@ -163,26 +159,14 @@ class Channel(Generic[Received]):
 
     def receive(self) -> list[Received] | None:
         """The records that have arrived; None where the other end is gone."""
+        records: list[Received] = []
         while True:
             try:
                 data = self.sock.recv(_RECEIVE_BYTES)
             except BlockingIOError:
-                break
+                return records
             except OSError:
                 data = b""
             if not data:
-                return self._take() or None
-            self._incoming += data
-        return self._take()
-
-    def _take(self) -> list[Received]:
-        records: list[Received] = []
-        offset = 0
-        while len(self._incoming) - offset >= _LENGTH.size:
-            stop = offset + _LENGTH.size + _LENGTH.unpack_from(self._incoming, offset)[0]
-            if len(self._incoming) < stop:
-                break
-            records.append(self._decoder.decode(self._incoming[offset + _LENGTH.size : stop]))
-            offset = stop
-        del self._incoming[:offset]
-        return records
+                return records or None
+            records += self._decoder.received(data)
