@@ -68,6 +68,10 @@ def test_what_cannot_be_pickled_is_named_with_its_place() -> None:
         payload.dump(((1,), {"deep": [threading.Lock()]}))
     with pytest.raises(EncodeError, match=r"kwargs\['deep'\]\[0\] \(of type _thread.lock\) can't be sent"):
         payload.dump(((1,), {"deep": [threading.Lock()]}), ("args", "kwargs"))
+    endless: list[object] = []
+    endless += [endless, threading.Lock()]
+    with pytest.raises(EncodeError, match=r"\[0\]\[0\].* can't be sent"):
+        payload.dump(endless)
     with pytest.raises(EncodeError, match=r"an object of type _io.TextIOWrapper can't be sent"):
         payload.dump(io.TextIOWrapper(io.BytesIO()))
 

@@ -52,7 +52,12 @@ def metrics(measurement: Measurement, table: RoutingTable) -> Reply:
         [(labels, c.seconds) for labels, c in by_request],
     )
     page.metric("headgate_queued", "gauge", "Requests waiting in routers.", [({"backend": q.backend}, q.queued) for q in counters.queues])
-    page.metric("headgate_in_flight", "gauge", "Requests at replicas.", [({"backend": q.backend}, q.in_flight) for q in counters.queues])
+    page.metric(
+        "headgate_in_flight",
+        "gauge",
+        "Requests under way, queued ones included.",
+        [({"backend": q.backend}, q.in_flight) for q in counters.queues],
+    )
     page.metric("headgate_shadows_dropped_total", "counter", "Shadow copies that were not sent.", [({}, counters.shadows_dropped)])
     page.metric("headgate_retried_total", "counter", "Requests sent to another replica.", [({}, counters.retried)])
     page.metric(

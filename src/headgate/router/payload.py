@@ -26,6 +26,8 @@ _PLAIN: Final = b"\0\0\0\0"
 _COUNT = struct.Struct("<I")
 _IN_BAND_BYTES = 1024
 """Buffers smaller than this go into the pickle: their bookkeeping would cost more than the copy."""
+_LONGEST_NAME = 200
+"""Characters in the name of a part that can't be sent, such as `[0]['model'].lock`."""
 _PADDING = b"\0" * 8
 
 
@@ -99,7 +101,7 @@ def culprit(value: object, name: str = "", names: tuple[str, ...] = ()) -> str:
         children = [(names[index] if names else f"{name}[{index}]", item) for index, item in enumerate(value)]  # type: ignore[var-annotated, arg-type]  # checked above
     elif type(value) is dict:
         children = [(f"{name}[{key!r}]", item) for key, item in value.items()]
-    for child_name, child in children:
+    for child_name, child in children if len(name) < _LONGEST_NAME else ():  # what contains itself has no innermost part
         try:
             byvalue.dumps(child)
         except Exception:  # noqa: BLE001 - whatever it raises, this is the part to name
