@@ -75,6 +75,7 @@ _ATTEMPTS: Final = 3
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Marked = TypeVar("Marked", bound=Callable[..., Any])
 
 _DEFAULT_NAME: Final = "default"
 _instances: list[Instance] = []  # of this process, by age
@@ -362,6 +363,20 @@ class Instance:
         if name not in table.endpoints and not missing_ok:
             raise unknown("endpoint", name, table.endpoints, "list_endpoints")
         return Handle(self.name, name)
+
+    @staticmethod
+    def get(reply_or_replies: Any, timeout_s: float | None = None) -> Any:
+        """`serve.get`: wait for one reply or for many, of whichever instance they are."""
+        from headgate.router import handle
+
+        return handle.get(reply_or_replies, timeout_s)
+
+    @staticmethod
+    def accept_batch(function: Marked) -> Marked:
+        """`serve.accept_batch`: mark a function, or a method of a class, as taking lists."""
+        from headgate.replica import definition
+
+        return definition.accept_batch(function)
 
     def __enter__(self) -> Self:
         return self

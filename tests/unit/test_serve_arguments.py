@@ -170,3 +170,8 @@ def test_importing_the_module_brings_in_nothing_heavy() -> None:
     environ = {**os.environ, "PYTHONPATH": str(Path(serve.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_every_verb_of_the_module_is_a_method_of_an_instance() -> None:
+    functions = {name for name in serve.__all__ if name.islower() and name not in ("init", "context")}
+    assert {name for name in functions if not callable(getattr(serve.Instance, name, None))} == set()
