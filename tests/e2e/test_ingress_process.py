@@ -137,7 +137,7 @@ def test_it_gives_signs_of_life_and_its_counters_with_what_it_refused(running: R
 
 def test_it_asks_the_controller_for_the_metrics_of_all(running: Running) -> None:
     with Client(running.port) as client:
-        assert b"\nheadgate_routers 7\n" in client.ask(b"GET /-/metrics HTTP/1.1\r\nHost: a\r\n\r\n").body
+        assert b"\nheadgate_routers 7.0\n" in client.ask(b"GET /-/metrics HTTP/1.1\r\nHost: a\r\n\r\n").body
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from headgate.core.messages import EndpointEntry, RoutingTable
 from headgate.core.reports import Counters, Measurement, QueueDepth, RequestCount
 from headgate.errors import ErrorInfo
-from headgate.ingress import pages
+from headgate.ingress import metrics, pages
 from headgate.ingress.problems import Refusal, from_error
 from tests.ingress_server import TABLE, backend
 
@@ -48,7 +48,7 @@ def test_what_is_not_ready_is_named() -> None:
 def test_metrics_are_read_by_prometheus_whatever_the_names_are() -> None:
     strange = 'a"b\\c\nd'
     counters = Counters((RequestCount(strange, "b", 200, 7, 1.5),), (QueueDepth("b", 3, 4),), shadows_dropped=5, retried=6)
-    text = pages.metrics(Measurement(counters, {"b": 2}, {"b": 1}, 3), TABLE).body.decode()
+    text = metrics.page(Measurement(counters, {"b": 2}, {"b": 1}, 3), TABLE).body.decode()
     found = {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)

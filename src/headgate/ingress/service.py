@@ -19,7 +19,7 @@ import msgspec
 
 from headgate.core.messages import RoutingTable
 from headgate.core.reports import Counters, Measurement, RequestCount
-from headgate.ingress import pages
+from headgate.ingress import metrics, pages
 from headgate.ingress.admission import Admission
 from headgate.ingress.problems import Refusal, Reply, phrase
 from headgate.ingress.routes import Routes
@@ -210,7 +210,7 @@ class Service:
         try:
             measurement = await asyncio.wait_for(self._measure(), MEASURE_S)
             assert self.table is not None
-            shown = pages.metrics(measurement, self.table)
+            shown = await asyncio.to_thread(metrics.page, measurement, self.table)
         except Exception as error:  # noqa: BLE001  # the root of a task: whatever it was, the page must be answered
             logger.warning("the counters could not be read: %r", error)
             shown = Refusal(503, "the controller does not answer; try again", reason="no controller")
