@@ -294,9 +294,11 @@ class Link(asyncio.BufferedProtocol):
         self._backend.report_broken(self.replica, "its link closed while the process lives")
 
     def _settle(self, rest: list[Call]) -> None:
-        """The process is dead: what had not started runs elsewhere."""
+        """The process is dead: what had not started runs elsewhere. It may have started some since its link closed."""
+        late = [call for call in rest if self._page[call.place]]
+        rest = [call for call in rest if not self._page[call.place]]
         self._release()
-        self._backend.settled(self, rest)
+        self._backend.settled(self, late, rest)
 
 
 def page_paths(folder: str, router: str) -> Callable[[], str]:

@@ -120,17 +120,22 @@ class BackendRoute:
         if self.links.get(link.replica) is link:
             del self.links[link.replica]
         self.dispatcher.forget(link.replica)
+        self._send_elsewhere(link, self._not_failed(link, started, now), now)
+
+    def settled(self, link: Link, late: list[Call], rest: list[Call]) -> None:
+        """The process is seen dead: what had not started runs elsewhere; what it started `late`, after its link had closed, has failed."""
+        now = self.router.now()
+        self._send_elsewhere(link, rest + self._not_failed(link, late, now), now)
+
+    def _not_failed(self, link: Link, started: list[Call], now: float) -> list[Call]:
+        """Fail what was started and may not run twice; return the others."""
         again: list[Call] = []
         for call in started:
             if self.entry.idempotent and not call.started_stream:
                 again.append(call)
             else:
                 self.router.fail(call, _died(self.tag, link.replica, call), now)
-        self._send_elsewhere(link, again, now)
-
-    def settled(self, link: Link, rest: list[Call]) -> None:
-        """The process is seen dead: what had not started runs elsewhere."""
-        self._send_elsewhere(link, rest, self.router.now())
+        return again
 
     def _send_elsewhere(self, link: Link, calls: list[Call], now: float) -> None:
         """These met the death of a replica; all but those that have met too many have another try."""
