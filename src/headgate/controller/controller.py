@@ -1,8 +1,7 @@
-"""How does what runs become what is asked for, and when is a verb over?
+"""How does what runs become what is asked for?
 
-The controller applies verbs to the desired state (`core/desired.py`), keeps it in the store, has replicas started and
-ended as `core/reconcile.py` says, and pushes routing tables. Between a check and its act there is no `await`; verbs that
-start replicas first hold their backend's lock meanwhile, so that others go on.
+What is asked for is changed by verbs (`verbs.py`); the controller has replicas started and ended as `core/reconcile.py`
+says, and pushes routing tables. Between a check and its act there is no `await`.
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Collection, Coroutine
-from typing import Any
-from weakref import WeakValueDictionary
+from collections.abc import Collection
 
 import msgspec
 
@@ -27,15 +24,12 @@ from headgate.controller.routers import Routers
 from headgate.controller.server import Connection, ControlServer
 from headgate.controller.store import Pending, Store
 from headgate.controller.tasks import Changes, Tasks
+from headgate.controller.verbs import Question, Verbs
 from headgate.core import desired, reconcile
 from headgate.core import replica_life as life
-from headgate.core.desired import State
 from headgate.core.messages import (
     BrokenReplica,
     CompareInit,
-    CreateBackend,
-    DeleteBackend,
-    DeleteEndpoint,
     Describe,
     Hello,
     Measure,
@@ -43,17 +37,13 @@ from headgate.core.messages import (
     ReplicaEntry,
     RoutingTable,
     Shutdown,
-    UpdateBackend,
-    UpdateBackendConfig,
-    Verb,
     VerbCall,
-    VerbDone,
     Welcome,
 )
 from headgate.core.reconcile import Wanted
 from headgate.core.reports import Description, Measurement
 from headgate.engines.base import Ended, Engine, InstanceSettings, ReplicaSpec, Running
-from headgate.errors import HeadgateError, InstanceStartError, InsufficientResourcesError, NotRunningError, describe
+from headgate.errors import HeadgateError, InstanceStartError
 
 log = logging.getLogger("headgate.controller")
 
@@ -75,20 +65,29 @@ class Controller:
         self._http_urls = http_urls
         self._changes = Changes()
         self._tasks = Tasks()
-        self._verb_tasks = Tasks()
-        self._shutdown_verbs = Tasks()
         self._routers = Routers(self._changes)
         self._fleet = Fleet(engine, settings, self._tasks, self._changes, changed=self._publish, over=self._replica_over)
         self._rollouts = Rollouts(engine, self._fleet, self._changes, reconcile=self._reconcile)
         self._ingresses = Ingresses(engine, settings, self._routers, self._tasks, self._changes)
         self._server = ControlServer(settings.control_path, self)
         self._store = Store(settings.state_dir, durable=settings.state_kept)
-        self._state = State()
         self._epoch = 0
         self._adopted = asyncio.Event()
-        self._verbs: dict[str, asyncio.Task[VerbDone]] = {}
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._restarts = Restarts(self._reconcile)
+        self._verbs = Verbs(
+            settings.name,
+            engine,
+            self._store,
+            self._fleet,
+            self._rollouts,
+            self._restarts,
+            self._routers,
+            self._changes,
+            self._adopted,
+            ask=self._ask,
+            reconcile=self._reconcile,
+            publish=self._publish,
+        )
         self._closing = False
         self._ending: asyncio.Task[None] | None = None
         self._shut_down = asyncio.Event()
@@ -108,7 +107,7 @@ class Controller:
         """
         try:
             self._epoch = self._store.begin_epoch()
-            self._state, pending = self._store.load()
+            pending = self._verbs.load()
             self._engine.on_end = self._ended
             self._engine.on_message = self._from_engine
             await self._server.open()
@@ -119,10 +118,9 @@ class Controller:
             await self._shut_down.wait()
             if self._fatal is not None:
                 raise self._fatal
-            await self._shutdown_verbs.settle()
+            await self._verbs.settle()
         finally:
-            await self._verb_tasks.close()
-            await self._shutdown_verbs.close()
+            await self._verbs.close()
             await self._tasks.close()
             await self._server.close()
             self._store.close()
@@ -150,7 +148,7 @@ class Controller:
     def received(self, connection: Connection, message: Message) -> None:
         """See `Owner`."""
         if isinstance(message, VerbCall):
-            self._call(connection, message)
+            self._verbs.call(message, connection.send)
         elif isinstance(message, BrokenReplica):
             self._broken(message)
         elif not self._routers.received(connection, message) and connection.hello.role in ("replica", "ingress"):
@@ -188,7 +186,7 @@ class Controller:
         for verb in pending:
             found_of_it = by_generation.get((verb.backend.tag, verb.backend.generation), [])
             if verb.kind == "configure":  # its replicas are those beyond what was wanted before
-                old = self._state.backends.get(verb.backend.tag)
+                old = self._verbs.state.backends.get(verb.backend.tag)
                 wanted = old.config.num_replicas if old is not None else 0
                 found_of_it.sort(key=lambda found: found.state == life.STARTING)
                 found_of_it = found_of_it[wanted:]
@@ -202,20 +200,20 @@ class Controller:
                 if replica.state == life.STARTING:
                     self._tasks.spawn(self._start_alone(replica), f"start of {replica.id}")
         for verb, replicas in carried:
-            self._begin(verb.id, self._carry_on(verb, replicas), self._verb_tasks)
-        if running or self._state.backends:
+            self._verbs.carry_on(verb, replicas)
+        if running or self._verbs.state.backends:
             log.info(
                 "took over %d processes; %d backends and %d endpoints are asked for",
                 len(running),
-                len(self._state.backends),
-                len(self._state.endpoints),
+                len(self._verbs.state.backends),
+                len(self._verbs.state.endpoints),
             )
         self._adopted.set()
         self._ingresses.start([found for found in running if found.role == "ingress"])
         self._reconcile()
 
     def _config_of(self, spec: ReplicaSpec) -> BackendConfig:
-        backend = self._state.backends.get(spec.backend)
+        backend = self._verbs.state.backends.get(spec.backend)
         return backend.config if backend is not None and backend.generation == spec.generation else spec.config
 
     async def _announce(self, *, first: bool) -> None:
@@ -239,12 +237,12 @@ class Controller:
         """Start what is missing, drain what is too many, and push what has changed."""
         if not self._adopted.is_set() or self._closing:
             return
-        wanted = {tag: Wanted(backend.generation, self._rollouts.wanted(backend)) for tag, backend in self._state.backends.items()}
+        wanted = {tag: Wanted(backend.generation, self._rollouts.wanted(backend)) for tag, backend in self._verbs.state.backends.items()}
         actual = [replica.actual() for replica in self._fleet.all() if not replica.held]
         actions = reconcile.reconcile(wanted, actual, self._restarts.paused(self._now()))
         for tag, count in actions.start.items():
             for _ in range(count):
-                replica = self._fleet.make(self._state.backends[tag], held=False)
+                replica = self._fleet.make(self._verbs.state.backends[tag], held=False)
                 self._tasks.spawn(self._start_alone(replica), f"start of {replica.id}")
         for id in actions.drain:
             self._dismiss(self._fleet.get(id))
@@ -263,7 +261,9 @@ class Controller:
                 ready.setdefault(replica.tag, []).append(ReplicaEntry(replica.id, replica.address, replica.spec.token))
             elif replica.state == life.STARTING:
                 coming[replica.tag] = coming.get(replica.tag, 0) + 1
-        table = desired.routing_table(self._state, ready, coming=coming, base=msgspec.structs.replace(self._base, closing=self._closing))
+        table = desired.routing_table(
+            self._verbs.state, ready, coming=coming, base=msgspec.structs.replace(self._base, closing=self._closing)
+        )
         return self._routers.publish(table, self._epoch, spare=spare)
 
     async def _start_alone(self, replica: Replica) -> None:
@@ -309,170 +309,31 @@ class Controller:
             try:
                 async with asyncio.timeout_at(deadline):
                     await self._routers.in_force(version)
-                    if replica.tag not in self._state.backends:  # what is queued for it has nowhere else to go
+                    if replica.tag not in self._verbs.state.backends:  # what is queued for it has nowhere else to go
                         await self._routers.idle(version, backend=replica.tag)
             except TimeoutError:
                 log.warning("replica %s of backend %r: some router still uses it after %g s", replica.id, replica.tag, grace_s)
         await self._fleet.drain(replica, max(deadline - self._now(), 0.0))
 
-    # Verbs.
+    # Questions.
 
-    def _call(self, connection: Connection, call: VerbCall) -> None:
-        """Begin a verb, or listen to one that has begun under this id; the answer goes to whoever asked."""
-        task = self._verbs.get(call.id)
-        if task is None:
-            task = self._begin(
-                call.id, self._do(call.id, call.verb), self._shutdown_verbs if isinstance(call.verb, Shutdown) else self._verb_tasks
-            )
-        task.add_done_callback(lambda done: connection.send(self._answer(call.id, done)))
-
-    def _begin(self, id: str, work: Coroutine[Any, Any, VerbDone], tasks: Tasks) -> asyncio.Task[VerbDone]:
-        task = self._verbs[id] = tasks.spawn(work, f"verb {id}")
-
-        def forget(done: asyncio.Task[VerbDone]) -> None:
-            if self._verbs.get(id) is done:
-                del self._verbs[id]
-
-        task.add_done_callback(forget)
-        return task
-
-    def _answer(self, id: str, task: asyncio.Task[VerbDone]) -> VerbDone:
-        if task.cancelled():
-            return VerbDone(id, error=describe(NotRunningError(f"instance {self._settings.name!r} was shut down before this was done")))
-        error = task.exception()
-        return task.result() if error is None else VerbDone(id, error=describe(error))
-
-    async def _do(self, id: str, verb: Verb) -> VerbDone:
-        await self._adopted.wait()
-        carried = self._verbs.get(id)
-        if carried is not None and carried is not asyncio.current_task():  # begun under an earlier controller
-            return await asyncio.shield(carried)
-        match verb:
+    async def _ask(self, question: Question) -> Description | Measurement | None:
+        match question:
             case Describe():
-                return VerbDone(id, msgspec.msgpack.encode(self._describe()))
+                return self._describe()
             case Measure():
-                return VerbDone(id, msgspec.msgpack.encode(await self._measure()))
+                return await self._measure()
             case CompareInit():
-                compare_init(self._settings, self._http_urls, verb.given)
-                return VerbDone(id)
+                compare_init(self._settings, self._http_urls, question.given)
             case Shutdown():
                 await self._shutdown()
-                return VerbDone(id)
-        if self._closing:
-            raise NotRunningError(f"instance {self._settings.name!r} is shutting down")
-        known = self._store.result(id)
-        if known is not None:
-            if known.error is None:
-                known = msgspec.structs.replace(known, warnings=await self._effect(verb))
-            return known
-        try:
-            match verb:
-                case CreateBackend() | UpdateBackend() | UpdateBackendConfig():
-                    await self._apply_with_replicas(id, verb)
-                case DeleteBackend():
-                    async with self._lock(verb.tag):
-                        self._commit(id, desired.apply(self._state, verb))
-                case _:
-                    self._commit(id, desired.apply(self._state, verb))
-        except NotRunningError:
-            raise  # which says something of the instance, and nothing of the verb
-        except HeadgateError as error:
-            done = VerbDone(id, error=describe(error))
-            self._store.finish(done, self._state, self._state)
-            return done
-        return VerbDone(id, warnings=await self._effect(verb))
-
-    def _commit(self, id: str, state: State) -> None:
-        """Make it what is asked for, durably and together with the verb's result, and begin to act on it."""
-        self._store.finish(VerbDone(id), self._state, state)
-        self._state = state
-        self._restarts.keep(state.backends.keys())
-        self._reconcile()
-
-    async def _effect(self, verb: Verb) -> tuple[str, ...]:
-        """Wait until what the verb asked for holds. Returns warnings for whom it does not yet."""
-        version = self._publish()
-        warnings = await self._routers.in_force(version)
-        if isinstance(verb, DeleteEndpoint):
-            await self._routers.idle(version, endpoint=verb.name)
-        elif isinstance(verb, DeleteBackend | UpdateBackend | UpdateBackendConfig):
-            await self._changes.until(lambda: not any(replica.dismissed for replica in self._fleet.of(verb.tag)))
-        return warnings
-
-    async def _apply_with_replicas(self, id: str, verb: CreateBackend | UpdateBackend | UpdateBackendConfig) -> None:
-        async with self._lock(verb.tag):
-            state = desired.apply(self._state, verb)
-            backend = state.backends[verb.tag]
-            old = self._state.backends.get(verb.tag)
-            if isinstance(verb, UpdateBackendConfig) and old is not None and backend.config.num_replicas <= old.config.num_replicas:
-                self._commit(id, state)
-                self._fleet.configure(self._fleet.of(verb.tag, backend.generation), backend.config)
-                return
-            if isinstance(verb, CreateBackend):
-                pending = Pending(id, "create", backend)
-            elif isinstance(verb, UpdateBackend):
-                pending = Pending(id, "update", backend, verb.allow_gap)
-            else:
-                pending = Pending(id, "configure", backend)
-            self._check_room(pending)
-            self._state = msgspec.structs.replace(self._state, next_generation=state.next_generation)
-            self._store.begin(pending, state.next_generation)
-            await self._see_through(pending, [])
-
-    async def _carry_on(self, pending: Pending, replicas: list[Replica]) -> VerbDone:
-        """Go on with a verb that an earlier controller began."""
-        tag = pending.backend.tag
-        log.info("going on with the %s of backend %r, of which %d replicas run", pending.kind, tag, len(replicas))
-        try:
-            async with self._lock(tag):
-                await self._see_through(pending, replicas)
-        except HeadgateError as error:
-            done = VerbDone(pending.id, error=describe(error))
-            self._store.finish(done, self._state, self._state)
-            return done
-        version = self._publish()
-        warnings = await self._routers.in_force(version)
-        await self._changes.until(lambda: not any(replica.dismissed for replica in self._fleet.of(tag)))
-        return VerbDone(pending.id, warnings=warnings)
-
-    async def _see_through(self, pending: Pending, have: list[Replica]) -> None:
-        """Start the replicas of a pending verb, besides those that it has already, and commit it."""
-        backend = pending.backend
-        if pending.kind == "create":
-            replicas = await self._rollouts.start(backend, backend.config.num_replicas - len(have), have)
-        elif pending.kind == "update":
-            replicas = await self._rollouts.replace(self._state.backends[backend.tag], backend, have, allow_gap=pending.allow_gap)
-        else:
-            more = backend.config.num_replicas - self._state.backends[backend.tag].config.num_replicas
-            replicas = await self._rollouts.start(backend, max(more - len(have), 0), have)
-        self._rollouts.release(replicas)
-        self._restarts.forget(backend.tag)
-        try:
-            self._commit(pending.id, desired.with_backend(self._state, backend))
-        except BaseException:
-            self._reconcile()  # nobody asked for these replicas after all
-            raise
-        if pending.kind == "configure":
-            self._fleet.configure(self._fleet.of(backend.tag, backend.generation), backend.config)
-
-    def _check_room(self, pending: Pending) -> None:
-        """Refuse at once what can't fit."""
-        backend = pending.backend
-        if pending.kind == "update":
-            return  # `next_step` decides
-        old = self._state.backends.get(backend.tag)
-        count = backend.config.num_replicas - (old.config.num_replicas if old is not None else 0)
-        why = self._engine.fits(backend.options, count)
-        if why is not None:
-            raise InsufficientResourcesError(f"backend {backend.tag!r}: {count} replica{'s do' if count > 1 else ' does'} not fit: {why}")
-
-    # Questions.
+        return None
 
     def _describe(self) -> Description:
         return description(
             self._settings,
             self._http_urls,
-            self._state,
+            self._verbs.state,
             self._fleet.all(),
             self._ingresses.running,
             updating=self._rollouts.updating,
@@ -499,7 +360,7 @@ class Controller:
         self._closing = True
         # Not in replicas: what they have admitted may need to call another endpoint before it is answered.
         self._publish(spare=[replica.pid for replica in self._fleet.all() if replica.pid is not None])
-        await self._verb_tasks.close()  # what had not finished is as if it had not begun
+        await self._verbs.give_up()  # what had not finished is as if it had not begun
         graces = [replica.config.graceful_shutdown_timeout for replica in self._fleet.all() if replica.state == life.READY]
         deadline = self._now() + max(graces, default=0.0)
         await self._drain_routers(deadline)
@@ -529,13 +390,6 @@ class Controller:
             await asyncio.sleep(_DRAIN_POLL_S)
         if left:
             log.warning("shutting down: %d requests take longer than graceful_shutdown_timeout and are given up", left)
-
-    def _lock(self, tag: str) -> asyncio.Lock:
-        """Held by the verb that changes a backend; others on it wait their turn."""
-        lock = self._locks.get(tag)
-        if lock is None:
-            lock = self._locks[tag] = asyncio.Lock()
-        return lock
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

@@ -1,0 +1,259 @@
+"""What does a verb change, and when is it over?
+
+A verb is applied to what is asked for (`core/desired.py`), which the store keeps together with the verb's result. Between a
+check and its act there is no `await`; verbs that start replicas first hold their backend's lock meanwhile, so that others
+go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from headgate.controller.fleet import Fleet, Replica
+from headgate.controller.restarts import Restarts
+from headgate.controller.rollout import Rollouts
+from headgate.controller.routers import Routers
+from headgate.controller.store import Pending, Store
+from headgate.controller.tasks import Changes, Tasks
+from headgate.core import desired
+from headgate.core.desired import State
+from headgate.core.messages import (
+    CompareInit,
+    CreateBackend,
+    DeleteBackend,
+    DeleteEndpoint,
+    Describe,
+    Measure,
+    Shutdown,
+    UpdateBackend,
+    UpdateBackendConfig,
+    Verb,
+    VerbCall,
+    VerbDone,
+)
+from headgate.core.reports import Description, Measurement
+from headgate.engines.base import Engine
+from headgate.errors import HeadgateError, InsufficientResourcesError, NotRunningError, describe
+
+_log = logging.getLogger("headgate.controller")
+
+Question = Describe | Measure | CompareInit | Shutdown
+"""The verbs that change nothing of what is asked for."""
+
+
+class Verbs:
+    """What is asked for, and the verbs under way that change it. None begins before `adopted` is set.
+
+    `ask` answers a `Question`; `reconcile` is called when something else is asked for; `publish` returns the version of the
+    routing table that shows it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        store: Store,
+        fleet: Fleet,
+        rollouts: Rollouts,
+        restarts: Restarts,
+        routers: Routers,
+        changes: Changes,
+        adopted: asyncio.Event,
+        *,
+        ask: Callable[[Question], Awaitable[Description | Measurement | None]],
+        reconcile: Callable[[], None],
+        publish: Callable[[], int],
+    ) -> None:
+        self.state = State()
+        """What is asked for."""
+        self._name = name
+        self._engine = engine
+        self._store = store
+        self._fleet = fleet
+        self._rollouts = rollouts
+        self._restarts = restarts
+        self._routers = routers
+        self._changes = changes
+        self._adopted = adopted
+        self._ask = ask
+        self._reconcile = reconcile
+        self._publish = publish
+        self._tasks = Tasks()
+        self._shutdowns = Tasks()
+        """Apart from the others, which a shutdown ends."""
+        self._begun: dict[str, asyncio.Task[VerbDone]] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._closing = False
+
+    def load(self) -> list[Pending]:
+        """Take over what the store has: what is asked for, and, returned, the verbs that were under way."""
+        self.state, pending = self._store.load()
+        return pending
+
+    def call(self, call: VerbCall, answer: Callable[[VerbDone], None]) -> None:
+        """Begin a verb, or listen to one that has begun under this id; `answer` is called once it is over."""
+        task = self._begun.get(call.id)
+        if task is None:
+            task = self._begin(call.id, self._do(call.id, call.verb), self._shutdowns if isinstance(call.verb, Shutdown) else self._tasks)
+        task.add_done_callback(lambda done: answer(self._answer(call.id, done)))
+
+    def carry_on(self, pending: Pending, replicas: list[Replica]) -> None:
+        """Go on with a verb that an earlier controller began, and of which these replicas run, held."""
+        self._begin(pending.id, self._carry_on(pending, replicas), self._tasks)
+
+    async def give_up(self) -> None:
+        """Refuse new changes, and end those under way as if they had not begun."""
+        self._closing = True
+        await self._tasks.close()
+
+    async def settle(self) -> None:
+        """Wait until everybody who asked for the shutdown has the answer."""
+        await self._shutdowns.settle()
+
+    async def close(self) -> None:
+        """End every verb."""
+        await self.give_up()
+        await self._shutdowns.close()
+
+    def _begin(self, id: str, work: Coroutine[Any, Any, VerbDone], tasks: Tasks) -> asyncio.Task[VerbDone]:
+        task = self._begun[id] = tasks.spawn(work, f"verb {id}")
+
+        def forget(done: asyncio.Task[VerbDone]) -> None:
+            if self._begun.get(id) is done:
+                del self._begun[id]
+
+        task.add_done_callback(forget)
+        return task
+
+    def _answer(self, id: str, task: asyncio.Task[VerbDone]) -> VerbDone:
+        if task.cancelled():
+            return VerbDone(id, error=describe(NotRunningError(f"instance {self._name!r} was shut down before this was done")))
+        error = task.exception()
+        return task.result() if error is None else VerbDone(id, error=describe(error))
+
+    async def _do(self, id: str, verb: Verb) -> VerbDone:
+        await self._adopted.wait()
+        carried = self._begun.get(id)
+        if carried is not None and carried is not asyncio.current_task():  # begun under an earlier controller
+            return await asyncio.shield(carried)
+        if isinstance(verb, Question):
+            return VerbDone(id, msgspec.msgpack.encode(await self._ask(verb)))
+        if self._closing:
+            raise NotRunningError(f"instance {self._name!r} is shutting down")
+        known = self._store.result(id)
+        if known is not None:
+            if known.error is None:
+                known = msgspec.structs.replace(known, warnings=await self._effect(verb))
+            return known
+        try:
+            match verb:
+                case CreateBackend() | UpdateBackend() | UpdateBackendConfig():
+                    await self._apply_with_replicas(id, verb)
+                case DeleteBackend():
+                    async with self._lock(verb.tag):
+                        self._commit(id, desired.apply(self.state, verb))
+                case _:
+                    self._commit(id, desired.apply(self.state, verb))
+        except NotRunningError:
+            raise  # which says something of the instance, and nothing of the verb
+        except HeadgateError as error:
+            done = VerbDone(id, error=describe(error))
+            self._store.finish(done, self.state, self.state)
+            return done
+        return VerbDone(id, warnings=await self._effect(verb))
+
+    def _commit(self, id: str, state: State) -> None:
+        """Make it what is asked for, durably and together with the verb's result, and begin to act on it."""
+        self._store.finish(VerbDone(id), self.state, state)
+        self.state = state
+        self._restarts.keep(state.backends.keys())
+        self._reconcile()
+
+    async def _effect(self, verb: Verb) -> tuple[str, ...]:
+        """Wait until what the verb asked for holds. Returns warnings for whom it does not yet."""
+        version = self._publish()
+        warnings = await self._routers.in_force(version)
+        if isinstance(verb, DeleteEndpoint):
+            await self._routers.idle(version, endpoint=verb.name)
+        elif isinstance(verb, DeleteBackend | UpdateBackend | UpdateBackendConfig):
+            await self._changes.until(lambda: not any(replica.dismissed for replica in self._fleet.of(verb.tag)))
+        return warnings
+
+    async def _apply_with_replicas(self, id: str, verb: CreateBackend | UpdateBackend | UpdateBackendConfig) -> None:
+        async with self._lock(verb.tag):
+            state = desired.apply(self.state, verb)
+            backend = state.backends[verb.tag]
+            old = self.state.backends.get(verb.tag)
+            if isinstance(verb, UpdateBackendConfig) and old is not None and backend.config.num_replicas <= old.config.num_replicas:
+                self._commit(id, state)
+                self._fleet.configure(self._fleet.of(verb.tag, backend.generation), backend.config)
+                return
+            if isinstance(verb, CreateBackend):
+                pending = Pending(id, "create", backend)
+            elif isinstance(verb, UpdateBackend):
+                pending = Pending(id, "update", backend, verb.allow_gap)
+            else:
+                pending = Pending(id, "configure", backend)
+            self._check_room(pending)
+            self.state = msgspec.structs.replace(self.state, next_generation=state.next_generation)
+            self._store.begin(pending, state.next_generation)
+            await self._see_through(pending, [])
+
+    async def _carry_on(self, pending: Pending, replicas: list[Replica]) -> VerbDone:
+        tag = pending.backend.tag
+        _log.info("going on with the %s of backend %r, of which %d replicas run", pending.kind, tag, len(replicas))
+        try:
+            async with self._lock(tag):
+                await self._see_through(pending, replicas)
+        except HeadgateError as error:
+            done = VerbDone(pending.id, error=describe(error))
+            self._store.finish(done, self.state, self.state)
+            return done
+        version = self._publish()
+        warnings = await self._routers.in_force(version)
+        await self._changes.until(lambda: not any(replica.dismissed for replica in self._fleet.of(tag)))
+        return VerbDone(pending.id, warnings=warnings)
+
+    async def _see_through(self, pending: Pending, have: list[Replica]) -> None:
+        """Start the replicas of a pending verb, besides those that it has already, and commit it."""
+        backend = pending.backend
+        if pending.kind == "create":
+            replicas = await self._rollouts.start(backend, backend.config.num_replicas - len(have), have)
+        elif pending.kind == "update":
+            replicas = await self._rollouts.replace(self.state.backends[backend.tag], backend, have, allow_gap=pending.allow_gap)
+        else:
+            more = backend.config.num_replicas - self.state.backends[backend.tag].config.num_replicas
+            replicas = await self._rollouts.start(backend, max(more - len(have), 0), have)
+        self._rollouts.release(replicas)
+        self._restarts.forget(backend.tag)
+        try:
+            self._commit(pending.id, desired.with_backend(self.state, backend))
+        except BaseException:
+            self._reconcile()  # nobody asked for these replicas after all
+            raise
+        if pending.kind == "configure":
+            self._fleet.configure(self._fleet.of(backend.tag, backend.generation), backend.config)
+
+    def _check_room(self, pending: Pending) -> None:
+        """Refuse at once what can't fit."""
+        backend = pending.backend
+        if pending.kind == "update":
+            return  # `next_step` decides
+        old = self.state.backends.get(backend.tag)
+        count = backend.config.num_replicas - (old.config.num_replicas if old is not None else 0)
+        why = self._engine.fits(backend.options, count)
+        if why is not None:
+            raise InsufficientResourcesError(f"backend {backend.tag!r}: {count} replica{'s do' if count > 1 else ' does'} not fit: {why}")
+
+    def _lock(self, tag: str) -> asyncio.Lock:
+        """Held by the verb that changes a backend; others on it wait their turn."""
+        lock = self._locks.get(tag)
+        if lock is None:
+            lock = self._locks[tag] = asyncio.Lock()
+        return lock
