@@ -8,11 +8,14 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from headgate.errors import ConfigError, ConfigTypeError, NotFoundError
+
+DEFAULT_MAX_BODY_BYTES: Final = 104857600
+"""Longest body of an HTTP request, where an instance is not told otherwise."""
 
 
 class BackendConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

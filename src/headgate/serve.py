@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 from headgate import arguments
-from headgate.config import BackendConfig, parse_config, parse_options, suggest, unknown
+from headgate.config import DEFAULT_MAX_BODY_BYTES, BackendConfig, parse_config, parse_options, suggest, unknown
 from headgate.errors import InReplicaError, InvalidTypeError, NotRunningError
 from headgate.router import whereabouts
 
@@ -453,7 +453,7 @@ def init(
     http_host: str = "127.0.0.1",
     http_port: int = 8000,
     num_ingresses: int = 1,
-    max_body_bytes: int = 104857600,
+    max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
     max_inflight_bytes: int | None = None,
     resources: Mapping[str, float] | None = None,
     state_dir: str | os.PathLike[str] | None = None,

@@ -45,7 +45,7 @@ from headgate.core.reports import Description, Measurement
 from headgate.engines.base import Ended, Engine, InstanceSettings, ReplicaSpec, Running
 from headgate.errors import HeadgateError, InstanceStartError
 
-log = logging.getLogger("headgate.controller")
+_log = logging.getLogger("headgate.controller")
 
 COUNT_PERIOD_S = 1.0
 """How often routers are asked for their counters, so that little is lost of those that end."""
@@ -131,10 +131,10 @@ class Controller:
         """See `Owner`."""
         if hello.role in ("replica", "ingress"):
             if not self._engine.connected(hello, connection):
-                log.warning("refused process %d: there is no %s %r, or its token is wrong", hello.pid, hello.role, hello.id)
+                _log.warning("refused process %d: there is no %s %r, or its token is wrong", hello.pid, hello.role, hello.id)
                 return False
         elif hello.role != "client":
-            log.warning("refused process %d: %r is no role", hello.pid, hello.role)
+            _log.warning("refused process %d: %r is no role", hello.pid, hello.role)
             return False
         connection.send(Welcome(self._settings.name, self._http_urls, self._settings.folder, self._settings.id))
         if hello.routes:
@@ -161,7 +161,7 @@ class Controller:
     # What the engine tells.
 
     def _from_engine(self, id: str, message: Message) -> None:
-        log.warning("%s sent what nobody understands: %s", id, type(message).__name__)
+        _log.warning("%s sent what nobody understands: %s", id, type(message).__name__)
 
     def _ended(self, ended: Ended) -> None:
         if ended.role == "ingress":
@@ -202,7 +202,7 @@ class Controller:
         for verb, replicas in carried:
             self._verbs.carry_on(verb, replicas)
         if running or self._verbs.state.backends:
-            log.info(
+            _log.info(
                 "took over %d processes; %d backends and %d endpoints are asked for",
                 len(running),
                 len(self._verbs.state.backends),
@@ -281,11 +281,11 @@ class Controller:
             self._restarts.room_came_free()
         if not replica.dismissed and not replica.held and not self._closing:
             if replica.ready_at is None:
-                log.error("replica %s of backend %r did not start: %s", replica.id, replica.tag, replica.fault)
+                _log.error("replica %s of backend %r did not start: %s", replica.id, replica.tag, replica.fault)
                 reason = replica.failure or replica.fault
                 self._restarts.failed(replica.tag, life.STARTING, reason, no_room=replica.no_room, now=now)
             else:
-                log.warning("replica %s of backend %r ended: %s", replica.id, replica.tag, replica.fault)
+                _log.warning("replica %s of backend %r ended: %s", replica.id, replica.tag, replica.fault)
                 self._fleet.deaths[replica.tag] += 1
                 if life.died_early(life.READY, replica.answered, now - replica.ready_at):
                     reason = f"replica {replica.id} ended: {replica.fault}"
@@ -312,7 +312,7 @@ class Controller:
                     if replica.tag not in self._verbs.state.backends:  # what is queued for it has nowhere else to go
                         await self._routers.idle(version, backend=replica.tag)
             except TimeoutError:
-                log.warning("replica %s of backend %r: some router still uses it after %g s", replica.id, replica.tag, grace_s)
+                _log.warning("replica %s of backend %r: some router still uses it after %g s", replica.id, replica.tag, grace_s)
         await self._fleet.drain(replica, max(deadline - self._now(), 0.0))
 
     # Questions.
@@ -356,7 +356,7 @@ class Controller:
 
     async def _end_all(self) -> None:
         """Refuse new work; drain; stop replicas, then ingresses; then nothing is left but this process."""
-        log.info("shutting down: new work is refused")
+        _log.info("shutting down: new work is refused")
         self._closing = True
         # Not in replicas: what they have admitted may need to call another endpoint before it is answered.
         self._publish(spare=[replica.pid for replica in self._fleet.all() if replica.pid is not None])
@@ -365,16 +365,16 @@ class Controller:
         deadline = self._now() + max(graces, default=0.0)
         await self._drain_routers(deadline)
         replicas = self._fleet.all()
-        log.info("shutting down: stopping %d replicas", len(replicas))
+        _log.info("shutting down: stopping %d replicas", len(replicas))
         for replica in replicas:
             if replica.live:
                 self._fleet.dismiss(replica)
         grace_s = max(deadline - self._now(), 0.0)
         await asyncio.gather(*(self._fleet.drain(replica, min(grace_s, replica.config.graceful_shutdown_timeout)) for replica in replicas))
-        log.info("shutting down: stopping %d ingresses", len(self._ingresses.running))
+        _log.info("shutting down: stopping %d ingresses", len(self._ingresses.running))
         await self._ingresses.stop(_INGRESS_GRACE_S)
         await self._engine.close()
-        log.info("shutting down: done")
+        _log.info("shutting down: done")
         self._shut_down.set()
 
     async def _drain_routers(self, deadline: float) -> None:
@@ -385,11 +385,11 @@ class Controller:
             if not left and not self._routers.still_serving():
                 return
             if left and self._now() >= tell_at:  # who waits for the end should know what for
-                log.warning("shutting down: requests under way: %d; they have %.0f s more", left, deadline - self._now())
+                _log.warning("shutting down: requests under way: %d; they have %.0f s more", left, deadline - self._now())
                 tell_at = math.inf
             await asyncio.sleep(_DRAIN_POLL_S)
         if left:
-            log.warning("shutting down: %d requests take longer than graceful_shutdown_timeout and are given up", left)
+            _log.warning("shutting down: %d requests take longer than graceful_shutdown_timeout and are given up", left)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

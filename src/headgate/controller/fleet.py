@@ -22,7 +22,7 @@ from headgate.core.reconcile import Actual
 from headgate.engines.base import Ended, Engine, InstanceSettings, ReplicaSpec, Running
 from headgate.errors import HeadgateError, InsufficientResourcesError, ReplicaStartError
 
-log = logging.getLogger("headgate.controller")
+_log = logging.getLogger("headgate.controller")
 
 
 class Replica:
@@ -208,7 +208,7 @@ class Fleet:
     def kill_soon(self, replica: Replica, why: str) -> None:
         """Have it ended: it is stuck, or can't be talked to."""
         if replica.state in (life.STARTING, life.READY, life.DRAINING):
-            log.warning("replica %s of backend %r is killed: %s", replica.id, replica.tag, why)
+            _log.warning("replica %s of backend %r is killed: %s", replica.id, replica.tag, why)
             self._tasks.spawn(self.kill(replica, why), f"kill of {replica.id}")
 
     def ended(self, ended: Ended) -> None:

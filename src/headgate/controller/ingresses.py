@@ -11,7 +11,7 @@ from headgate.controller.tasks import Changes, Tasks, in_time
 from headgate.engines.base import Ended, Engine, IngressSpec, InstanceSettings, Running
 from headgate.errors import HeadgateError, NotFoundError
 
-log = logging.getLogger("headgate.controller")
+_log = logging.getLogger("headgate.controller")
 
 _FIRST_DELAY_S = 0.05
 _LONGEST_DELAY_S = 5.0
@@ -69,7 +69,7 @@ class Ingresses:
                 del self._running[number]
                 self._routers.ingresses.discard(ended.id)
                 if not self._closing:
-                    log.warning("ingress %d (%s) ended: %s; it is started again", number, ended.id, ended.reason)
+                    _log.warning("ingress %d (%s) ended: %s; it is started again", number, ended.id, ended.reason)
         self._changes.tell()
 
     async def stop(self, grace_s: float) -> None:
@@ -97,7 +97,7 @@ class Ingresses:
                 except HeadgateError as error:
                     self.failures, self.failure = self.failures + 1, error.message
                     self._changes.tell()
-                    log.error("ingress %d could not be started: %s", number, error)
+                    _log.error("ingress %d could not be started: %s", number, error)
             started_at = loop.time()
             while not await self._changes.until(lambda: number not in self._running, _CHECK_PERIOD_S):
                 await self._check(self._running[number])
@@ -109,7 +109,7 @@ class Ingresses:
         try:
             await in_time(self._engine.ping(ingress.id), _CHECK_TIMEOUT_S)
         except TimeoutError:
-            log.warning("ingress %s gave no sign of life for %g s; it is killed", ingress.id, _CHECK_TIMEOUT_S)
+            _log.warning("ingress %s gave no sign of life for %g s; it is killed", ingress.id, _CHECK_TIMEOUT_S)
             await self._engine.kill(ingress.id)
         except NotFoundError:  # it has ended, which is told elsewhere
             pass

@@ -18,7 +18,7 @@ from headgate.core import messages
 from headgate.core.messages import Applied, Count, Counted, Idle, Message, RoutingTable
 from headgate.core.reports import Counters, QueueDepth, RequestCount
 
-log = logging.getLogger("headgate.controller")
+_log = logging.getLogger("headgate.controller")
 
 CLIENT_PATIENCE_S = 2.0
 """How long a verb waits for processes with handles to follow; ingresses are waited for."""

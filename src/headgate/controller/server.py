@@ -19,7 +19,7 @@ from headgate.core import messages
 from headgate.core.messages import Hello, Message, RoutingTable
 from headgate.errors import WireError
 
-log = logging.getLogger("headgate.controller")
+_log = logging.getLogger("headgate.controller")
 
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 _BACKLOG = 512
@@ -82,14 +82,14 @@ class Connection(asyncio.Protocol):
         peer = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         pid, uid, _ = _CREDENTIALS.unpack(peer)
         if uid != os.getuid():
-            log.warning("refused a connection of process %d: it runs as user %d, this instance as %d", pid, uid, os.getuid())
+            _log.warning("refused a connection of process %d: it runs as user %d, this instance as %d", pid, uid, os.getuid())
             self._refuse()
 
     def data_received(self, data: bytes) -> None:
         try:
             received = self._decoder.received(data)
         except WireError as error:
-            log.warning("%s: closed its connection: %s", self._name, error)
+            _log.warning("%s: closed its connection: %s", self._name, error)
             self._refuse()
             return
         for message in received:
@@ -122,11 +122,11 @@ class Connection(asyncio.Protocol):
 
     def _first(self, message: Message) -> None:
         if not isinstance(message, Hello):
-            log.warning("refused a connection that did not begin with a hello")
+            _log.warning("refused a connection that did not begin with a hello")
             self._refuse()
             return
         if message.protocol != messages.PROTOCOL:
-            log.warning("refused process %d: it speaks protocol %d, this instance %d", message.pid, message.protocol, messages.PROTOCOL)
+            _log.warning("refused process %d: it speaks protocol %d, this instance %d", message.pid, message.protocol, messages.PROTOCOL)
             self._refuse()
             return
         self.hello = message

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from headgate.errors import HeadgateError
 
-log = logging.getLogger("headgate.controller")
+_log = logging.getLogger("headgate.controller")
 
 T = TypeVar("T")
 
@@ -92,4 +92,4 @@ class Tasks:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None and not isinstance(task.exception(), HeadgateError):
-            log.error("%s failed: this is a mistake in Headgate", task.get_name(), exc_info=task.exception())
+            _log.error("%s failed: this is a mistake in Headgate", task.get_name(), exc_info=task.exception())

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from headgate.config import BackendConfig, ReplicaOptions
+from headgate.config import DEFAULT_MAX_BODY_BYTES, BackendConfig, ReplicaOptions
 from headgate.core import framing
 from headgate.core.reports import Counters
 from headgate.core.specs import Definition
@@ -64,7 +64,7 @@ class RoutingTable(msgspec.Struct, frozen=True, tag="table"):
     version: int
     endpoints: dict[str, EndpointEntry] = {}
     backends: dict[str, BackendEntry] = {}
-    max_body_bytes: int = 104857600
+    max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     max_inflight_bytes: int = 0  # of the instance
     num_ingresses: int = 1
     debug: bool = False

@@ -8,6 +8,7 @@ slices, because it can't be paused: what lies behind stays raw.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import struct
 from collections import deque
@@ -35,7 +36,9 @@ from headgate.ingress.heads import (
 )
 from headgate.ingress.problems import Refusal
 from headgate.ingress.routes import Target
-from headgate.ingress.service import Service, logger
+from headgate.ingress.service import Service
+
+_log = logging.getLogger("headgate.ingress")
 
 SLICE_BYTES: Final = 4096
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
@@ -433,7 +436,7 @@ class Connection(asyncio.Protocol):
             try:
                 service.router.submit(exchange)
             except Exception as error:  # noqa: BLE001  # the ingress's root: the client gets an answer whatever failed
-                logger.exception("the router failed on request %s", exchange.request_id)
+                _log.exception("the router failed on request %s", exchange.request_id)
                 exchange.failed(describe(error))
         elif isinstance(instead, Target):
             service.show(instead.page, exchange)
@@ -626,6 +629,6 @@ def _refusal_of(error: httptools.HttpParserError) -> Refusal:
     if isinstance(cause, InputRefused):
         return cause.refusal
     if isinstance(error, httptools.HttpParserCallbackError):
-        logger.error("a request could not be read", exc_info=cause)
+        _log.error("a request could not be read", exc_info=cause)
         return Refusal(500, "internal error; see the log")
     return Refusal(400, f"not HTTP/1.1: {error}")

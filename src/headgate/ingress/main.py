@@ -25,7 +25,7 @@ from headgate.ingress.service import Limits, Service
 from headgate.router.control import ControlLink
 from headgate.router.router import Router
 
-logger = logging.getLogger("headgate.ingress")
+_log = logging.getLogger("headgate.ingress")
 
 _BACKLOG = 2048
 _GRACE_S = 10.0
@@ -72,7 +72,7 @@ class _Ingress:
         try:
             await asyncio.wait_for(self._first_table.wait(), _FIRST_TABLE_S)
         except TimeoutError:
-            logger.warning("no routing table after %g s: answering 503 until there is one", _FIRST_TABLE_S)
+            _log.warning("no routing table after %g s: answering 503 until there is one", _FIRST_TABLE_S)
         server = await loop.create_server(
             lambda: Connection(self._service),
             sock=self._listener,

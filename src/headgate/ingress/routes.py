@@ -11,9 +11,10 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
+from headgate.core.desired import RESERVED_PREFIX
 from headgate.core.messages import EndpointEntry
 
-RESERVED = b"/-/"
+_RESERVED = RESERVED_PREFIX.encode()
 PAGES = ("routes", "healthz", "readyz", "metrics")
 
 _MOST_REMEMBERED = 4096
@@ -33,7 +34,7 @@ class Routes:
     """The routes of one routing table."""
 
     def __init__(self, endpoints: Iterable[EndpointEntry]) -> None:
-        self._exact: dict[bytes, Target] = {RESERVED + page.encode(): _target("", ("GET",), page) for page in PAGES}
+        self._exact: dict[bytes, Target] = {_RESERVED + page.encode(): _target("", ("GET",), page) for page in PAGES}
         every_method: set[str] = set()
         for endpoint in endpoints:
             if endpoint.route is not None:
@@ -61,7 +62,7 @@ class Routes:
             return self._whole_server
         decoded = unquote_to_bytes(path)
         found = self._exact.get(decoded)
-        if found is not None or decoded.startswith(RESERVED):
+        if found is not None or decoded.startswith(_RESERVED):
             return found
         return next((target for route, target in self._prefixes if decoded.startswith(route)), None)
 

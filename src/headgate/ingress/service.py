@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from headgate.config import DEFAULT_MAX_BODY_BYTES
 from headgate.core.messages import RoutingTable
 from headgate.core.reports import Counters, Measurement, RequestCount
 from headgate.ingress import metrics, pages
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from headgate.ingress.exchange import Exchange
     from headgate.ingress.http1 import Connection
 
-logger = logging.getLogger("headgate.ingress")
+_log = logging.getLogger("headgate.ingress")
 
 MEASURE_S = 5.0
 """How long `/-/metrics` waits for the controller."""
@@ -102,7 +103,7 @@ class Service:
         self.admission = Admission()
         self.table: RoutingTable | None = None
         self.routes = Routes(())
-        self.max_body_bytes = 104857600
+        self.max_body_bytes = DEFAULT_MAX_BODY_BYTES
         self.debug = False
         self.closing: Refusal | None = Refusal(503, "the instance is starting; try again", reason="starting")
         self.connections: set[Connection] = set()
@@ -158,7 +159,7 @@ class Service:
             try:
                 await asyncio.wait_for(self._empty.wait(), grace_s)
             except TimeoutError:
-                logger.warning("%d connections were cut: their answers took longer than %g s", len(self.connections), grace_s)
+                _log.warning("%d connections were cut: their answers took longer than %g s", len(self.connections), grace_s)
         for connection in list(self.connections):
             connection.abort()
         if self._sweeper is not None:
@@ -212,7 +213,7 @@ class Service:
             assert self.table is not None
             shown = await asyncio.to_thread(metrics.page, measurement, self.table)
         except Exception as error:  # noqa: BLE001  # the root of a task: whatever it was, the page must be answered
-            logger.warning("the counters could not be read: %r", error)
+            _log.warning("the counters could not be read: %r", error)
             shown = Refusal(503, "the controller does not answer; try again", reason="no controller")
         self._measuring = None
         waiting, self._wait_for_measurement = self._wait_for_measurement, []
