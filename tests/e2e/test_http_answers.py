@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -23,6 +24,7 @@ import requests
 
 from headgate import serve
 from headgate.errors import ReplicaDiedError
+from headgate.router import payload
 from tests.support import wait_until
 
 
@@ -180,6 +182,37 @@ def test_what_is_wrong_is_named(shared_instance: serve.Instance, handler: Any, s
     assert response.status_code == status
     assert word in response.json()["detail"]
     assert response.json()["request_id"] == response.headers["x-request-id"]
+
+
+class _Planted:
+    """Unpickled, it makes a directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_nothing_that_a_client_sends_is_unpickled(shared_instance: serve.Instance, tmp_path: Path) -> None:
+    @serve.accept_batch
+    def batched(request: list[Any]) -> list[int]:
+        return [len(each.data) for each in request]
+
+    shared_instance.create_backend("sizes", lambda request: len(request.data))
+    shared_instance.create_backend("sizes-batched", batched)
+    planted = tmp_path / "planted"
+    bodies = [pickle.dumps(_Planted(planted)), *payload.dump(_Planted(planted)), *payload.dump(((_Planted(planted),), {}))]
+    for tag in ("sizes", "sizes-batched"):
+        shared_instance.create_endpoint(tag, f"/{tag}", ["POST"], backend=tag)
+        for body in bodies:
+            answer = requests.post(
+                f"{shared_instance.http_url}/{tag}", data=body, headers={"content-type": "application/x-python-pickle"}, timeout=10
+            )
+            assert answer.json() == len(body)
+    assert not planted.exists()
+    payload.load(bodies[1])  # what it would have done
+    assert planted.exists()
 
 
 def test_only_listed_methods_can_be_named_by_a_client(shared_instance: serve.Instance) -> None:
