@@ -1,7 +1,8 @@
-"""What do tests share? Waiting for a condition with a deadline."""
+"""What do tests share? Waiting for a condition with a deadline, in a thread and on an event loop."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -29,3 +30,13 @@ def wait_until(condition: Callable[[], T], timeout_s: float = 5.0, what: str = "
             raise AssertionError(f"{name}: not within {timeout_s:g} s") from failure
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, 0.05)
+
+
+async def until(condition: Callable[[], object], what: str = "", timeout_s: float = 10.0) -> None:
+    """As `wait_until`, for conditions on the running loop, or in other threads: the loop goes on meanwhile."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    while not condition():
+        if loop.time() > deadline:
+            raise AssertionError(f"{what or getattr(condition, '__name__', 'condition')}: not within {timeout_s:g} s")
+        await asyncio.sleep(0.001)

@@ -38,17 +38,9 @@ from headgate.engines.base import IngressSpec, InstanceSettings, ReplicaSpec, Ru
 from headgate.errors import rebuild
 from headgate.router.control import ControlLink
 from headgate.testing import FakeEngine
+from tests.support import until
 
 PATIENCE_S = 10.0
-
-
-async def until(condition: Callable[[], object], what: str) -> None:
-    """Wait until it is so."""
-    deadline = asyncio.get_running_loop().time() + PATIENCE_S
-    while not condition():
-        if asyncio.get_running_loop().time() > deadline:
-            raise AssertionError(f"not within {PATIENCE_S:g} s: {what}")
-        await asyncio.sleep(0.002)
 
 
 def definition(name: str = "f", payload: bytes = b"code", **methods: MethodInfo) -> Definition:

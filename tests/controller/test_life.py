@@ -13,7 +13,8 @@ from headgate.core import replica_life
 from headgate.core.messages import BrokenReplica, Pong, UpdateBackend, UpdateBackendConfig
 from headgate.engines.base import IngressSpec, Running
 from headgate.errors import InstanceStartError, ReplicaStartError
-from tests.controller.rig import PATIENCE_S, Engine, Rig, create, definition, play, settings_in, until
+from tests.controller.rig import PATIENCE_S, Engine, Rig, create, definition, play, settings_in
+from tests.support import until
 
 QUICK = {"health_check_period": 0.01, "health_check_timeout": 0.1}
 

@@ -24,7 +24,8 @@ from headgate.core.messages import (
 )
 from headgate.core.reports import Description
 from headgate.errors import AlreadyExistsError, ReplicaStartError
-from tests.controller.rig import PATIENCE_S, Engine, Rig, create, definition, play, until
+from tests.controller.rig import PATIENCE_S, Engine, Rig, create, definition, play
+from tests.support import until
 
 ONE_CPU = ReplicaOptions(num_cpus=1)
 

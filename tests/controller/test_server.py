@@ -11,7 +11,8 @@ import pytest
 
 from headgate.core import messages
 from headgate.core.messages import PROTOCOL, Applied, Count, CreateEndpoint, Describe, Hello, Message, RoutingTable, VerbCall, Welcome
-from tests.controller.rig import PATIENCE_S, Process, Rig, play, until
+from tests.controller.rig import PATIENCE_S, Process, Rig, play
+from tests.support import until
 
 
 async def say(rig: Rig, data: bytes) -> bytes:

@@ -33,7 +33,8 @@ from headgate.errors import (
     NotRunningError,
     ReplicaStartError,
 )
-from tests.controller.rig import PATIENCE_S, Engine, Rig, create, definition, play, until
+from tests.controller.rig import PATIENCE_S, Engine, Rig, create, definition, play
+from tests.support import until
 
 ONE_CPU = ReplicaOptions(num_cpus=1)
 

@@ -20,6 +20,7 @@ from headgate.core.messages import BrokenReplica, Idle
 from headgate.router import payload
 from headgate.router.context import context
 from tests.data_path.rig import Asked, Rig
+from tests.support import until
 
 Scene = Callable[[], Coroutine[Any, Any, None]]
 
@@ -31,13 +32,6 @@ def play(scene: Scene) -> None:
         await asyncio.wait_for(scene(), 20)
 
     uvloop.run(limited())
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait on the loop until the condition holds."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - it is changed by other threads
-            await asyncio.sleep(0.001)
 
 
 def test_a_python_call_gets_its_value(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from headgate.core.messages import ReplicaEntry
 from tests.data_path.rig import Rig
-from tests.data_path.test_data_path import play, until
+from tests.data_path.test_data_path import play
+from tests.support import until
 
 # A replica that takes two calls, marks the first as started, closes its link, and lives on until it is told whether it
 # has started the second as well.

@@ -13,6 +13,7 @@ from headgate.core import messages
 from headgate.core.messages import Applied, Describe, Hello, Message, Ping, RoutingTable, VerbCall, VerbDone, Welcome
 from headgate.errors import NotRunningError
 from headgate.router.control import ControlLink
+from tests.support import until
 
 
 class Controller:
@@ -55,14 +56,6 @@ class Controller:
 
     def verbs(self) -> list[VerbCall]:
         return [message for message in self.received if isinstance(message, VerbCall)]
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    for _ in range(2000):
-        if condition():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError(f"not within 10 s: {what}")
 
 
 Scene = Callable[[Controller, ControlLink, list[Message]], Awaitable[None]]
