@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_until(condition: Callable[[], T], timeout_s: float = 5.0, what: str = "") -> T:
+def wait_until(condition: Callable[[], T], timeout_s: float = 10.0, what: str = "") -> T:
     """Call `condition` until it returns something true, and return that; fail the test after `timeout_s`.
 
     An AssertionError that it raises counts as "not yet", so that it can be written with asserts; the last one is shown.

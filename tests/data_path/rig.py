@@ -67,7 +67,7 @@ class Replica:
 
     def on_io(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run something on the I/O thread."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.io_loop).result(5)
+        return asyncio.run_coroutine_threadsafe(coroutine, self.io_loop).result(10)
 
     def _run_io(self) -> None:
         self.io_loop.run_forever()

@@ -29,7 +29,7 @@ from headgate.errors import (
     UserCodeError,
 )
 from headgate.serve import Handle, Instance
-from tests.support import wait_until
+from tests.support import until, wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*over HTTP:UserWarning")  # handlers for handles take what they like
 
@@ -260,66 +260,77 @@ def test_a_removed_endpoint_is_a_lookup_error(shared_instance: Instance, deploy:
 # Limits
 
 
-class Sleeps:
-    """Sleeps as told, and notes what it began."""
+class Holds:
+    """Notes what it began, and goes on with what is `held` once the test lets it go."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def __call__(self, name: str, seconds: float) -> str:
+    def __call__(self, name: str, held: bool = False) -> str:
         (self.folder / name).touch()
-        time.sleep(seconds)
+        if held:
+            wait_until((self.folder / f"{name} may end").exists, 60)
         return name
 
 
-class SleepsAsync:
+class HoldsAsync:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    async def __call__(self, name: str, seconds: float) -> str:
+    async def __call__(self, name: str) -> str:
         (self.folder / name).touch()
         try:
-            await asyncio.sleep(seconds)
+            await until((self.folder / f"{name} may end").exists, timeout_s=60)
         except asyncio.CancelledError:
             (self.folder / f"{name} cancelled").touch()
             raise
+        (self.folder / f"{name} ended").touch()
         return name
 
 
+def let_go(folder: Path, name: str) -> None:
+    (folder / f"{name} may end").touch()
+
+
 def test_a_callers_limit_ends_a_call_that_runs_and_one_that_waits_and_the_latter_never_starts(deploy: Any, tmp_path: Path) -> None:
-    handle = deploy(Sleeps, tmp_path)
-    long = handle.remote("long", 0.8)
+    handle = deploy(Holds, tmp_path)
+    long = handle.remote("long", held=True)
     wait_until((tmp_path / "long").exists)
     began = time.monotonic()
     with pytest.raises(DeadlineExceededError) as caught:
-        handle.options(timeout_s=0.2).remote("waiting", 0).result(10)
-    assert 0.15 < time.monotonic() - began < 0.6
+        handle.options(timeout_s=0.2).remote("waiting").result(10)
+    assert time.monotonic() - began > 0.15
     assert isinstance(caught.value, TimeoutError)
     assert caught.value.status == 504
+    let_go(tmp_path, "long")
     assert long.result(10) == "long"
+    running = handle.options(timeout_s=1).remote("running", held=True)
+    wait_until((tmp_path / "running").exists)
     with pytest.raises(TimeoutError):
-        handle.options(timeout_s=0.2).remote("running", 0.5).result(10)
-    assert handle.remote("last", 0).result(10) == "last"
-    assert (tmp_path / "running").exists()
+        running.result(10)
+    let_go(tmp_path, "running")
+    assert handle.remote("last").result(10) == "last"
     assert not (tmp_path / "waiting").exists()
 
 
 def test_a_callers_limit_can_only_shorten_the_backends(deploy: Any, tmp_path: Path) -> None:
-    handle = deploy(Sleeps, tmp_path, request_timeout=0.2)
+    handle = deploy(Holds, tmp_path, request_timeout=0.2)
     with pytest.raises(DeadlineExceededError):
-        handle.options(timeout_s=30).remote("one", 1).result(10)
+        handle.options(timeout_s=30).remote("one", held=True).result(10)
+    let_go(tmp_path, "one")
 
 
 def test_a_full_queue_refuses_and_says_which_rule_it_was(deploy: Any, tmp_path: Path) -> None:
-    handle = deploy(Sleeps, tmp_path, max_queued_queries=2)
-    first = handle.remote("first", 0.5)
+    handle = deploy(Holds, tmp_path, max_queued_queries=2)
+    first = handle.remote("first", held=True)
     wait_until((tmp_path / "first").exists)
-    others = [handle.remote(f"other {number}", 0) for number in range(12)]
+    others = [handle.remote(f"other {number}") for number in range(12)]
     with pytest.raises(QueueFullError) as caught:
         others[-1].result(10)
     assert isinstance(caught.value, UnavailableError)
     assert (caught.value.status, caught.value.reason) == (503, "queue full")
     assert caught.value.retry_after_s is not None
+    let_go(tmp_path, "first")
     answered = []
     for number, reply in enumerate(others):
         try:
@@ -376,21 +387,22 @@ def test_a_pickled_handle_works_where_it_is_opened(deploy: Any) -> None:
 
 
 def test_a_cancelled_call_that_waits_never_starts(deploy: Any, tmp_path: Path) -> None:
-    handle = deploy(Sleeps, tmp_path)
-    first = handle.remote("first", 0.4)
+    handle = deploy(Holds, tmp_path)
+    first = handle.remote("first", held=True)
     wait_until((tmp_path / "first").exists)
-    waiting = handle.remote("waiting", 0)
+    waiting = handle.remote("waiting")
     waiting.cancel()
     with pytest.raises(RequestCancelledError):
         waiting.result(10)
+    let_go(tmp_path, "first")
     assert first.result(10) == "first"
-    assert handle.remote("last", 0).result(10) == "last"
+    assert handle.remote("last").result(10) == "last"
     assert not (tmp_path / "waiting").exists()
 
 
 def test_a_cancelled_async_call_is_cancelled_where_it_runs(deploy: Any, tmp_path: Path) -> None:
-    handle = deploy(SleepsAsync, tmp_path)
-    reply = handle.remote("long", 60)
+    handle = deploy(HoldsAsync, tmp_path)
+    reply = handle.remote("long")
     wait_until((tmp_path / "long").exists)
     reply.cancel()
     with pytest.raises(RequestCancelledError):
@@ -399,17 +411,20 @@ def test_a_cancelled_async_call_is_cancelled_where_it_runs(deploy: Any, tmp_path
 
 
 def test_a_dropped_reply_does_not_cancel_and_neither_does_a_cancelled_await(deploy: Any, tmp_path: Path) -> None:
-    handle = deploy(SleepsAsync, tmp_path)
-    handle.remote("dropped", 0.2)
-    kept = handle.remote("kept", 0.2)
+    handle = deploy(HoldsAsync, tmp_path)
+    handle.remote("dropped")
+    kept = handle.remote("kept")
 
     async def stop_waiting() -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(kept, 0.01)
 
     asyncio.run(stop_waiting())
-    assert kept.result(10) == "kept"
     wait_until((tmp_path / "dropped").exists)
+    for name in ("dropped", "kept"):
+        let_go(tmp_path, name)
+    assert kept.result(10) == "kept"
+    wait_until((tmp_path / "dropped ended").exists)
     assert not (tmp_path / "dropped cancelled").exists()
     assert not (tmp_path / "kept cancelled").exists()
 
@@ -417,12 +432,11 @@ def test_a_dropped_reply_does_not_cancel_and_neither_does_a_cancelled_await(depl
 # Streams
 
 
-def count(to: int, fail_at: int = -1, wait_s: float = 0) -> Iterator[int]:
+def count(to: int, fail_at: int = -1) -> Iterator[int]:
     for number in range(to):
         if number == fail_at:
             raise RecipeError("stream", [str(number)])
         yield number
-        time.sleep(wait_s)
 
 
 async def count_async(to: int) -> AsyncIterator[int]:
@@ -443,12 +457,16 @@ def test_a_generator_is_read_by_for_and_by_async_for(deploy: Any, target: Any) -
     assert asyncio.run(read()) == list(range(100))
 
 
-def test_chunks_arrive_while_the_generator_still_runs(deploy: Any) -> None:
-    handle = deploy(count)
-    began = time.monotonic()
-    first = next(handle.remote(100, wait_s=0.5))
-    assert first == 0
-    assert time.monotonic() - began < 5
+def test_chunks_arrive_while_the_generator_still_runs(deploy: Any, tmp_path: Path) -> None:
+    def held() -> Iterator[str]:
+        yield "first"
+        wait_until((tmp_path / "go").exists, 30)
+        yield "second"
+
+    stream = deploy(held).remote()
+    assert next(stream) == "first"
+    (tmp_path / "go").touch()
+    assert list(stream) == ["second"]
 
 
 def test_a_stream_that_fails_in_the_middle_raises_after_what_had_come(deploy: Any) -> None:
@@ -488,7 +506,7 @@ def test_a_slow_reader_holds_up_the_generator_and_gets_everything(deploy: Any) -
 
 def test_a_cancelled_stream_ends(deploy: Any) -> None:
     handle = deploy(count)
-    stream = handle.remote(10_000, wait_s=0.01)
+    stream = handle.remote(10**9)
     assert next(stream) == 0
     stream.cancel()
     with pytest.raises(RequestCancelledError):

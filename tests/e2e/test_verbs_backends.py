@@ -94,6 +94,25 @@ class Waits:
         return "at last"
 
 
+class Meeting:
+    """Answers with how many calls were in it, once there were `of` at least."""
+
+    def __init__(self) -> None:
+        self.inside = self.most = 0
+        self.change = threading.Condition()
+
+    def __call__(self, of: int = 1) -> int:
+        with self.change:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            self.change.notify_all()
+            self.change.wait_for(lambda: self.most >= of, 10)
+        time.sleep(0.01)  # for others to come in, where they may
+        with self.change:
+            self.inside -= 1
+            return self.most
+
+
 class Broken:
     def __init__(self, request: Any = None) -> None:
         raise RuntimeError("no such model file")
@@ -376,19 +395,25 @@ def test_a_backend_in_use_is_not_deleted_and_the_error_names_its_users(shared_in
     assert serve.list_endpoints()["user one"].traffic == {"instead": 1.0}
 
 
-def test_deleting_drains_what_runs_and_the_tag_is_free_at_once(shared_instance: Instance) -> None:
-    def slowly() -> str:
-        time.sleep(0.5)
+def test_deleting_drains_what_runs_and_the_tag_is_free_at_once(shared_instance: Instance, tmp_path: Path) -> None:
+    def held() -> str:
+        wait_until((tmp_path / "go").exists, 30)
         return "finished"
 
-    serve.create_backend("drained", slowly)
+    serve.create_backend("drained", held)
     serve.create_backend("other", hello)
     serve.create_endpoint("drained", backend="drained")
     reply = serve.get_handle("drained").remote()
     wait_until(lambda: any(queue.in_flight for queue in serve.stat().counters.queues if queue.backend == "drained"))
     serve.set_traffic("drained", {"other": 1.0})
-    serve.delete_backend("drained")
-    assert reply.result(0.1) == "finished"
+    deleting = threading.Thread(target=serve.delete_backend, args=["drained"])
+    deleting.start()
+    wait_until(lambda: "drained" not in serve.list_backends())
+    assert deleting.is_alive()
+    (tmp_path / "go").touch()
+    deleting.join(10)
+    assert not deleting.is_alive()
+    assert reply.result(10) == "finished"
     serve.create_backend("drained", hello)
 
 
@@ -455,17 +480,11 @@ def test_scaling_starts_and_drains_replicas_and_keeps_the_others(shared_instance
 
 
 def test_live_replicas_take_a_changed_concurrency_without_a_restart(shared_instance: Instance) -> None:
-    def overlap() -> float:
-        time.sleep(0.2)
-        return time.monotonic()
-
-    serve.create_backend("wider", overlap)
+    serve.create_backend("wider", Meeting)
     serve.create_endpoint("wider", backend="wider")
     before = pids(shared_instance, "wider")
     handle = serve.get_handle("wider")
-    alone = serve.get([handle.remote() for _ in range(4)], timeout_s=20)
-    assert max(alone) - min(alone) > 0.5
+    assert serve.get([handle.remote() for _ in range(4)], timeout_s=20) == [1] * 4
     serve.update_backend_config("wider", {"concurrency": 4})
-    together = serve.get([handle.remote() for _ in range(4)], timeout_s=20)
-    assert max(together) - min(together) < 0.2
+    assert serve.get([handle.remote(of=4) for _ in range(4)], timeout_s=20) == [4] * 4
     assert pids(shared_instance, "wider") == before

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,21 +120,27 @@ def test_a_deleted_endpoint_is_gone_when_the_verb_returns(backends: Instance) ->
     assert handle.remote().result(10) == "two"
 
 
-def test_deleting_an_endpoint_waits_for_what_was_admitted(backends: Instance) -> None:
-    def slowly() -> str:
-        time.sleep(0.4)
+def test_deleting_an_endpoint_waits_for_what_was_admitted(backends: Instance, tmp_path: Path) -> None:
+    def held() -> str:
+        wait_until((tmp_path / "go").exists, 30)
         return "finished"
 
-    serve.create_backend("slow", slowly)
+    serve.create_backend("slow", held)
     serve.create_endpoint("slow", "/slow", backend="slow")
     answers: list[str] = []
     thread = threading.Thread(target=lambda: answers.append(get(backends, "/slow").text))
     thread.start()
     reply = serve.get_handle("slow").remote()
     wait_until(lambda: sum(queue.in_flight for queue in serve.stat().counters.queues if queue.backend == "slow") == 2)
-    serve.delete_endpoint("slow")
-    assert reply.result(0.5) == "finished"
-    thread.join(5)
+    deleting = threading.Thread(target=serve.delete_endpoint, args=["slow"])
+    deleting.start()
+    wait_until(lambda: "slow" not in serve.list_endpoints())
+    assert deleting.is_alive()
+    (tmp_path / "go").touch()
+    deleting.join(10)
+    assert not deleting.is_alive()
+    assert reply.result(10) == "finished"
+    thread.join(10)
     assert answers == ["finished"]
 
 

@@ -173,23 +173,29 @@ def test_shutdown_leaves_nothing_and_the_name_can_be_used_again() -> None:
             serve.shutdown()
 
 
-def test_shutdown_finishes_what_was_admitted() -> None:
-    def slowly(request: Any = None) -> str:
-        time.sleep(0.5)
+def test_shutdown_finishes_what_was_admitted(tmp_path: Path) -> None:
+    def held(request: Any = None) -> str:
+        wait_until((tmp_path / "go").exists, 30)
         return "finished"
 
     with serve.init(http_port=0) as instance:
-        serve.create_backend("b", slowly)
+        serve.create_backend("b", held)
         serve.create_endpoint("e", "/e", backend="b")
         answers: list[str] = []
         thread = threading.Thread(target=lambda: answers.append(requests.get(f"{instance.http_url}/e", timeout=10).text))
         thread.start()
         reply = serve.get_handle("e").remote()
         wait_until(lambda: sum(queue.in_flight for queue in serve.stat().counters.queues) == 2)
-        serve.shutdown()
+        shutting_down = threading.Thread(target=serve.shutdown)
+        shutting_down.start()
+        wait_until(lambda: requests.get(f"{instance.http_url}/-/readyz", timeout=10).json()["status"] == "shutting down")
+        assert shutting_down.is_alive()
+        (tmp_path / "go").touch()
+        shutting_down.join(10)
+        assert not shutting_down.is_alive()
         thread.join(10)
         assert answers == ["finished"]
-        assert reply.result(1) == "finished"
+        assert reply.result(10) == "finished"
         with pytest.raises(NotRunningError):
             serve.get_handle("e")
 
@@ -396,7 +402,7 @@ def test_a_process_that_does_not_answer_is_named_in_a_warning_and_follows_later(
         began = time.monotonic()
         with pytest.warns(RuntimeWarning, match=str(other.process.pid)) as warned:
             serve.set_traffic("e", {"two": 1.0})
-        assert 1.5 < time.monotonic() - began < 4
+        assert 1.5 < time.monotonic() - began < 10
         assert [warning.filename for warning in warned] == [__file__]
         other.process.send_signal(signal.SIGCONT)
         other.tell()
@@ -594,19 +600,21 @@ def test_a_forked_child_holds_none_of_its_parents_connections(script: Callable[[
 
 
 INTERRUPTED = """
-import time
+import os, tempfile, time
 from headgate import serve
 class Waits:
-    def __init__(self):
+    def __init__(self, folder):
         print("constructing", flush=True)
-        time.sleep(1.5)
+        while not os.path.exists(folder + "/go"):
+            time.sleep(0.01)
     def __call__(self, request=None):
         return "constructed"
-with serve.init("theirs", http_port=0):
+with tempfile.TemporaryDirectory() as folder, serve.init("theirs", http_port=0):
     try:
-        serve.create_backend("b", Waits)
+        serve.create_backend("b", Waits, folder)
     except KeyboardInterrupt:
         print("interrupted", flush=True)
+    open(folder + "/go", "w").close()
     while "b" not in serve.list_backends():
         time.sleep(0.01)
     serve.create_endpoint("e", backend="b")

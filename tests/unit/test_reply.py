@@ -265,11 +265,11 @@ def test_get_waits_for_one_or_many_within_one_time_limit(fake: FakeConnection) -
     assert serve.get(replies) == [0, 1, 2]
     assert serve.get(iter(replies), timeout_s=1) == [0, 1, 2]
     assert serve.get(replies[1]) == 1
-    late = [Handle("i", "e").remote() for _ in range(3)]
+    late = [Handle("i", "e").remote() for _ in range(100)]
     began = time.monotonic()
     with pytest.raises(TimeoutError):
-        serve.get(late, timeout_s=0.1)
-    assert time.monotonic() - began < 0.25
+        serve.get(late, timeout_s=0.2)
+    assert time.monotonic() - began < 10  # each for itself: 20 s
 
 
 @pytest.mark.parametrize("wrong", [3, None, "ab", [1], {"a": 1}])
