@@ -26,6 +26,7 @@ from headgate.replica.runner import Runner
 from headgate.router import payload
 from headgate.router.call import Call
 from headgate.router.router import Router
+from tests.support import until
 
 _ids = itertools.count(1)
 _head = msgspec.msgpack.encode(wire.HttpHead("POST", b"/x?y=1", "1.1", [(b"host", b"h")], "127.0.0.1", "http", "h:1"))
@@ -183,6 +184,11 @@ class Rig:
         call = Asked(args, kwargs, **given)
         self.router.submit(call)
         return call
+
+    async def linked(self) -> None:
+        """Wait until the router has a link to every replica."""
+        dispatcher = self.router._backends["b"].dispatcher
+        await until(lambda: all(dispatcher.window(replica.id) for replica in self.replicas), "every replica takes requests")
 
     async def close(self) -> None:
         await self.router.close(1.0)

@@ -374,7 +374,7 @@ def test_a_full_queue_refuses_with_a_time_to_retry(tmp_path: Path) -> None:
 
     async def scene() -> None:
         async with Rig(tmp_path, lambda x: let_go.wait(10), max_queued_queries=2) as rig:
-            await until(lambda: rig.router._backends["b"].dispatcher.ready)
+            await rig.linked()
             calls = [rig.ask(number) for number in range(4)]
             await calls[3].done
             info = calls[3].info
@@ -429,7 +429,7 @@ def test_a_removed_replica_answers_what_it_has_and_gets_nothing_new(tmp_path: Pa
 
     async def scene() -> None:
         async with Rig(tmp_path, handler, replicas=2) as rig:
-            await until(lambda: rig.router._backends["b"].dispatcher.ready == 2)
+            await rig.linked()
             first = rig.ask("first")
             await until(lambda: ran)
             busy = next(replica for replica in rig.replicas if first.link is not None and replica.id == first.link.replica)
@@ -700,7 +700,7 @@ def test_work_behind_a_slow_call_is_given_back_and_runs_elsewhere(tmp_path: Path
 
     async def scene() -> None:
         async with Rig(tmp_path, handler, replicas=2) as rig:
-            await until(lambda: rig.router._backends["b"].dispatcher.ready == 2)
+            await rig.linked()
             # Quick calls first, so that one replica is filled before the other is opened.
             for _ in range(30):
                 await rig.ask("quick").done
@@ -723,7 +723,7 @@ def test_work_behind_a_stream_is_given_back_however_often_it_sends(tmp_path: Pat
 
     async def scene() -> None:
         async with Rig(tmp_path, handler, replicas=2) as rig:
-            await until(lambda: rig.router._backends["b"].dispatcher.ready == 2)
+            await rig.linked()
             for _ in range(30):
                 await rig.ask("quick").done
             calls = [rig.ask("stream"), *(rig.ask(f"after {number}") for number in range(20))]
@@ -746,7 +746,7 @@ def test_each_slow_call_gives_back_what_is_behind_it_also_beside_one_that_has_do
     async def scene() -> None:
         async with Rig(tmp_path, handler, concurrency=2) as rig:
             dispatcher = rig.router._backends["b"].dispatcher
-            await until(lambda: dispatcher.ready)
+            await rig.linked()
             calls = []
 
             async def quick_until_the_window_is_wide() -> None:

@@ -82,14 +82,11 @@ class AgainstAFlatList(RuleBasedStateMachine):
         for member in batch or ():
             self.waiting.remove(member)
 
-    @rule(batches=st.integers(0, 3))
-    def take_back(self, batches: int) -> None:
-        kept: list[Member] = []
-        for _ in range(batches):
-            batch = self.next_batch(even_if_early=True)
-            kept += batch or ()
-            self.waiting = [member for member in self.waiting if member not in kept]
-        assert self.queue.take_back(self.now, batches) == sorted(self.waiting, key=lambda member: member.age)
+    @rule()
+    def take_back(self) -> None:
+        kept = self.next_batch(even_if_early=True) or []
+        self.waiting = [member for member in self.waiting if member not in kept]
+        assert self.queue.take_back(self.now) == sorted(self.waiting, key=lambda member: member.age)
         self.waiting = kept
 
     @invariant()

@@ -181,8 +181,6 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         assert self.dispatcher.queued == queued
         assert self.dispatcher.full == (queued >= self.limits.max_queued_queries)
         assert self.dispatcher.half_full == (2 * queued >= self.limits.max_queued_queries)
-        assert self.dispatcher.ready == len(self.at) - len(self.draining)
-        assert self.dispatcher.outstanding == sum(map(len, self.at.values()))
 
     @invariant()
     def nothing_waits_while_a_replica_has_room(self) -> None:

@@ -79,18 +79,15 @@ class BatchQueue(Generic[Member]):
             return now
         return min(members[0][0] for members in self._groups.values()) + self._wait_s
 
-    def take_back(self, now: float, batches: int = 1) -> list[Member]:
-        """Give up all but the next `batches` batches, oldest first: they run sooner elsewhere, since a slow call is in the way."""
-        kept: list[tuple[Hashable, list[_Entry[Member]]]] = []
-        for _ in range(batches):
-            if not self._groups:
-                break
-            group = self._oldest(self._leaving(now) or self._groups)
-            kept.append((group, self._cut(group)))
+    def take_back(self, now: float) -> list[Member]:
+        """Give up all but the next batch, oldest first: they run sooner elsewhere, since a slow call is in the way."""
+        if not self._groups:
+            return []
+        group = self._oldest(self._leaving(now) or self._groups)
+        kept = self._cut(group)
         given_up = sorted(entry for members in self._groups.values() for entry in members)
         self._groups.clear()
-        for group, entries in kept:
-            self._groups.setdefault(group, []).extend(entries)
+        self._groups[group] = kept
         for _, _, member in given_up:
             del self._where[member]
         return [member for _, _, member in given_up]

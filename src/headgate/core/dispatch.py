@@ -115,11 +115,6 @@ class Dispatcher(Generic[Item, Id]):
         self._mark_at = self._older_at = 0.0
         self._mark_answers = self._older_answers = 0
 
-    @property
-    def limits(self) -> Limits:
-        """The limits in force."""
-        return self._limits
-
     def set_limits(self, limits: Limits) -> None:
         """Follow changed limits from now on. What is queued beyond a smaller bound stays queued."""
         self._limits = limits
@@ -142,18 +137,8 @@ class Dispatcher(Generic[Item, Id]):
         """Whether shadows must not be offered any more."""
         return self._waiting * 2 >= self._limits.max_queued_queries
 
-    @property
-    def ready(self) -> int:
-        """Replicas that take new requests."""
-        return len(self._ready)
-
-    @property
-    def outstanding(self) -> int:
-        """Requests that are at replicas, those of draining ones included."""
-        return sum(replica.outstanding for replica in self._replicas.values())
-
     def in_flight(self, id: Id) -> int:
-        """Requests that are at one replica; 0 where it is unknown."""
+        """Requests that are at one replica, which may be draining; 0 where it is unknown."""
         replica = self._replicas.get(id)
         return replica.outstanding if replica is not None else 0
 

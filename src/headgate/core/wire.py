@@ -149,11 +149,6 @@ class Decoder:
             self._view[: self._filled] = data[offset:]
         return frames
 
-    @property
-    def idle(self) -> bool:
-        """True between frames: nothing is half received."""
-        return self._filled == 0 and self._large is None
-
     def _grow_for(self, meta_bytes: int) -> None:
         needed = HEAD_BYTES + meta_bytes + _IN_PLACE_BYTES + 1
         if needed > len(self._scratch):
