@@ -45,7 +45,7 @@ PATIENCE_S = 10.0
 
 def definition(name: str = "f", payload: bytes = b"code", **methods: MethodInfo) -> Definition:
     """A function; with `methods`, a class."""
-    return Definition(payload=payload, kind="class" if methods else "function", name=name, methods={"": MethodInfo("")} | methods)
+    return Definition(payload=payload, name=name, methods={"": MethodInfo("")} | methods)
 
 
 def create(tag: str, *, code: Definition | None = None, options: ReplicaOptions | None = None, **config: Any) -> CreateBackend:

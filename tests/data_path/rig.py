@@ -42,7 +42,7 @@ def definition_of(methods: dict[str, Callable[..., Any]], batch: bool = False) -
         is_async = inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call)
         is_generator = inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call)
         infos[name] = MethodInfo(name, is_async, is_generator, batch, parameters)
-    return Definition(payload=b"", kind="function", name="handler", methods=infos)
+    return Definition(payload=b"", name="handler", methods=infos)
 
 
 class Replica:

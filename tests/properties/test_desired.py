@@ -17,7 +17,7 @@ from headgate.errors import HeadgateError
 TAGS = st.sampled_from(["v1", "v2", "v3"])
 NAMES = st.sampled_from(["a", "b", "c"])
 ROUTES = st.sampled_from([None, "/a", "/b"])
-CODE = Definition(b"", "function", "f", {"": MethodInfo("")})
+CODE = Definition(b"", "f", {"": MethodInfo("")})
 WEIGHTS = st.dictionaries(TAGS, st.sampled_from([0.0, 0.5, 1.0]), max_size=3)
 
 VERBS = st.one_of(

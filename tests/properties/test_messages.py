@@ -17,7 +17,7 @@ from headgate.core.reports import Counters, QueueDepth, RequestCount
 from headgate.core.specs import Definition, MethodInfo, Parameter
 from headgate.errors import ErrorInfo, WireError
 
-DEFINITION = Definition(b"\x80pickle", "class", "Größe", {"": MethodInfo("", parameters=(Parameter("x", "VAR_KEYWORD", False),))})
+DEFINITION = Definition(b"\x80pickle", "Größe", {"": MethodInfo("", parameters=(Parameter("x", "VAR_KEYWORD", False),))})
 BACKEND = m.BackendEntry("b", 1, 2, True, 0.0, None, 1000, None, False, ("m",), ("", "m"), (m.ReplicaEntry("r", "/s", "t"),), 0)
 VERBS: list[m.Verb] = [
     m.CreateBackend("b", DEFINITION, BackendConfig(concurrency=3), ReplicaOptions(resources={"tpu": 0.1})),

@@ -25,7 +25,7 @@ from headgate.errors import AlreadyExistsError, ConfigError, InUseError, Invalid
 
 
 def code(name: str = "f", *, call: MethodInfo | None = None, **methods: MethodInfo) -> Definition:
-    return Definition(b"", "class" if methods else "function", name, {"": call or MethodInfo("")} | methods)
+    return Definition(b"", name, {"": call or MethodInfo("")} | methods)
 
 
 def create(tag: str, definition: Definition | None = None, **config: Any) -> CreateBackend:

@@ -19,7 +19,7 @@ def _spec(
         id="a",
         token="t",
         backend="b",
-        definition=Definition(payload=b"", kind="function", name="f", environ=environ),
+        definition=Definition(payload=b"", name="f", environ=environ),
         config=BackendConfig(),
         options=ReplicaOptions(num_cpus=num_cpus, runtime_env={"env_vars": env_vars} if env_vars else {}),
         folder="/f",

@@ -68,7 +68,6 @@ class Definition(msgspec.Struct, frozen=True):
     """User code on its way to a replica, with what others have to know about it without opening it."""
 
     payload: bytes  # cloudpickle of (func_or_class, init_args, init_kwargs)
-    kind: str  # "function" or "class"
     name: str  # for people: the qualified name
     methods: dict[str, MethodInfo] = {}  # by name; "" is the call itself
     module: str = ""  # set where the code is imported by path …

@@ -86,7 +86,6 @@ def describe(func_or_class: Any, init_args: tuple[Any, ...] = (), init_kwargs: M
     module = _import_path(target)
     return Definition(
         payload=packed,
-        kind="class" if inspect.isclass(target) else "function",
         name=name,
         methods=methods,
         module=module,
