@@ -651,7 +651,7 @@ def test_ctrl_c_ends_a_script_and_all_that_it_started(script: Callable[[str], Sc
     running.process.send_signal(signal.SIGINT)
     running.process.wait(10)
     assert running.process.returncode == -signal.SIGINT
-    wait_until(lambda: not processes(), 2)
+    wait_until(lambda: not processes())
 
 
 INTERRUPTED_TWICE = """
@@ -698,7 +698,7 @@ def test_a_second_ctrl_c_does_not_wait_for_what_runs(code: str, script: Callable
     running.process.wait(5)
     assert running.process.returncode == -signal.SIGINT
     assert "Exception ignored" not in capfd.readouterr().err
-    wait_until(lambda: not processes(), 2)
+    wait_until(lambda: not processes())
 
 
 # Inside a replica
