@@ -1,13 +1,20 @@
-"""What do tests share? Waiting for a condition with a deadline, in a thread and on an event loop."""
+"""What do tests share? Waiting for a condition with a deadline, in a thread and on an event loop; and how exact times are."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+
+TIME_FACTOR = 3 if os.environ.get("CI") else 1
+"""Shared machines are given three times the figure, where a time is promised."""
+
+GONE_WITHIN_S = 2.0 * TIME_FACTOR
+"""Nothing of an instance is left after its driver was killed."""
 
 
 def wait_until(condition: Callable[[], T], timeout_s: float = 10.0, what: str = "") -> T:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from typing import Any
 
@@ -11,9 +10,7 @@ import pytest
 
 from headgate import serve
 from headgate.errors import BatchResultError, UserCodeError
-
-TIME_FACTOR = 3 if os.environ.get("CI") else 1
-"""Shared machines are given three times the figure."""
+from tests.support import TIME_FACTOR
 
 
 class SlowBatches:

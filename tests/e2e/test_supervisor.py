@@ -16,13 +16,11 @@ from tests.conformance import standin
 from tests.conformance.harnesses import settings_for
 from tests.e2e.standins import driver, fetch, pid_of, scratch, shut_down, start, started, url
 from tests.leaks import processes
-from tests.support import wait_until
+from tests.support import GONE_WITHIN_S, wait_until
 
 __all__ = ["scratch"]
 
 pytestmark = pytest.mark.usefixtures("scratch")
-
-GONE_WITHIN_S = 2.0
 
 
 def _gone(pid: int) -> bool:

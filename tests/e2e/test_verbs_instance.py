@@ -30,7 +30,7 @@ from headgate.errors import (
 )
 from headgate.serve import Instance
 from tests.leaks import processes
-from tests.support import wait_until
+from tests.support import GONE_WITHIN_S, wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -529,7 +529,7 @@ def test_a_killed_driver_leaves_no_process_behind(script: Callable[[str], Script
     assert driver.line() == "main"
     driver.process.kill()
     driver.process.wait(5)
-    wait_until(lambda: not processes(), 2)
+    wait_until(lambda: not processes(), GONE_WITHIN_S)
 
 
 def test_a_detached_instance_outlives_its_driver_and_any_process_ends_it(script: Callable[[str], Script]) -> None:
