@@ -7,7 +7,6 @@ number, kept in the store.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Collection, Iterable
 
 import msgspec
@@ -17,8 +16,6 @@ from headgate.controller.tasks import Changes
 from headgate.core import messages
 from headgate.core.messages import Applied, Count, Counted, Idle, Message, RoutingTable
 from headgate.core.reports import Counters, QueueDepth, RequestCount
-
-_log = logging.getLogger("headgate.controller")
 
 CLIENT_PATIENCE_S = 2.0
 """How long a verb waits for processes with handles to follow; ingresses are waited for."""

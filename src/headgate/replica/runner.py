@@ -8,7 +8,6 @@ class with an async method runs all its methods on one event loop in the main th
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -24,7 +23,6 @@ from headgate.replica.member import Member
 if TYPE_CHECKING:
     from headgate.replica.links import Links
 
-_log = logging.getLogger("headgate.replica")
 
 FLUSH_AFTER_S = 0.001
 """An answer is written at the latest that long after it was made."""
