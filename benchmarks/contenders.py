@@ -1,0 +1,45 @@
+"""Who takes part: under which name, in which environment, by which server program?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to serve the same work."""
+
+    name: str
+    title: str  # as the report says it
+    environment: str  # one of `environments.ENVIRONMENTS`
+    program: str  # benchmarks/servers/PROGRAM.py, or benchmarks/ceiling.py
+    path: str = "/"  # where it answers
+    variables: Mapping[str, str] = field(default_factory=dict)  # beside the suite's own environment
+    options: Mapping[str, str | int] = field(default_factory=dict)  # of the program, for every work
+    freezes: bool = True  # its processes survive being stopped for a minute, and serve on
+
+
+RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
+RAY_FAST = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
+
+CONTENDERS = {
+    contender.name: contender
+    for contender in (
+        Contender("headgate", "Headgate", "headgate", "headgate_server"),
+        Contender("ceiling", "the same path without features", "headgate", "ceiling"),
+        Contender("mosec", "mosec", "mosec", "mosec_server", "/inference"),
+        Contender("litserve", "LitServe", "litserve", "litserve_server", "/predict"),
+        Contender("ray-serve", "Ray Serve as installed", "ray", "ray_server", variables=RAY),
+        Contender("ray-serve-fast", "Ray Serve at its best", "ray", "ray_server", variables=RAY | RAY_FAST, options={"fast": 1}),
+        Contender("bentoml", "BentoML", "bentoml", "bentoml_server"),
+        Contender("fastapi", "FastAPI, one process, no hop", "fastapi", "fastapi_server"),
+        Contender("uvicorn", "Uvicorn, one process, no hop", "fastapi", "uvicorn_server"),
+        Contender("asgi-hop", "Uvicorn and one hop", "fastapi", "asgi_hop_server"),
+    )
+}
+
+QUICK = ("headgate", "mosec")
+
+# Works of server programs that compute with a model, and so need the models' libraries in their environments.
+MODEL_WORKS = frozenset({"classifier", "network"})

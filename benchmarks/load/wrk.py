@@ -1,0 +1,74 @@
+"""How fast does a server answer so many connections, each of which sends its next request when it has its answer? Runs wrk once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+NOOP = b'{"x":1}'
+SECONDS = 2
+WARM_UP_S = 1
+UNITS = {"requests/s": "1/s", "p50": "ms", "p99": "ms", "MB/s": "MB/s"}
+
+# wrk prints rounded figures for people; its Lua interface has the exact ones. The body comes from a file because it may be of any size.
+SCRIPT = """
+wrk.method = "POST"
+wrk.headers["Content-Type"] = "application/json"
+local file = io.open("%(body)s", "rb")
+wrk.body = file:read("*a")
+file:close()
+
+function done(summary, latency, requests)
+    local errors = summary.errors
+    local counted = {
+        requests = summary.requests, us = summary.duration, bytes = summary.bytes,
+        p50_us = latency:percentile(50), p99_us = latency:percentile(99),
+        refused = errors.connect, broken = errors.read + errors.write, timeouts = errors.timeout, not_2xx = errors.status,
+    }
+    local fields = {}
+    for key, value in pairs(counted) do
+        fields[#fields + 1] = string.format('"%%s": %%d', key, value)
+    end
+    print("JSON {" .. table.concat(fields, ", ") .. "}")
+end
+"""
+
+
+class NotAnswered(Exception):  # noqa: N818 - says what was met, as `VoidWindow` does
+    """Some requests weren't answered, or not by 2xx."""
+
+
+def closed_loop(url: str, connections: int, *, body: bytes = NOOP, seconds: int = SECONDS, timeout_s: float = 30.0) -> dict[str, float]:
+    """POST `body` over so many connections for so long; returns `requests/s`, `p50` and `p99` in ms, `MB/s` sent and received.
+
+    Raises `NotAnswered` where a request was not answered by 2xx: such a run measures something else.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        content = Path(folder, "body")
+        content.write_bytes(body)
+        script = Path(folder, "post.lua")
+        script.write_text(SCRIPT % {"body": content})
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"--timeout={timeout_s:.0f}s", "-s", str(script), url]
+        run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + timeout_s + 30)
+    line = next((line for line in run.stdout.splitlines() if line.startswith("JSON ")), None)
+    if run.returncode or line is None:
+        raise NotAnswered(f"wrk ended with status {run.returncode}: {run.stdout}{run.stderr}")
+    counted: Mapping[str, int] = json.loads(line.removeprefix("JSON "))
+    wrong = {key: counted[key] for key in ("refused", "broken", "timeouts", "not_2xx") if counted[key]}
+    if wrong or not counted["requests"]:
+        raise NotAnswered(f"of {counted['requests']} requests to {url}: {wrong or 'none was answered'}")
+    elapsed_s = counted["us"] / 1e6
+    return {
+        "requests/s": counted["requests"] / elapsed_s,
+        "p50": counted["p50_us"] / 1e3,
+        "p99": counted["p99_us"] / 1e3,
+        "MB/s": (counted["bytes"] + counted["requests"] * len(body)) / elapsed_s / 1e6,
+    }
+
+
+def warm_up(url: str, connections: int = 16, *, body: bytes = NOOP) -> None:
+    """Load that isn't counted: caches fill, windows grow. Once for each server."""
+    closed_loop(url, connections, body=body, seconds=WARM_UP_S)
