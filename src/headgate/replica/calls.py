@@ -145,14 +145,13 @@ class Caller:
         return handler.call(*args, **kwargs)
 
     def _answer(self, member: Member, result: Any, start: float) -> None:
-        micros = _micros_since(start)
+        now = time.monotonic()
+        micros = _micros(now - start)
         if member.web:
             encoded = response.encode_http(result)
-            body = encoded.body
-            member.link.answer(member, encoded.status, encoded.header_lines, body, len(body), micros)
+            member.link.answer(member, encoded.status, encoded.header_lines, encoded.body, micros, now)
         else:
-            parts = payload.dump(result)
-            member.link.answer(member, 200, b"", parts, sum(map(len, parts)), micros)
+            member.link.answer(member, 200, b"", payload.dump(result), micros, now)
 
     def _stream(self, member: Member, result: Any) -> None:
         """Send what a generator yields, chunk by chunk; each waits for credit, none for the next."""
@@ -179,7 +178,8 @@ class Caller:
         if member.web and (member.stream is None or not member.stream.begun):
             stands_for = response.answer_of(error, member.meta.request_id)
             if stands_for is not None:
-                member.link.answer(member, stands_for.status, stands_for.header_lines, stands_for.body, len(stands_for.body), micros)
+                now = time.monotonic()
+                member.link.answer(member, stands_for.status, stands_for.header_lines, stands_for.body, micros, now)
                 return
         member.link.fail(member, self._describe(error, member), micros)
 
@@ -410,7 +410,11 @@ def _no_method(member: Member) -> str:
 
 
 def _micros_since(start: float) -> int:
-    return min(int((time.monotonic() - start) * 1e6), wire.MAX_MICROS)
+    return _micros(time.monotonic() - start)
+
+
+def _micros(seconds: float) -> int:
+    return min(int(seconds * 1e6), wire.MAX_MICROS)
 
 
 def _exit(error: SystemExit) -> None:

@@ -1,7 +1,7 @@
 """How does a replica receive calls and send answers?
 
-Its I/O thread takes the routers' links: it reads frames and hands the calls over. Answers are written by the threads that
-made them, through the outbox.
+Routers connect; what arrives on their links is read by the thread that `reading.py` says, and handed over to the runner.
+Answers are written by the threads that made them.
 """
 
 from __future__ import annotations
@@ -9,67 +9,72 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
+import socket
 import time
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from headgate.core import wire
 from headgate.errors import EncodeError, ErrorInfo, WireError
 from headgate.replica.member import Member
-from headgate.replica.outbox import Outbox
+from headgate.replica.reading import Reading
+from headgate.router.channel import Channel, Part
 
 if TYPE_CHECKING:
     from headgate.replica.runner import Runner
 
 _FIRST_BODY_BYTES = 0
+_JOIN_BYTES = 16 * 1024
+_BACKLOG = 100
 _hello_decoder = msgspec.msgpack.Decoder(wire.Hello)
 _error_encoder = msgspec.msgpack.Encoder()
 
 
-class ReplicaLink(asyncio.BufferedProtocol):
-    """One router's link. Reading is the I/O thread's; `answer`, `fail`, `give_back`, `chunk`, `end` may be called by any thread."""
+class ReplicaLink:
+    """One router's link. `readable` is for the thread that reads; all from `answer` to `end` may be called by any thread."""
 
-    def __init__(self, links: Links) -> None:
+    def __init__(self, links: Links, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
         self.members: dict[int, Member] = {}
         """What this router has here and was not answered yet, by number."""
         self.page: mmap.mmap | bytearray = bytearray(wire.PLACES)
         self.newest_at = 0.0
         """When the youngest request for a batch handler was admitted of those that came over this link."""
         self._links = links
+        self._loop = loop
         self._decoder = wire.Decoder(_FIRST_BODY_BYTES)  # until the token has been seen
         self._welcomed = False
-        self.outbox: Outbox
-        self._transport: asyncio.Transport
+        self._lost = False
+        self.channel = Channel(sock, loop, self._decoder)
 
-    # The I/O thread.
+    # The thread that reads.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # not asserted: uvloop's has no such base
-        self.outbox = Outbox(transport.get_extra_info("socket").fileno(), asyncio.get_running_loop())
-        self._links.all.add(self)
+    def readable(self) -> None:
+        """Read what has arrived, and hand the calls over."""
+        with self.channel.reading:
+            if self._lost:
+                return
+            try:
+                self._receive_all(self.channel.read())
+            except (OSError, WireError, msgspec.DecodeError, ValueError):
+                self._lost = True
+                self._links.reading.remove(self.channel.fd)
+                self._loop.call_soon_threadsafe(self.close)
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._decoder.buffer()
-
-    def buffer_updated(self, nbytes: int) -> None:
-        try:
-            frames = self._decoder.received(nbytes)
-            calls: list[Member] = []
-            now = time.monotonic()
-            for frame in frames:
-                if frame.kind == wire.CALL and self._welcomed:
-                    member = self.members[frame.number] = Member(self, frame, now)
-                    calls.append(member)
-                else:
-                    if calls:
-                        self._links.runner.submit(calls)
-                        calls = []
-                    self._receive(frame)
-            if calls:
-                self._links.runner.submit(calls)
-        except (WireError, msgspec.DecodeError, OSError, ValueError):
-            self._transport.abort()
+    def _receive_all(self, frames: list[wire.Frame]) -> None:
+        calls: list[Member] = []
+        now = time.monotonic()
+        for frame in frames:
+            if frame.kind == wire.CALL and self._welcomed:
+                member = self.members[frame.number] = Member(self, frame, now)
+                calls.append(member)
+            else:
+                if calls:
+                    self._links.runner.submit(calls)
+                    calls = []
+                self._receive(frame)
+        if calls:
+            self._links.runner.submit(calls)
 
     def _receive(self, frame: wire.Frame) -> None:
         if not self._welcomed:
@@ -97,35 +102,25 @@ class ReplicaLink(asyncio.BufferedProtocol):
             os.close(descriptor)
         self._welcomed = True
         self._decoder.max_body_bytes = wire.MAX_BODY_BYTES
-        self.outbox.put(wire.encode(wire.WELCOME, os.getpid()))
-        self.outbox.flush()
-
-    def eof_received(self) -> bool:
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._links.all.discard(self)
-        self.outbox.close()
-        # The router is gone: what has not started never starts, what runs is cancelled.
-        for member in list(self.members.values()):
-            self._links.runner.cancel(member)
-        self.members.clear()
+        self._put(wire.encode(wire.WELCOME, os.getpid()))
+        self.channel.flush()
 
     # Any thread.
 
-    def answer(self, member: Member, code: int, meta: bytes, body: bytes | memoryview | list[bytes], size: int, micros: int) -> None:
+    def answer(self, member: Member, code: int, meta: bytes, body: bytes | list[bytes], micros: int, now: float) -> None:
         """Answer in one piece. Raises `EncodeError` where no frame holds it; then it can still fail."""
+        size = len(body) if type(body) is bytes else sum(map(len, body))  # type: ignore[arg-type]  # not bytes, so a list
         if size > wire.MAX_BODY_BYTES:
             raise EncodeError(f"the answer has {size} bytes, over the limit of {wire.MAX_BODY_BYTES}; send it in parts, as a generator")
         if self.members.pop(member.number, None) is None:
             return
         head = wire.HEAD.pack(len(meta), size, member.number, micros, 0, self._links.load(), code, wire.ANSWER, 0)
-        if isinstance(body, list):
-            self.outbox.put(head, meta, *body)
-        elif meta:
-            self.outbox.put(head, meta, body)
+        if type(body) is not bytes:
+            self.channel.put([head, meta, *body], now)
+        elif size < _JOIN_BYTES:
+            self.channel.put(head + meta + body, now)
         else:
-            self.outbox.put(head, body)
+            self.channel.put([head + meta, body], now)
 
     def fail(self, member: Member, error: ErrorInfo, micros: int | None) -> None:
         """End without an answer; `micros` is None where user code was not entered."""
@@ -136,52 +131,80 @@ class ReplicaLink(asyncio.BufferedProtocol):
             meta = _error_encoder.encode(ErrorInfo(error.kind, error.message[:10000], error.traceback[-100000:], error.reason))
         flags, micros = (0, 0) if micros is None else (wire.RAN, micros)
         load = self._links.load()
-        self.outbox.put(wire.encode(wire.FAIL, member.number, flags=flags, code=error.status, micros=micros, place=load, meta=meta))
+        self._put(wire.encode(wire.FAIL, member.number, flags=flags, code=error.status, micros=micros, place=load, meta=meta))
 
     def give_back(self, member: Member, *, dropped: bool) -> None:
         """It was not started here: `dropped` says that nobody wants it any more."""
         if self.members.pop(member.number, None) is None:
             return
         flags = wire.DROPPED if dropped else 0
-        self.outbox.put(wire.encode(wire.GIVE_BACK, member.number, flags=flags, place=self._links.load()))
+        self._put(wire.encode(wire.GIVE_BACK, member.number, flags=flags, place=self._links.load()))
 
     def chunk(self, member: Member, first: bool, code: int, meta: bytes, body: bytes | memoryview | list[bytes], size: int) -> None:
         """Send a part of a stream at once."""
         if member.number not in self.members:
             return
         head = wire.HEAD.pack(len(meta), size, member.number, 0, 0, 0, code, wire.CHUNK, wire.FIRST if first else 0)
-        if isinstance(body, list):
-            self.outbox.put(head, meta, *body)
-        else:
-            self.outbox.put(head, meta, body)
-        self.outbox.flush()
+        self._put([head, meta, *body] if isinstance(body, list) else [head, meta, body])
+        self.channel.flush()
 
     def end(self, member: Member, code: int, micros: int) -> None:
         """The stream is complete."""
         if self.members.pop(member.number, None) is None:
             return
-        self.outbox.put(wire.encode(wire.END, member.number, code=code, micros=micros, place=self._links.load()))
-        self.outbox.flush()
+        self._put(wire.encode(wire.END, member.number, code=code, micros=micros, place=self._links.load()))
+        self.channel.flush()
+
+    def _put(self, frame: bytes | list[Part]) -> None:
+        self.channel.put(frame, time.monotonic())
+
+    # The I/O thread.
 
     def close(self) -> None:
-        """End the link (I/O thread)."""
-        self._transport.close()
+        """End the link. What has not started never starts, what runs is cancelled."""
+        if self not in self._links.all:
+            return
+        self._links.all.discard(self)
+        with self.channel.reading:
+            if not self._lost:
+                self._lost = True
+                self._links.reading.remove(self.channel.fd)
+        self.channel.close()
+        for member in list(self.members.values()):
+            self._links.runner.cancel(member)
+        self.members.clear()
 
 
 class Links:
-    """All links of a replica, and the socket that takes them. Made and closed on the I/O loop."""
+    """All links of a replica, and the socket that takes them. `listen` and `close` are the I/O loop's."""
 
     def __init__(self, path: str, token: str, runner: Runner) -> None:
         self.path = path
         self.token = token
         self.runner = runner
         self.all: set[ReplicaLink] = set()
-        self._server: asyncio.Server | None = None
+        self.reading: Reading
+        self._listener: socket.socket | None = None
 
     async def listen(self) -> None:
         """Take links from now on."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(lambda: ReplicaLink(self), self.path)
+        self._loop = asyncio.get_running_loop()
+        self.reading = Reading(self._loop)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.setblocking(False)
+        self._listener.bind(self.path)
+        self._listener.listen(_BACKLOG)
+        self._loop.add_reader(self._listener, self._accept)
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:  # the router has given up already, or no descriptor is left: it tries again
+            return
+        link = ReplicaLink(self, sock, self._loop)
+        self.all.add(link)
+        self.reading.add(link.channel.fd, link.readable)
 
     def load(self) -> int:
         """Calls that are here and not answered, over all routers; as it travels in frames."""
@@ -194,19 +217,22 @@ class Links:
     def flush(self) -> None:
         """Write what waits on any link."""
         for link in list(self.all):
-            link.outbox.flush()
+            link.channel.flush()
 
     @property
     def settled(self) -> bool:
         """Nothing is unanswered, and every answer was written."""
-        return all(not link.members and link.outbox.empty for link in list(self.all))
+        return all(not link.members and link.channel.empty for link in list(self.all))
 
     async def close(self) -> None:
         """Close the socket and every link."""
-        if self._server is not None:
-            self._server.close()
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
         for link in list(self.all):
             link.close()
+        if self._listener is not None:
+            self.reading.close()
         try:
             os.unlink(self.path)
         except FileNotFoundError:

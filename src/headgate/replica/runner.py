@@ -1,8 +1,9 @@
 """Which thread calls user code, and how many calls run at once?
 
 Synchronous code runs in the main thread, and where `concurrency` is above 1 in as many threads, the main one among them; a
-class with an async method runs all its methods on one event loop in the main thread. The I/O thread hands requests over by
-`submit`, and looks after what runs by `tick`: answers that wait too long to be written, and requests stuck behind a slow call.
+class with an async method runs all its methods on one event loop in the main thread. Whoever reads the links hands requests over
+by `submit`. The I/O thread looks after what runs by `_tick`: answers that wait too long to be written, links that nobody reads,
+and requests stuck behind a slow call.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from headgate.errors import ErrorInfo
 from headgate.replica.calls import Caller
 from headgate.replica.inbox import Inbox
 from headgate.replica.member import Member
+from headgate.replica.reading import CAN_SHARE, Reading
 
 if TYPE_CHECKING:
     from headgate.replica.links import Links
@@ -29,12 +31,16 @@ FLUSH_AFTER_S = 0.001
 SLOW_CALL_S = 0.005
 """A call that has run so long stands in the way of what waits; that is given back."""
 _EAGER_FLUSH_S = 0.0005
+_LEFT_ALONE_S = 0.001
+"""A call that has run so long has the I/O thread read in place of the user thread."""
+_QUIET_TICKS = 20
+"""So many in which nothing has come or run, and there are no more until something comes."""
 _HELD_S = 0.05
 """A timer of the event loop that is later than this was held up by a call."""
 
 
 class Runner:
-    """Runs user code. `submit`, `cancel`, `configure`, `tick` are the I/O thread's, `run` and what it calls are the main thread's."""
+    """Runs user code. `submit` and `cancel` are for the thread that reads, `configure` for the I/O thread, `run` for the main thread."""
 
     def __init__(
         self,
@@ -60,6 +66,10 @@ class Runner:
         self._done = asyncio.Event()
         self.links: Links
         self._ticking = False
+        self._ticks = threading.Lock()  # over starting them
+        self._submitted = 0  # requests, ever; as of …
+        self._seen = 0  # … the last tick
+        self._quiet_ticks = 0
         self.unhealthy = ""
         self.config = config
         self._concurrency = concurrency_of(definition, config)
@@ -67,7 +77,7 @@ class Runner:
         self._open: set[int] = set()
         self._pool: list[threading.Thread] = []
 
-    # The I/O thread.
+    # The thread that reads.
 
     def submit(self, members: list[Member]) -> None:
         """Requests have arrived."""
@@ -81,7 +91,7 @@ class Runner:
                     plain.append(member)
                 elif isinstance(group, ErrorInfo):
                     member.link.fail(member, group, None)
-                    member.link.outbox.flush()
+                    member.link.channel.flush()
                 else:
                     grouped.append((member, group))
             if grouped:
@@ -92,22 +102,24 @@ class Runner:
             self._inbox.add(members)
         if self._loop is not None:
             self._wake_loop()
+        self._submitted += len(members)  # before the question, as `_tick` asks the other way round
         if not self._ticking:
-            self._ticking = True
-            self._io_loop.call_later(FLUSH_AFTER_S, self._tick)
+            self._start_ticks()
 
     def cancel(self, member: Member) -> None:
         """Nobody waits for this request any more."""
         member.cancelled = True
         if self._inbox.withdraw(member):
             member.link.give_back(member, dropped=True)
-            member.link.outbox.flush()
+            member.link.channel.flush()
             return
         if member.stream is not None:
             member.stream.add(0)
         task = member.task
         if task is not None and self._loop is not None:
             self._loop.call_soon_threadsafe(self._caller.cancel_if_all_gone, task, member)
+
+    # The I/O thread.
 
     def configure(self, config: BackendConfig) -> None:
         """Follow a changed configuration, without a restart."""
@@ -158,21 +170,41 @@ class Runner:
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._done.set)
 
+    def _start_ticks(self) -> None:
+        with self._ticks:
+            if not self._ticking:
+                self._ticking = True
+                self._io_loop.call_soon_threadsafe(self._next_tick)
+
+    def _next_tick(self) -> None:
+        self._io_loop.call_later(FLUSH_AFTER_S, self._tick)
+
     def _tick(self) -> None:
         now = time.monotonic()
-        waiting = False
+        submitted = self._submitted
+        busy = submitted != self._seen
+        self._seen = submitted
         for link in list(self.links.all):
-            since = link.outbox.since
+            since = link.channel.since
             if since:
-                waiting = True
+                busy = True
                 if now - since >= FLUSH_AFTER_S:
-                    link.outbox.flush()
+                    link.channel.flush()
+        running = list(self._caller.running.values())
+        if running:
+            busy = True
+            if now - min(members[0].started_at for members in running) >= _LEFT_ALONE_S:
+                self.links.reading.leave()
         if not self._inbox.empty:
-            waiting = True
+            busy = True
             self._give_back_if_slow(now)
-        self._ticking = waiting
-        if waiting:
-            self._io_loop.call_later(FLUSH_AFTER_S, self._tick)
+        self._quiet_ticks = 0 if busy else self._quiet_ticks + 1
+        if self._quiet_ticks < _QUIET_TICKS:
+            self._next_tick()
+            return
+        self._ticking = False
+        if self._submitted != submitted:
+            self._start_ticks()
 
     def _give_back_if_slow(self, now: float) -> None:
         """Every slot has been busy for a while: what can't run soon runs sooner elsewhere. Once for each such set of calls."""
@@ -210,12 +242,12 @@ class Runner:
     def _work(self, slot: int) -> None:
         """One slot: take what is next, run it, and see that answers leave in time."""
         inbox, call, links = self._inbox, self._caller.call, self.links
-        shape = inbox.shape
+        shape, reading = inbox.shape, self._reads_itself()
         while True:
-            members = inbox.wait(shape)
+            members = inbox.wait(shape, reading)
             if members is None:
                 links.flush()
-                shape = inbox.shape
+                shape, reading = inbox.shape, self._reads_itself()
                 with self._slots:
                     if self._stopping or (slot and slot >= self._concurrency):
                         self._open.discard(slot)
@@ -229,10 +261,17 @@ class Runner:
             if run_s > _EAGER_FLUSH_S or inbox.empty:
                 links.flush()
             else:
-                outbox = members[0].link.outbox
-                since = outbox.since
+                channel = members[0].link.channel
+                since = channel.since
                 if since and time.monotonic() - since > _EAGER_FLUSH_S:
-                    outbox.flush()
+                    channel.flush()
+
+    def _reads_itself(self) -> Reading | None:
+        """What the user thread waits by, where there is but one and it may read the links; else the I/O thread is to."""
+        if CAN_SHARE and self._concurrency == 1:
+            return self.links.reading
+        self.links.reading.leave()
+        return None
 
     def _check_health(self) -> None:
         self._checking_since = time.monotonic()

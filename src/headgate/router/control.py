@@ -16,19 +16,12 @@ from typing import cast
 from headgate.core import messages
 from headgate.core.messages import Hello, Message, Verb, VerbCall, VerbDone, Welcome
 from headgate.errors import NotRunningError, WireError
+from headgate.router.channel import let_go
 
 FIRST_DELAY_S = 0.01
 LONGEST_DELAY_S = 0.2
 GONE_AFTER_S = 10.0
 """A controller that can't be reached for so long is taken for gone: what waits for it fails. Connecting goes on."""
-
-
-def let_go(transport: asyncio.BaseTransport) -> None:
-    """In a forked child: close its copy of a transport's socket, so that the peer sees the parent's end."""
-    # The number stays taken, so that nothing which still believes in the socket can close another file.
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, transport.get_extra_info("socket").fileno(), inheritable=False)
-    os.close(null)
 
 
 class ControlLink:
@@ -119,7 +112,7 @@ class ControlLink:
     def forked(self) -> None:
         """Called in a forked child: let go of its copy of the socket, so that the controller sees the parent's end."""
         if self._transport is not None:
-            let_go(self._transport)
+            let_go(self._transport.get_extra_info("socket").fileno())
 
     async def _stay_connected(self) -> None:
         delay_s = FIRST_DELAY_S

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
-from typing import TYPE_CHECKING, cast
+import socket
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,7 +19,7 @@ from headgate.core import wire
 from headgate.core.messages import ReplicaEntry
 from headgate.errors import ErrorInfo, WireError
 from headgate.router.call import OVER, Call
-from headgate.router.control import let_go
+from headgate.router.channel import Channel, Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,13 +30,13 @@ _meta_encoder = msgspec.msgpack.Encoder()
 _error_decoder = msgspec.msgpack.Decoder(ErrorInfo)
 _NO_RAW = msgspec.Raw(b"\xc0")
 _RETRY_S = 0.02
-_JOIN_BYTES = 64 * 1024
+_JOIN_BYTES = 16 * 1024
 _DEATH_WAIT_S = 1.0
 
 CONNECTING, OPEN, CLOSED = range(3)
 
 
-class Link(asyncio.BufferedProtocol):
+class Link:
     """The link of one router to one replica. Everything here runs on the router's loop."""
 
     def __init__(self, backend: BackendRoute, entry: ReplicaEntry, router: str, page_path: str) -> None:
@@ -47,9 +48,8 @@ class Link(asyncio.BufferedProtocol):
         self._router = router
         self._page_path = page_path
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
-        self._decoder = wire.Decoder()
-        self._out: list[bytes | bytearray] = []
+        self._channel: Channel | None = None
+        self._flushing = False
         self._last = 0
         self._free: list[int] = []
         self._next_place = 0
@@ -71,33 +71,39 @@ class Link(asyncio.BufferedProtocol):
 
     async def _connect(self) -> None:
         hello = wire.Hello(wire.VERSION, self._router, self.entry.token, self._page_path)
-        while self.state == CONNECTING:
+        while True:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            channel = Channel(sock, self._loop, wire.Decoder())
             try:
-                await self._loop.create_unix_connection(lambda: self, self.entry.address)
+                sock.connect(self.entry.address)
+                break
             except OSError:
+                channel.close()
                 await asyncio.sleep(_RETRY_S)
-                continue
-            assert self._transport is not None
-            self._transport.write(wire.encode(wire.HELLO, 0, meta=_meta_encoder.encode(hello)))
-            return
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # not asserted: uvloop's has no such base
+        self._channel = channel
+        channel.put(wire.encode(wire.HELLO, 0, meta=_meta_encoder.encode(hello)), self._backend.router.now())
+        channel.flush()
+        self._loop.add_reader(channel.fd, self._readable)
 
     def close(self) -> None:
         """End the link; calls still on it are the caller's affair."""
         self.state = CLOSED
         if self._connecting is not None:
             self._connecting.cancel()
-        if self._transport is not None:
-            self._flush()
-            self._transport.close()
+        self._close_channel()
         self._release()
+
+    def _close_channel(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            self._loop.remove_reader(channel.fd)
+            channel.flush()
+            channel.close()
 
     def forked(self) -> None:
         """In a forked child: let go of its copy of the socket, so that the replica sees the parent's end."""
-        if self._transport is not None:
-            let_go(self._transport)
+        if self._channel is not None:
+            self._channel.forked()
 
     def _release(self) -> None:
         if self._dead is not None:
@@ -144,17 +150,14 @@ class Link(asyncio.BufferedProtocol):
         left = call.deadline - now
         millis = int(left * 1000) + 1 if left < 4_000_000 else wire.NO_LIMIT
         micros = min(int((now - call.admitted_at) * 1e6), wire.MAX_MICROS)
-        out = self._out
-        if not out:
-            self._loop.call_soon(self._flush)
-        out.append(wire.HEAD.pack(len(meta), call.body_bytes, number, micros, max(millis, 1), place, 0, wire.CALL, flags))
-        out.append(meta)
+        head = wire.HEAD.pack(len(meta), call.body_bytes, number, micros, max(millis, 1), place, 0, wire.CALL, flags)
         body = call.body
-        if body:
-            if isinstance(body, list):
-                out += body
-            else:
-                out.append(body)
+        if type(body) is bytes:
+            self._put(head + meta + body if len(body) < _JOIN_BYTES else [head + meta, body], now)
+        elif isinstance(body, list):
+            self._put([head + meta, *body], now)
+        else:
+            self._put([head + meta, body], now)
 
     def cancel(self, call: Call) -> None:
         """Tell the replica that nobody waits for this call; its place stays taken until the replica answers."""
@@ -166,47 +169,40 @@ class Link(asyncio.BufferedProtocol):
             self._send_small(wire.encode(wire.CREDIT, call.number, millis=count_bytes))
 
     def _send_small(self, frame: bytes) -> None:
-        if self.state != OPEN:
-            return
-        if not self._out:
+        if self.state == OPEN:
+            self._put(frame, self._backend.router.now())
+
+    def _put(self, frame: bytes | list[Part], now: float) -> None:
+        channel = self._channel
+        assert channel is not None  # nothing is sent before the replica has accepted the link, nor after it is closed
+        channel.put(frame, now)
+        if not self._flushing:
+            self._flushing = True
             self._loop.call_soon(self._flush)
-        self._out.append(frame)
 
     def _flush(self) -> None:
-        out, transport = self._out, self._transport
-        if not out or transport is None:
-            return
-        self._out = []
-        if max(map(len, out)) < _JOIN_BYTES:
-            transport.write(b"".join(out))
-            return
-        small: list[bytes | bytearray] = []
-        for part in out:
-            if len(part) < _JOIN_BYTES:
-                small.append(part)
-                continue
-            if small:
-                transport.write(b"".join(small))
-                small = []
-            transport.write(part)
-        if small:
-            transport.write(b"".join(small))
+        """What was sent in one turn of the loop leaves together."""
+        self._flushing = False
+        if self._channel is not None:
+            self._channel.flush()
 
     # Receiving.
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._decoder.buffer()
-
-    def buffer_updated(self, nbytes: int) -> None:
+    def _readable(self) -> None:
+        channel = self._channel
+        if channel is None:
+            return
         try:
-            frames = self._decoder.received(nbytes)
+            frames = channel.read()
             now = self._backend.router.now()
             for frame in frames:
                 self._receive(frame, now)
+        except OSError:
+            self._lost()
+            return
         except (WireError, msgspec.DecodeError, KeyError) as error:
             self._backend.report_broken(self.replica, f"garbage on its link: {error!r}")
-            if self._transport is not None:
-                self._transport.abort()
+            self._lost()
             return
         self._backend.pump(now)
 
@@ -268,16 +264,11 @@ class Link(asyncio.BufferedProtocol):
             self._pid_fd = -1
         self._backend.opened(self)
 
-    def eof_received(self) -> bool:
-        return False
-
     # The end.
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-        if self.state == CLOSED:
-            return
+    def _lost(self) -> None:
         self.state = CLOSED
+        self._close_channel()
         started = [call for call in self.calls.values() if self._page[call.place]]
         rest = [call for call in self.calls.values() if not self._page[call.place]]
         self.calls.clear()

@@ -1,0 +1,179 @@
+"""How do frames go over the socket of a link, when, and by which thread?
+
+By the thread that made them: frames are put, and whoever flushes writes all of them in one call, without blocking. What the
+socket doesn't take is left to the event loop. Whichever thread is to read does so by `read`, one at a time. Both ends of a
+link are such channels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+from collections import deque
+from typing import Final
+
+from headgate.core import wire
+
+Part = bytes | bytearray | memoryview
+
+_JOIN_BYTES: Final = 64 * 1024
+_BUFFER_BYTES: Final = 4 << 20  # asked of the kernel, which gives as much as it may
+
+
+class Channel:
+    """One socket. Any thread may `put` and `flush`; frames leave in the order of their puts. `close` is the loop's."""
+
+    __slots__ = (
+        "_blocked",
+        "_closed",
+        "_decoder",
+        "_loop",
+        "_out",
+        "_pending",
+        "_recv_into",
+        "_sock",
+        "_writing",
+        "fd",
+        "reading",
+        "since",
+    )
+
+    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop, decoder: wire.Decoder) -> None:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+        self.fd = sock.fileno()
+        self.reading = threading.Lock()
+        """Held from `read` until what was read has been made use of, so that frames keep their order."""
+        self.since = 0.0
+        """When the oldest frame that waits was put (time.monotonic()); 0 where none waits."""
+        self._sock = sock
+        self._recv_into = sock.recv_into
+        self._decoder = decoder
+        self._loop = loop
+        self._writing = threading.Lock()
+        self._pending: deque[bytes | list[Part]] = deque()  # frames, whole or in parts
+        self._out: list[Part] = []  # what was taken from there to be written; the lock is held
+        self._blocked = False
+        self._closed = False
+
+    # Reading.
+
+    def read(self) -> list[wire.Frame]:
+        """Receive what has arrived, and return the frames that are whole now. Never blocks; `reading` is held.
+
+        Raises `ConnectionError` where the peer has closed its end, and `WireError` for what is not of the protocol.
+        """
+        try:
+            count = self._recv_into(self._decoder.buffer())
+        except (BlockingIOError, InterruptedError):
+            return []
+        if not count:
+            raise ConnectionResetError("the peer has closed the link")
+        return self._decoder.received(count)
+
+    # Writing.
+
+    def put(self, frame: bytes | list[Part], now: float) -> None:
+        """Add one frame, whole or in parts; it leaves with the next flush. `now` is by time.monotonic()."""
+        self._pending.append(frame)
+        if not self.since:
+            self.since = now
+
+    def flush(self) -> None:
+        """Write what waits, as far as the socket takes it."""
+        if self._pending:
+            with self._writing:
+                if not self._blocked and not self._closed:
+                    self._write()
+
+    def _write(self) -> None:
+        # Small parts are joined, large ones written as they are.
+        pending, out = self._pending, self._out
+        while True:
+            self.since = 0.0
+            while pending:
+                frame = pending.popleft()
+                if type(frame) is list:
+                    out += frame
+                else:
+                    out.append(frame)  # type: ignore[arg-type]  # not a list, so bytes
+            if not out:
+                return
+            count = len(out)
+            if count > 1 and sum(map(len, out)) > _JOIN_BYTES:
+                count = _as_many_as_join(out)
+            data = out[0] if count == 1 else b"".join(out[:count])
+            try:
+                sent = self._sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:  # the peer is gone; whoever reads finds out
+                out.clear()
+                continue
+            if sent == len(data):
+                del out[:count]
+                continue
+            out[:count] = [memoryview(data)[sent:]]
+            self._blocked = True
+            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits for it any more
+                self._loop.call_soon_threadsafe(self._watch)
+            return
+
+    def _watch(self) -> None:
+        if not self._closed:
+            self._loop.add_writer(self.fd, self._writable)
+
+    def _writable(self) -> None:
+        with self._writing:
+            if self._closed:
+                return
+            self._write_on()
+
+    def _write_on(self) -> None:
+        self._loop.remove_writer(self.fd)
+        self._blocked = False
+        self._write()
+
+    @property
+    def empty(self) -> bool:
+        """Whether all frames were written."""
+        return not self._pending and not self._out
+
+    # The end.
+
+    def close(self) -> None:
+        """Close the socket, on the loop's thread; what waits is dropped. Can be called again."""
+        with self._writing:
+            if self._closed:
+                return
+            self._closed = True
+            self._pending.clear()
+            self._out.clear()
+            self.since = 0.0
+            self._loop.remove_writer(self.fd)
+            self._sock.close()
+
+    def forked(self) -> None:
+        """In a forked child: let go of its copy of the socket, so that the peer sees the parent's end."""
+        if not self._closed:
+            let_go(self.fd)
+
+
+def _as_many_as_join(parts: list[Part]) -> int:
+    size = 0
+    for count, part in enumerate(parts):
+        size += len(part)
+        if count and size > _JOIN_BYTES:
+            return count
+    return len(parts)
+
+
+def let_go(descriptor: int) -> None:
+    """In a forked child: close its copy of a socket."""
+    # The number stays taken, so that nothing which still believes in the socket can close another file.
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, descriptor, inheritable=False)
+    os.close(null)
