@@ -1,13 +1,14 @@
 """How many no-op requests a second, against a bare ASGI app with the same hop in the same run?
 
-wrk sends 7-byte POSTs over 64 connections to `plain_asgi_hop.py` and to Headgate (one ingress, one replica) in turns, so that whatever
-else the machine does meets both; the ratio of the medians is the figure, not the rates.
+wrk sends 7-byte POSTs over 64 connections to `servers/asgi_hop_server.py` and to Headgate (one ingress, one replica) in turns, so that
+whatever else the machine does meets both; the ratio of the medians is the figure, not the rates.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 import shutil
 import socket
@@ -36,7 +37,8 @@ def plain() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, str(HERE / "plain_asgi_hop.py"), str(port)])
+    command = [sys.executable, str(HERE / "servers" / "asgi_hop_server.py"), "noop", str(port)]
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(HERE.parent)})
     try:
         deadline = time.monotonic() + 20
         while True:
@@ -45,7 +47,7 @@ def plain() -> Iterator[str]:
                 break
             except ConnectionRefusedError:
                 if time.monotonic() > deadline or process.poll() is not None:
-                    raise SystemExit("plain_asgi_hop.py did not start") from None
+                    raise SystemExit("asgi_hop_server.py did not start") from None
                 time.sleep(0.02)
         yield f"http://127.0.0.1:{port}/"
     finally:

@@ -22,7 +22,6 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO
 
 from benchmarks import environments
 from benchmarks.contenders import CONTENDERS, MODEL_WORKS, Contender
@@ -34,7 +33,7 @@ MAX_ROUNDS = 6
 MAX_ROUNDS_QUICK = 3
 AGREE = 1.10  # the largest of three windows may be this many times the smallest
 AGREEING = 3  # windows that have to
-START_S = 120.0
+START_S = 60.0
 END_S = 20.0  # for a server to end by itself after SIGTERM
 
 
@@ -87,7 +86,7 @@ class Session:
         self.contenders = contenders
         self.quick = quick
         self.measured: dict[int, Measured] = {}
-        self.folder = Path(tempfile.mkdtemp(prefix="headgate-bench-"))  # logs, and what load generators write
+        self.folder = Path(tempfile.mkdtemp(prefix="hgb-"))  # logs and sockets: a short name, since those of sockets are limited
         self._running: dict[str, _Running] = {}
 
     def close(self) -> None:
@@ -108,6 +107,7 @@ class Session:
         *,
         name: str | None = None,
         probe: bytes | None = NOOP,
+        content_type: str = "application/json",
         path: str | None = None,
         **options: str | int,
     ) -> Iterator[Server]:
@@ -115,19 +115,18 @@ class Session:
 
         `work` and `options` are what `benchmarks/servers/` understands. `name` tells servers of one contender apart. The server is there
         when a POST of `probe` to `path` (the contender's own, where none is given) is answered 2xx; with None, when the port accepts.
-        Raises `RuntimeError` with the end of its log where it isn't there within two minutes.
+        Raises `RuntimeError` with the end of its log where it isn't there within a minute.
         """
         known = CONTENDERS[contender]
         name = name or contender
         assert name not in self._running, f"{name} runs already; give the second one a name of its own"
         port = _free_port()
         log = self.folder / f"{len(list(self.folder.iterdir()))}-{contender}-{work}.log"
-        with open(log, "wb") as output:
-            process = _start(known, work, port, dict(known.options) | options, output)
+        process = _start(known, work, port, dict(known.options) | options, log)
         running = self._running[name] = _Running(process, known.freezes)
         server = Server(name, f"http://127.0.0.1:{port}{path or known.path}", process.pid)
         try:
-            _wait_until_there(server, port, probe, process, log)
+            _wait_until_there(server, port, probe, content_type, process, log)
             yield server
         except BaseException:
             running.thaw()
@@ -197,9 +196,9 @@ class Session:
         yield
 
 
-def post(url: str, body: bytes, timeout_s: float = 30.0) -> bytes:
+def post(url: str, body: bytes, timeout_s: float = 30.0, *, content_type: str = "application/json") -> bytes:
     """One POST; returns the body of the answer, raises `OSError` where it isn't 2xx."""
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="POST")
+    request = urllib.request.Request(url, body, {"Content-Type": content_type}, method="POST")
     with urllib.request.urlopen(request, timeout=timeout_s) as answer:
         content: bytes = answer.read()
         return content
@@ -268,18 +267,28 @@ class _Running:
                 os.waitpid(pid, os.WNOHANG)
 
 
-def _start(contender: Contender, work: str, port: int, options: Mapping[str, str | int], output: IO[bytes]) -> subprocess.Popen[bytes]:
+def _start(contender: Contender, work: str, port: int, options: Mapping[str, str | int], log: Path) -> subprocess.Popen[bytes]:
     folder = ROOT / "benchmarks" if contender.program == "ceiling" else ROOT / "benchmarks" / "servers"
     python = environments.python(contender.environment, models=work in MODEL_WORKS)
     command = [str(python), str(folder / f"{contender.program}.py"), work, str(port)]
     command += [f"{key}={value}" for key, value in options.items()]
-    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **contender.variables}
-    return subprocess.Popen(
-        command, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-    )
+    variables = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "TMPDIR": str(log.parent),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        **contender.variables,
+    }
+    with open(log, "wb") as output:
+        return subprocess.Popen(
+            command, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
 
-def _wait_until_there(server: Server, port: int, probe: bytes | None, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_there(
+    server: Server, port: int, probe: bytes | None, content_type: str, process: subprocess.Popen[bytes], log: Path
+) -> None:
     deadline = time.monotonic() + START_S
     while True:
         if process.poll() is not None:
@@ -288,7 +297,7 @@ def _wait_until_there(server: Server, port: int, probe: bytes | None, process: s
             if probe is None:
                 socket.create_connection(("127.0.0.1", port), 5.0).close()
             else:
-                post(server.url, probe, 5.0)
+                post(server.url, probe, 5.0, content_type=content_type)
             return
         except OSError as error:
             if time.monotonic() > deadline:
@@ -297,9 +306,9 @@ def _wait_until_there(server: Server, port: int, probe: bytes | None, process: s
 
 
 def _free_port() -> int:
-    """Below those that the kernel gives to clients, so that none of them takes it before the server does."""
+    """Below those that the kernel gives to clients and Ray Serve to replicas, so that nobody takes it before the server does."""
     while True:
-        port = random.randrange(20_000, 32_000)
+        port = random.randrange(20_000, 29_000)
         with socket.socket() as taken:
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

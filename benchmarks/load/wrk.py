@@ -16,7 +16,7 @@ UNITS = {"requests/s": "1/s", "p50": "ms", "p99": "ms", "MB/s": "MB/s"}
 # wrk prints rounded figures for people; its Lua interface has the exact ones. The body comes from a file because it may be of any size.
 SCRIPT = """
 wrk.method = "POST"
-wrk.headers["Content-Type"] = "application/json"
+wrk.headers["Content-Type"] = "%(content_type)s"
 local file = io.open("%(body)s", "rb")
 wrk.body = file:read("*a")
 file:close()
@@ -41,7 +41,15 @@ class NotAnswered(Exception):  # noqa: N818 - says what was met, as `VoidWindow`
     """Some requests weren't answered, or not by 2xx."""
 
 
-def closed_loop(url: str, connections: int, *, body: bytes = NOOP, seconds: int = SECONDS, timeout_s: float = 30.0) -> dict[str, float]:
+def closed_loop(
+    url: str,
+    connections: int,
+    *,
+    body: bytes = NOOP,
+    content_type: str = "application/json",
+    seconds: int = SECONDS,
+    timeout_s: float = 30.0,
+) -> dict[str, float]:
     """POST `body` over so many connections for so long; returns `requests/s`, `p50` and `p99` in ms, `MB/s` sent and received.
 
     Raises `NotAnswered` where a request was not answered by 2xx: such a run measures something else.
@@ -50,7 +58,7 @@ def closed_loop(url: str, connections: int, *, body: bytes = NOOP, seconds: int 
         content = Path(folder, "body")
         content.write_bytes(body)
         script = Path(folder, "post.lua")
-        script.write_text(SCRIPT % {"body": content})
+        script.write_text(SCRIPT % {"body": content, "content_type": content_type})
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"--timeout={timeout_s:.0f}s", "-s", str(script), url]
         run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + timeout_s + 30)
     line = next((line for line in run.stdout.splitlines() if line.startswith("JSON ")), None)
@@ -69,6 +77,6 @@ def closed_loop(url: str, connections: int, *, body: bytes = NOOP, seconds: int 
     }
 
 
-def warm_up(url: str, connections: int = 16, *, body: bytes = NOOP) -> None:
+def warm_up(url: str, connections: int = 16, *, body: bytes = NOOP, content_type: str = "application/json") -> None:
     """Load that isn't counted: caches fill, windows grow. Once for each server."""
-    closed_loop(url, connections, body=body, seconds=WARM_UP_S)
+    closed_loop(url, connections, body=body, content_type=content_type, seconds=WARM_UP_S)

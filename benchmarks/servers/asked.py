@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
+import time
 from types import FrameType
 from typing import NamedTuple
 
+CHUNKS = 50  # of an answer in work `stream`
+CHUNK = b"0123456789abcde\n"
+MODEL_BATCH = 16  # the largest of the models
+BATCH = 32  # the largest in work `batch`
 LARGEST_BODY = 16 * 1024 * 1024  # bytes that every server must take
 LONGEST_S = 30  # how long every server may take over a request, where it asks
 PR_SET_CHILD_SUBREAPER = 36
+
+SLEEP_MS = "HEADGATE_BENCHMARK_SLEEP_MS"  # the option `sleep_ms`, where all processes of a program find it
 
 
 class Asked(NamedTuple):
@@ -33,7 +41,14 @@ def asked() -> Asked:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     _, work, port, *options = sys.argv
     del sys.argv[1:]
-    return Asked(work, int(port), dict(option.split("=", 1) for option in options))
+    wanted = Asked(work, int(port), dict(option.split("=", 1) for option in options))
+    os.environ[SLEEP_MS] = wanted.options.get("sleep_ms", "100")
+    return wanted
+
+
+def sleep() -> None:
+    """What the handlers of `slow` and `drip` do, in whichever process they run."""
+    time.sleep(int(os.environ[SLEEP_MS]) / 1000)
 
 
 def exit_on_sigterm() -> None:

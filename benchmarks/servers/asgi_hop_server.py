@@ -1,9 +1,8 @@
 """What would a bare ASGI app do on the same path? Uvicorn (httptools, uvloop), one Unix socket to a replica process, and back.
 
-It has no routes, limits, deadlines, errors, ids or metrics: it is the measure that `noop.py` holds Headgate against, not a server to use.
+It has no routes, limits, deadlines, errors, ids or metrics: it is a measure to hold Headgate against, not a server to use.
 The replica has the shape that Headgate's has: an I/O thread, user code in the main thread, frames that coalesce both ways.
-
-Usage: plain_asgi_hop.py PORT (answers POST / with `hello` until it is terminated)
+Its one work is `noop`.
 """
 
 from __future__ import annotations
@@ -22,6 +21,8 @@ from typing import Any, cast
 
 import uvicorn
 import uvloop
+
+from benchmarks.servers.asked import asked, unknown
 
 HEAD = struct.Struct("<II")  # body length, request id
 
@@ -148,12 +149,15 @@ def main() -> None:
     if sys.argv[1] == "replica":
         replica(sys.argv[2])
         return
+    wanted = asked()
+    if wanted.work != "noop":
+        raise unknown(wanted.work)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # Uvicorn raises the signal again once it has stopped
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "r.sock")
         child = subprocess.Popen([sys.executable, __file__, "replica", path])
         try:
-            uvloop.run(serve(path, int(sys.argv[1])))
+            uvloop.run(serve(path, wanted.port))
         finally:
             child.terminate()
             child.wait()

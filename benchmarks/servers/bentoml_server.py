@@ -1,0 +1,96 @@
+"""How does BentoML serve the works? One worker, unless the option `replicas` says otherwise; without its access log.
+
+Handlers are asynchronous, which saves it a thread. Its workers import this file, which finds what is asked for in the environment.
+"""
+# No postponed annotations here: BentoML reads them.
+
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+import bentoml
+from bentoml.validators import ContentType
+
+from benchmarks.servers.asked import BATCH, CHUNK, CHUNKS, LONGEST_S, Asked, asked, unknown
+
+ASKED = "HEADGATE_BENCHMARK_ASKED"
+Content = Annotated[bytes, ContentType("application/octet-stream")]
+
+
+class Noop:
+    """Work `noop`."""
+
+    @bentoml.api(route="/")
+    async def noop(self, x: int) -> str:
+        """Answer the one number that is posted."""
+        return "hello"
+
+
+class Batch:
+    """Work `batch`."""
+
+    @bentoml.api(route="/", batchable=True, max_batch_size=BATCH, max_latency_ms=LONGEST_S * 1000)
+    async def batch(self, x: list[int]) -> list[str]:
+        """Answer the list of one number that is posted: each request is a batch, of which BentoML makes larger ones."""
+        return ["hello"] * len(x)
+
+
+class Echo:
+    """Work `echo`."""
+
+    @bentoml.api(route="/")
+    async def echo(self, data: Content, /) -> Content:
+        """Answer the body."""
+        return data
+
+
+class Stream:
+    """Work `stream`."""
+
+    @bentoml.api(route="/")
+    async def stream(self, x: int) -> AsyncIterator[str]:
+        """Make the chunks."""
+        text = CHUNK.decode()
+        for _ in range(CHUNKS):
+            yield text
+
+
+class Modelled:
+    """Works `classifier` and `network`: what is posted is one scan, and so no batch of BentoML's, which come as lists."""
+
+    def __init__(self) -> None:
+        from benchmarks.servers.model import Model
+
+        self.model = Model(_wanted.work)
+
+    @bentoml.api(route="/")
+    async def answer(self, pixels: list[float]) -> dict[str, object]:
+        """Answer one scan."""
+        return self.model([pixels])[0]
+
+
+WORKS = {"noop": Noop, "batch": Batch, "echo": Echo, "stream": Stream, "classifier": Modelled, "network": Modelled}
+
+
+def main() -> None:
+    """Become BentoML's own command line, which serves until SIGTERM."""
+    wanted = asked()
+    if wanted.work not in WORKS:
+        raise unknown(wanted.work)
+    os.environ[ASKED] = json.dumps(wanted)
+    command = ["serve", "benchmarks.servers.bentoml_server:service", "--host", "127.0.0.1", "--port", str(wanted.port)]
+    os.execv(sys.executable, [sys.executable, "-m", "bentoml", *command])
+
+
+if __name__ == "__main__":
+    main()
+elif ASKED in os.environ:
+    _wanted = Asked(*json.loads(os.environ[ASKED]))
+    service = bentoml.service(
+        name="benchmark",
+        workers=_wanted.number("replicas", 1),
+        traffic={"timeout": LONGEST_S},
+        logging={"access": {"enabled": False}},
+    )(WORKS[_wanted.work])

@@ -1,0 +1,149 @@
+"""How does LitServe serve the works? One worker and one API server, unless the option `replicas` says otherwise.
+
+Only `echo` takes bytes, which it doesn't for JSON's content type. Queues: ZeroMQ (`fast_queue`), which its documentation advises above
+100 requests a second. Batches wait 1 ms: with the default of 0 the worker polls without a pause, which takes a core from the rest.
+"""
+# No postponed annotations here: LitServe and FastAPI read them.
+
+import os
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import litserve
+from fastapi import Body, Response
+
+from benchmarks.servers.asked import BATCH, CHUNK, CHUNKS, LONGEST_S, MODEL_BATCH, Asked, asked, unknown
+
+Content = Annotated[bytes, Body(media_type="application/octet-stream")]
+
+
+class Answering(litserve.LitAPI):
+    """Takes JSON, answers bytes."""
+
+    def setup(self, device: str) -> None:
+        """Nothing to set up."""
+
+    def encode_response(self, output: bytes) -> Response:
+        """As it is."""
+        return Response(output)
+
+
+class Noop(Answering):
+    """Work `noop`."""
+
+    def predict(self, x: object) -> bytes:
+        """Answer without a look at the body."""
+        return b"hello"
+
+
+class Batch(Answering):
+    """Work `batch`."""
+
+    def batch(self, inputs: list[object]) -> list[object]:
+        """As it is."""
+        return inputs
+
+    def predict(self, x: list[object]) -> list[bytes]:
+        """Answer without a look at the bodies."""
+        return [b"hello"] * len(x)
+
+    def unbatch(self, output: list[bytes]) -> list[bytes]:
+        """As it is."""
+        return output
+
+
+class Echo(Answering):
+    """Work `echo`."""
+
+    def decode_request(self, request: Content) -> bytes:
+        """As it is."""
+        return request
+
+    def predict(self, x: bytes) -> bytes:
+        """Answer the body."""
+        return x
+
+
+class Stream(litserve.LitAPI):
+    """Work `stream`."""
+
+    def setup(self, device: str) -> None:
+        """Nothing to set up."""
+
+    def predict(self, x: object) -> Iterator[bytes]:
+        """Make the chunks."""
+        for _ in range(CHUNKS):
+            yield CHUNK
+
+    def encode_response(self, output: Iterator[bytes]) -> Iterator[bytes]:
+        """As they are."""
+        yield from output
+
+
+class Modelled(litserve.LitAPI):
+    """Works `classifier` and `network`."""
+
+    def setup(self, device: str) -> None:
+        """Make the model, in the worker."""
+        from benchmarks.servers.model import Model
+
+        self.model = Model(os.environ[MODEL])
+
+    def batch(self, inputs: list[Any]) -> list[Any]:
+        """As it is."""
+        return inputs
+
+    def predict(self, x: list[dict[str, list[float]]]) -> list[dict[str, object]]:
+        """Answer a batch of scans."""
+        return self.model([item["pixels"] for item in x])
+
+    def unbatch(self, output: list[Any]) -> list[Any]:
+        """As it is."""
+        return output
+
+
+MODEL = "HEADGATE_BENCHMARK_MODEL"  # which one, for workers
+
+WORKS: dict[str, type[litserve.LitAPI]] = {
+    "noop": Noop,
+    "batch": Batch,
+    "echo": Echo,
+    "stream": Stream,
+    "classifier": Modelled,
+    "network": Modelled,
+}
+
+
+def api(wanted: Asked) -> Any:
+    """What answers, with its batches and streams."""
+    settings: dict[str, Any] = {}
+    if wanted.work == "batch":
+        settings = {"max_batch_size": wanted.number("max_batch_size", BATCH), "batch_timeout": 0.001}
+    elif WORKS[wanted.work] is Modelled:
+        settings = {"max_batch_size": MODEL_BATCH, "batch_timeout": 0.001}
+    elif wanted.work == "stream":
+        settings = {"stream": True}
+    return WORKS[wanted.work](**settings)
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    wanted = asked()
+    if wanted.work not in WORKS:
+        raise unknown(wanted.work)
+    os.environ[MODEL] = wanted.work
+    server = litserve.LitServer(
+        api(wanted), accelerator="cpu", devices=1, workers_per_device=wanted.number("replicas", 1), timeout=LONGEST_S, fast_queue=True
+    )
+    server.run(
+        host="127.0.0.1",
+        port=wanted.port,
+        num_api_servers=1,
+        log_level="error",
+        generate_client_file=False,
+        access_log=False,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Work 12: how many answers of a real model a second, in batches of up to 16 where the contender has them?"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from functools import partial
+
+from benchmarks.load import wrk
+from benchmarks.session import Session, post
+
+NUMBER = 12
+TITLE = "a real model, JSON in and out, 1 replica, batches of up to 16 where there are any"
+
+CONNECTIONS = (16, 64)
+WORKS = {
+    "classifier": "the demo's classifier of digits",
+    "network": "a dense network in ONNX Runtime",
+}
+# One of the scans: 8 by 8 pixels from 0 to 16.
+SCAN = json.dumps(
+    {
+        "pixels": [
+            *(0, 0, 5, 13, 9, 1, 0, 0, 0, 0, 13, 15, 10, 15, 5, 0, 0, 3, 15, 2, 0, 11, 8, 0, 0, 4, 12, 0, 0, 8, 8, 0),
+            *(0, 5, 8, 0, 0, 9, 8, 0, 0, 4, 11, 0, 1, 12, 7, 0, 0, 2, 14, 5, 10, 12, 0, 0, 0, 0, 6, 13, 10, 0, 0, 0),
+        ]
+    }
+).encode()
+
+
+def measure(session: Session) -> None:
+    """Both models, one after the other; all contenders must find the same digit."""
+    names = session.choose("headgate", "mosec", "ray-serve-fast", "ray-serve", "litserve", "bentoml", "fastapi")
+    if "fastapi" in names:
+        session.note(NUMBER, "FastAPI has no batches: it answers one by one")
+    for work, title in WORKS.items():
+        with contextlib.ExitStack() as stack:
+            urls = {name: stack.enter_context(session.serving(name, work, probe=SCAN)).url for name in names}
+            found = {name: json.loads(post(url, SCAN))["digit"] for name, url in urls.items()}
+            if len(set(found.values())) > 1:
+                raise RuntimeError(f"the contenders don't compute the same: {found}")
+            for url in urls.values():
+                wrk.warm_up(url, body=SCAN)
+            for connections in CONNECTIONS[:1] if session.quick else CONNECTIONS:
+                windows: dict[str, Callable[[], dict[str, float]]] = {
+                    name: partial(wrk.closed_loop, url, connections, body=SCAN) for name, url in urls.items()
+                }
+                case = f"{title}, {connections} connections"
+                session.interleave(NUMBER, case, windows, agree_on="requests/s", units=wrk.UNITS)
