@@ -29,7 +29,7 @@ from headgate.router.router import Router
 from tests.support import until
 
 _ids = itertools.count(1)
-_head = msgspec.msgpack.encode(wire.HttpHead("POST", b"/x?y=1", "1.1", [(b"host", b"h")], "127.0.0.1", "http", "h:1"))
+_head = msgspec.msgpack.encode(wire.HttpHead("POST", b"/x?y=1", "1.1", [(b"host", b"h")], "http", "h:1", "127.0.0.1"))
 
 
 def definition_of(methods: dict[str, Callable[..., Any]], batch: bool = False) -> Definition:

@@ -6,10 +6,12 @@ import asyncio
 import random
 from typing import Any
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headgate.ingress.http1 import Connection
+from headgate.ingress.memory import MOST_BYTES, PATIENCE, KnownHead, Memory
 from headgate.ingress.service import Service
 from headgate.router.call import Call
 from tests.ingress_server import TABLE, FakeRouter, body_of, echo, frame, head_of, hold
@@ -58,17 +60,27 @@ class FakeTransport:
 class Played:
     """What came of playing some reads to a connection."""
 
-    def __init__(self, written: bytes, calls: list[tuple[bytes, bytes]], held_bytes: int, most_given: int) -> None:
-        self.written, self.calls, self.held_bytes, self.most_given = written, calls, held_bytes, most_given
+    def __init__(self, written: bytes, router: FakeRouter, held_bytes: int, most_given: int, known: int) -> None:
+        self.written, self.held_bytes, self.most_given, self.known = written, held_bytes, most_given, known
+        self.calls = [(head_of(c).target, body_of(c)) for c in router.calls]
+        self.details = [
+            (head_of(c), body_of(c), c.body_bytes, c.request_id, c.endpoint, c.method, c.shard_key, c.caller_timeout_s)
+            for c in router.calls
+        ]
 
 
-async def _play(reads: list[bytes], seed: int | None) -> Played:
-    """Feed the reads as a transport would. Without a seed calls are answered at once, else later and in any order."""
-    router = FakeRouter(echo if seed is None else hold)
-    service = Service(router, _no_measure, server="here")
+def _service() -> Service:
+    service = Service(FakeRouter(echo), _no_measure, server="here")
     service.apply(TABLE)
     service.set_date(0)
     service.id_prefix = "id-"
+    return service
+
+
+async def _play(reads: list[bytes], seed: int | None, service: Service | None = None) -> Played:
+    """Feed the reads as a transport would. Without a seed calls are answered at once, else later and in any order."""
+    service = service or _service()
+    service.router = router = FakeRouter(echo if seed is None else hold)
     transport, connection = FakeTransport(), Connection(service)
     connection.connection_made(transport)  # type: ignore[arg-type]  # it has all that a connection uses
     order = random.Random(seed)
@@ -88,9 +100,7 @@ async def _play(reads: list[bytes], seed: int | None) -> Played:
                 break
         await asyncio.sleep(0)
     connection.connection_lost(None)
-    return Played(
-        bytes(transport.written), [(head_of(c).target, body_of(c)) for c in router.calls], service.admission.held_bytes, most_given
-    )
+    return Played(bytes(transport.written), router, service.admission.held_bytes, most_given, len(service.memory.known))
 
 
 async def _no_measure() -> Any:
@@ -193,3 +203,120 @@ def test_no_bytes_break_the_ingress_and_any_cut_of_them_gives_the_same_answers(p
     # A request whose body came with its head is not told to go on; else the answers are the same.
     go_on = b"HTTP/1.1 100 Continue\r\n\r\n"
     assert cut.written.replace(go_on, b"") == whole.written.replace(go_on, b"")
+
+
+HEADS = [
+    b"GET /echo?1 HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"HEAD /echo HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"POST /post HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n",
+    b"POST http://b/echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nConnection: keep-alive\r\nConnection: Keep-Alive, x\r\n\r\n",
+    b"POST /echo HTTP/1.1\r\nHost: a\r\nX-Serve-Shard-Key: \xc3\xa9\r\nX-Serve-Timeout-Ms: 10\r\nX-Serve-Call-Method: m\r\n\r\n",
+    b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5000\r\n\r\n",
+    # None of these may be remembered, or used before it is clear what they are.
+    b"\r\n\r\n",
+    b"\r\n",
+    b"\n\n",
+    b"GET /echo HTTP/1.1\nHost: a\n\n",
+    b"POS",
+    b"GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"DELETE /echo HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /-/healthz HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /echo HTTP/1.1\r\n\r\n",
+    b"GET /echo HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n",
+    b"GET /echo HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    b"GET /echo HTTP/1.1\r\nHost: a\r\nX-Request-Id: own\r\n\r\n",
+    b"GET /echo HTTP/1.1\r\nHost: a\r\nX-Serve-Timeout-Ms: 0\r\n\r\n",
+    b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n",
+    b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
+    b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nHost: b\r\n\r\n",
+    b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 2000000\r\n\r\n",
+]
+
+
+@st.composite
+def repetitive_reads(draw: st.DrawFn) -> list[bytes]:
+    """Few heads, again and again: mostly a request a read, some cut or together, now and then something odd."""
+    few = draw(st.lists(st.sampled_from(HEADS), min_size=1, max_size=3))
+    parts: list[bytes] = []
+    for head in draw(st.lists(st.sampled_from(few), min_size=1, max_size=20)):
+        length = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0] or 0)
+        request = head + (b"hello" * 1000)[:length]
+        how = draw(st.sampled_from(["whole"] * 6 + ["cut", "together", "wrong"]))
+        if how == "cut":
+            at = draw(st.integers(0, len(request)))
+            parts += [request[:at], request[at:]]
+        elif how == "together" and parts:
+            parts[-1] += request
+        elif how == "wrong":
+            parts.append(request + draw(st.sampled_from([b"\r\n", b"x", b"POS", b"GET /echo?2 HTTP/1.1\r\n"])))
+        else:
+            parts.append(request)
+    return [part for part in parts if part]
+
+
+class _Forgetful(Memory):
+    def add(self, head: bytes, known: KnownHead) -> None:
+        pass
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.lists(repetitive_reads(), min_size=2, max_size=4), st.none() | st.integers(0, 1000), st.sampled_from([0, 8_000]))
+def test_an_ingress_that_remembers_heads_does_what_one_does_that_parses_each(
+    clients: list[list[bytes]], seed: int | None, limit_bytes: int
+) -> None:
+    async def play(remember: bool) -> list[Played]:
+        service = _service()
+        if not remember:
+            service.memory = _Forgetful()
+        if limit_bytes:
+            service.admission.limit_bytes = limit_bytes
+        return [await _play(reads, seed, service) for reads in clients]
+
+    for parsed, remembered in zip(asyncio.run(play(False)), asyncio.run(play(True)), strict=True):
+        assert parsed.known == 0
+        assert remembered.written == parsed.written
+        assert remembered.details == parsed.details
+        assert remembered.held_bytes == parsed.held_bytes == 0
+        assert remembered.most_given == parsed.most_given
+
+
+def test_a_head_that_is_known_is_not_parsed_again_until_the_table_changes() -> None:
+    request = HEADS[2] + b"hello"
+    fed: list[bytes] = []
+
+    async def serve() -> FakeRouter:
+        service = _service()
+        router = service.router = FakeRouter(echo)
+        for _ in range(2):
+            connection = Connection(service)
+            connection.connection_made(FakeTransport())  # type: ignore[arg-type]  # it has all that a connection uses
+            parse = connection._feed_data
+            connection._feed_data = lambda data, parse=parse: (fed.append(bytes(data)), parse(data))[1]  # type: ignore[misc]
+            for _ in range(5):
+                connection.data_received(request)
+        assert fed == [request]
+        service.apply(msgspec.structs.replace(TABLE, max_body_bytes=4))
+        connection.data_received(request)
+        assert fed == [request, request]
+        return router
+
+    router = asyncio.run(serve())
+    assert [body_of(call) for call in router.calls] == [b"hello"] * 10  # the last was refused: it is too large now
+
+
+def test_what_is_remembered_is_bounded_and_a_client_whose_heads_never_repeat_adds_little() -> None:
+    async def flood(connections: int, each: int) -> tuple[int, int]:
+        service, most, count = _service(), 0, 0
+        for _ in range(connections):
+            connection = Connection(service)
+            connection.connection_made(FakeTransport())  # type: ignore[arg-type]  # it has all that a connection uses
+            for _ in range(each):
+                count += 1
+                connection.data_received(b"GET /echo?%d HTTP/1.1\r\nHost: a\r\nX: %b\r\n\r\n" % (count, b"x" * 1500))
+            most = max(most, len(service.memory.known))
+        return most, sum(map(len, service.memory.known))
+
+    most, _ = asyncio.run(flood(1, 1000))
+    assert most <= PATIENCE
+    most, _ = asyncio.run(flood(100, 50))
+    assert most * 1500 <= MOST_BYTES

@@ -28,7 +28,7 @@ def request(
     scheme: str = "http",
 ) -> Request:
     pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-    head = wire.HttpHead(method, target.encode(), "1.1", pairs, client, scheme, "127.0.0.1:8000")
+    head = wire.HttpHead(method, target.encode(), "1.1", pairs, scheme, "127.0.0.1:8000", client)
     return Request(msgspec.Raw(msgspec.msgpack.encode(head)), body)
 
 
@@ -165,7 +165,7 @@ def test_a_handler_that_reads_the_body_or_json_does_not_import_werkzeug() -> Non
 import sys, msgspec
 from headgate.core import wire
 from headgate.replica.request import Request
-head = wire.HttpHead("POST", b"/p", "1.1", [(b"content-type", b"application/json")], "", "http", "127.0.0.1:8000")
+head = wire.HttpHead("POST", b"/p", "1.1", [(b"content-type", b"application/json")], "http", "127.0.0.1:8000", "")
 request = Request(msgspec.msgpack.encode(head), b"[1]")
 assert request.data == b"[1]" and request.json == [1] and request.method == "POST" and request.path == "/p"
 print("werkzeug" in sys.modules)

@@ -92,9 +92,9 @@ class HttpHead(msgspec.Struct, frozen=True, array_like=True, gc=False):
     target: bytes  # path and query, as sent
     version: str
     headers: list[tuple[bytes, bytes]]  # names in lower case, in order
-    client: str  # address, or "" where unknown
     scheme: str
     server: str  # host:port that the ingress listens on
+    client: str  # address, or "" where unknown; last, since the ingress remembers the rest
 
 
 class Decoder:

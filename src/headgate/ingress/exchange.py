@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from headgate.core import wire
 from headgate.errors import ErrorInfo
+from headgate.ingress.memory import KnownHead
 from headgate.ingress.problems import Refusal, Reply, from_error
 from headgate.ingress.routes import Target
 from headgate.router.call import Call
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _JOIN_BYTES: Final = 32 * 1024  # bodies up to this are copied behind their head: one write
 _CREDIT_BYTES: Final = wire.STREAM_CREDIT // 4
+_UNKNOWN: Final = KnownHead()
 _BODYLESS: Final = frozenset((204, 304))
 CLOSE: Final = b"connection: close\r\n"
 KEEP_ALIVE: Final = b"connection: keep-alive\r\n"
@@ -38,7 +40,7 @@ _LENGTH_LINES: Final = _LengthLines()
 
 
 class Exchange(Call):
-    """One request of a connection and its answer. Made at the end of the request's head."""
+    """One request of a connection and its answer. Made at the end of the request's head, from what is known of it then."""
 
     __slots__ = (
         "bare",
@@ -56,20 +58,21 @@ class Exchange(Call):
         "owed_bytes",
     )
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, known: KnownHead = _UNKNOWN, request_id: str = "") -> None:
         self.connection = connection
-        self.request_id = ""
-        self.shard_key = None
-        self.method = ""
-        self.caller_timeout_s = None
+        self.request_id = request_id
+        self.endpoint = known.endpoint
+        self.shard_key = known.shard_key
+        self.method = known.method
+        self.caller_timeout_s = known.caller_timeout_s
         self.positional = 0
         self.keywords = ()
         self.body = b""
         self.body_bytes = 0
         self.held_bytes = 0
-        self.length = 0  # content-length, where given
+        self.length = known.length  # content-length, where given
         self.instead: Refusal | Reply | Target | None = None  # the ingress itself answers with this
-        self.bare = False  # HEAD: the head of the answer alone
+        self.bare = known.bare  # HEAD: the head of the answer alone
         self.http10 = False
         self.framing = b""  # the `connection` header, where one is due
         self.last = False  # the connection ends with it

@@ -30,6 +30,8 @@ SPECIAL: Final = frozenset(
 )
 """The headers that mean something to the ingress."""
 _CONTROLS: Final = frozenset((b"x-serve-shard-key", b"x-serve-call-method", b"x-serve-timeout-ms"))
+PLAIN: Final = _CONTROLS | {b"host", b"content-length", b"connection"}
+"""Of those, the ones that mean the same each time, beyond which request it is."""
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _LONGEST_TIMEOUT: Final = 12  # digits, so 30 years
 

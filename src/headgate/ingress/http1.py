@@ -24,6 +24,7 @@ from headgate.ingress.body import BodyPieces
 from headgate.ingress.exchange import CLOSE, KEEP_ALIVE, Exchange
 from headgate.ingress.heads import (
     NOT_FOUND,
+    PLAIN,
     SPECIAL,
     TOO_MANY_BYTES,
     InputRefused,
@@ -34,6 +35,7 @@ from headgate.ingress.heads import (
     own_id,
     read_controls,
 )
+from headgate.ingress.memory import PATIENCE, KnownHead
 from headgate.ingress.problems import Refusal
 from headgate.ingress.routes import Target
 from headgate.ingress.service import Service
@@ -43,30 +45,36 @@ _log = logging.getLogger("headgate.ingress")
 SLICE_BYTES: Final = 4096
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
 _ESTABLISHED: Final = 1  # the first byte of TCP_INFO
-_encode_head: Final = msgspec.msgpack.Encoder().encode
+_encode: Final = msgspec.msgpack.Encoder().encode
 
 
 class Connection(asyncio.Protocol):
     """One client. Callbacks of the transport and of the parser; `slots` are requests under way, in order."""
 
     __slots__ = (
+        "_at_start",
         "_backlog",
         "_client",
+        "_client_packed",
         "_continue_due",
         "_current",
         "_deaf",
         "_feed_data",
         "_going_on",
+        "_head",
         "_headers",
+        "_known",
         "_linger",
         "_mark",
         "_marked_at",
         "_messages",
         "_parser",
+        "_patience",
         "_paused",
         "_pieces",
         "_quiet_bytes",
         "_special",
+        "_unknown",
         "_unsent_bytes",
         "_upgraded",
         "_url",
@@ -101,6 +109,11 @@ class Connection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._special: list[tuple[bytes, bytes]] = []
         self._pieces: BodyPieces | None = None
+        self._at_start = True  # the parser stands before the first byte of a request
+        self._known = service.memory.known
+        self._patience = PATIENCE
+        self._head = b"?"  # the last that was looked for
+        self._unknown = b""  # the head that is being parsed, where it may be remembered
 
     def __repr__(self) -> str:
         return f"<Connection of {self._client}: {len(self.slots)} under way, {len(self._waiting)} waiting>"
@@ -112,6 +125,7 @@ class Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)  # not asserted: uvloop's has no such base
         peer = transport.get_extra_info("peername")
         self._client = peer[0] if isinstance(peer, tuple) and peer else ""
+        self._client_packed = _encode(self._client)
         self._use_parser(httptools.HttpRequestParser(self))
         self._marked_at = self.service.loop.time()
         if not self.service.opened(self):
@@ -119,9 +133,20 @@ class Connection(asyncio.Protocol):
             transport.close()
 
     def data_received(self, data: bytes) -> None:
-        """Parse, unless what came before has to wait."""
+        """Parse, unless what came before has to wait. A whole request whose head is known needs no parser."""
         if self._deaf:
             return
+        if self._at_start and self._patience and not self._paused and not self._quiet_bytes:
+            head = self._head  # most likely the same again
+            if not data.startswith(head):
+                head = self._head = data[: data.find(b"\r\n\r\n") + 4]
+            known = self._known.get(head)
+            if known is None:
+                self._patience -= 1
+                if len(head) > 4 and head[0] > 32:  # the parser skips empty lines before a request
+                    self._unknown = head
+            elif len(data) == len(head) + known.length and self._take(known, data[len(head) :]):
+                return
         if self._paused or self._quiet_bytes or len(data) > SLICE_BYTES:
             self._feed_backlog(data)
             return
@@ -156,7 +181,38 @@ class Connection(asyncio.Protocol):
         self._unsent_bytes = 0
         self._flush()
 
+    def _take(self, known: KnownHead, body: bytes) -> bool:
+        """Begin what the parser would make of a head that is known, and its body. False: leave it to the parser."""
+        service, slots, http = self.service, self.slots, known.http + self._client_packed
+        admission, held_bytes = service.admission, len(http) + known.length
+        if admission.held_bytes + held_bytes > admission.limit_bytes or self._waiting or len(slots) >= service.limits.pipelined:
+            return False
+        if self._patience < PATIENCE:
+            self._patience += 1
+        self._messages += 1
+        admission.held_bytes += held_bytes
+        exchange = Exchange(self, known, service.next_id())
+        exchange.http = http
+        exchange.body = body
+        exchange.body_bytes = known.length
+        exchange.held_bytes = held_bytes
+        exchange.admitted_at = monotonic()
+        slots.append(exchange)
+        self._begin(exchange)
+        return True
+
+    def _remember(self, exchange: Exchange) -> None:
+        """Keep what came of a head, where the same must come of the same bytes."""
+        head, self._unknown = self._unknown, b""
+        plain = exchange.instead is None and not exchange.last and not exchange.http10 and all(name in PLAIN for name, _ in self._special)
+        if plain and head.count(b"\n") == len(self._headers) + 2:  # so it ends where the parser's head has ended
+            self.service.memory.add(head, KnownHead.of(exchange, exchange.http[: -len(self._client_packed)]))
+
     # The parser.
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        self._at_start = False
 
     def on_url(self, url: bytes) -> None:
         """A part of the request's target."""
@@ -224,9 +280,11 @@ class Connection(asyncio.Protocol):
             self._on_unusual_head(exchange, version)
         if exchange.instead is None:
             # What `HttpHead` is on the wire; a tuple is made sooner than the record.
-            exchange.http = http = _encode_head((method.decode(), url, version, headers, self._client, service.scheme, service.server))
+            exchange.http = http = _encode((method.decode(), url, version, headers, service.scheme, service.server, self._client))
             size = exchange.held_bytes = len(http)
             service.admission.held_bytes += size
+        if self._unknown:
+            self._remember(exchange)
 
     def on_body(self, piece: bytes) -> None:
         """A piece of a body. Small ones are put together, large ones kept apart, so that they aren't copied."""
@@ -258,6 +316,7 @@ class Connection(asyncio.Protocol):
         if exchange is None:  # an upgrade that is ignored: its body is still to come
             return
         self._current = None
+        self._at_start = True
         self._quiet_bytes = 0
         self._messages += 1
         self._url = b""
@@ -608,6 +667,10 @@ class _AfterUpgrade:
         self._known = True
         self.on_body = connection.on_body
         self.on_message_complete = connection.on_message_complete
+
+    def on_message_begin(self) -> None:
+        if not self._known:
+            self._connection.on_message_begin()
 
     def on_url(self, url: bytes) -> None:
         if not self._known:

@@ -22,6 +22,7 @@ from headgate.core.messages import RoutingTable
 from headgate.core.reports import Counters, Measurement, RequestCount
 from headgate.ingress import metrics, pages
 from headgate.ingress.admission import Admission
+from headgate.ingress.memory import Memory
 from headgate.ingress.problems import Refusal, Reply, phrase
 from headgate.ingress.routes import Routes
 from headgate.router.call import Call
@@ -101,6 +102,7 @@ class Service:
         self.server = server
         self.scheme = scheme
         self.admission = Admission()
+        self.memory = Memory()
         self.table: RoutingTable | None = None
         self.routes = Routes(())
         self.max_body_bytes = DEFAULT_MAX_BODY_BYTES
@@ -133,6 +135,7 @@ class Service:
         self.debug = table.debug
         self.admission.share(table.max_inflight_bytes, table.num_ingresses)
         self.closing = _SHUTTING_DOWN if table.closing or self._draining else None
+        self.memory.clear()
 
     def set_date(self, unix_s: float) -> None:
         """Date all answers from now on."""
@@ -152,6 +155,7 @@ class Service:
         """
         self._draining = True
         self.closing = _SHUTTING_DOWN
+        self.memory.clear()
         for connection in list(self.connections):
             connection.finish()
         self._empty.clear()
