@@ -7,13 +7,14 @@ Handlers are asynchronous, which saves it a thread. Its workers import this file
 import json
 import os
 import sys
+import time
 from collections.abc import AsyncIterator
 from typing import Annotated
 
 import bentoml
 from bentoml.validators import ContentType
 
-from benchmarks.servers.asked import BATCH, CHUNK, CHUNKS, LONGEST_S, Asked, asked, unknown
+from benchmarks.servers.asked import BATCH, CHUNK, CHUNKS, LONGEST_S, Asked, asked, sleep, unknown
 
 ASKED = "HEADGATE_BENCHMARK_ASKED"
 Content = Annotated[bytes, ContentType("application/octet-stream")]
@@ -71,7 +72,47 @@ class Modelled:
         return self.model([pixels])[0]
 
 
-WORKS = {"noop": Noop, "batch": Batch, "echo": Echo, "stream": Stream, "classifier": Modelled, "network": Modelled}
+class Slow:
+    """Work `slow`: synchronous handlers run in one thread."""
+
+    @bentoml.api(route="/")
+    def slow(self, x: int) -> str:
+        """Sleep."""
+        sleep()
+        return "hello"
+
+
+class Drip:
+    """Work `drip`. BentoML decides by itself how long a batch waits."""
+
+    @bentoml.api(route="/", batchable=True, max_batch_size=BATCH, max_latency_ms=LONGEST_S * 1000)
+    def drip(self, x: list[int]) -> list[str]:
+        """Sleep, then answer how many were in the batch."""
+        sleep()
+        return [str(len(x))] * len(x)
+
+
+class Exponential:
+    """Work `exponential`: synchronous handlers run in one thread."""
+
+    @bentoml.api(route="/")
+    def exponential(self, data: Content, /) -> str:
+        """Sleep for as many seconds as the body says."""
+        time.sleep(float(data))
+        return "hello"
+
+
+WORKS = {
+    "noop": Noop,
+    "batch": Batch,
+    "echo": Echo,
+    "stream": Stream,
+    "classifier": Modelled,
+    "network": Modelled,
+    "slow": Slow,
+    "drip": Drip,
+    "exponential": Exponential,
+}
 
 
 def main() -> None:
@@ -88,9 +129,12 @@ if __name__ == "__main__":
     main()
 elif ASKED in os.environ:
     _wanted = Asked(*json.loads(os.environ[ASKED]))
+    _traffic: dict[str, float] = {"timeout": _wanted.number("timeout_ms", LONGEST_S * 1000) / 1000}
+    if "max_queued" in _wanted.options:  # of each worker, with what it runs
+        _traffic["max_concurrency"] = _wanted.number("max_queued", 0) // _wanted.number("replicas", 1) + 1
     service = bentoml.service(
         name="benchmark",
         workers=_wanted.number("replicas", 1),
-        traffic={"timeout": LONGEST_S},
+        traffic=_traffic,
         logging={"access": {"enabled": False}},
     )(WORKS[_wanted.work])

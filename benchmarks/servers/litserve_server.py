@@ -6,13 +6,14 @@ Only `echo` takes bytes, which it doesn't for JSON's content type. Queues: ZeroM
 # No postponed annotations here: LitServe and FastAPI read them.
 
 import os
+import time
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import litserve
 from fastapi import Body, Response
 
-from benchmarks.servers.asked import BATCH, CHUNK, CHUNKS, LONGEST_S, MODEL_BATCH, Asked, asked, unknown
+from benchmarks.servers.asked import BATCH, CHUNK, CHUNKS, LONGEST_S, MODEL_BATCH, Asked, asked, sleep, unknown
 
 Content = Annotated[bytes, Body(media_type="application/octet-stream")]
 
@@ -102,6 +103,33 @@ class Modelled(litserve.LitAPI):
         return output
 
 
+class Slow(Answering):
+    """Work `slow`."""
+
+    def predict(self, x: object) -> bytes:
+        """Sleep."""
+        sleep()
+        return b"hello"
+
+
+class Drip(Batch):
+    """Work `drip`."""
+
+    def predict(self, x: list[object]) -> list[bytes]:
+        """Sleep, then answer how many were in the batch."""
+        sleep()
+        return [str(len(x)).encode()] * len(x)
+
+
+class Exponential(Echo):
+    """Work `exponential`."""
+
+    def predict(self, x: bytes) -> bytes:
+        """Sleep for as many seconds as the body says."""
+        time.sleep(float(x))
+        return b"hello"
+
+
 MODEL = "HEADGATE_BENCHMARK_MODEL"  # which one, for workers
 
 WORKS: dict[str, type[litserve.LitAPI]] = {
@@ -111,14 +139,17 @@ WORKS: dict[str, type[litserve.LitAPI]] = {
     "stream": Stream,
     "classifier": Modelled,
     "network": Modelled,
+    "slow": Slow,
+    "drip": Drip,
+    "exponential": Exponential,
 }
 
 
 def api(wanted: Asked) -> Any:
     """What answers, with its batches and streams."""
     settings: dict[str, Any] = {}
-    if wanted.work == "batch":
-        settings = {"max_batch_size": wanted.number("max_batch_size", BATCH), "batch_timeout": 0.001}
+    if wanted.work in ("batch", "drip"):
+        settings = {"max_batch_size": wanted.number("max_batch_size", BATCH), "batch_timeout": wanted.number("batch_wait_ms", 1) / 1000}
     elif WORKS[wanted.work] is Modelled:
         settings = {"max_batch_size": MODEL_BATCH, "batch_timeout": 0.001}
     elif wanted.work == "stream":
@@ -133,7 +164,12 @@ def main() -> None:
         raise unknown(wanted.work)
     os.environ[MODEL] = wanted.work
     server = litserve.LitServer(
-        api(wanted), accelerator="cpu", devices=1, workers_per_device=wanted.number("replicas", 1), timeout=LONGEST_S, fast_queue=True
+        api(wanted),
+        accelerator="cpu",
+        devices=1,
+        workers_per_device=wanted.number("replicas", 1),
+        timeout=wanted.number("timeout_ms", LONGEST_S * 1000) / 1000,
+        fast_queue=True,
     )
     server.run(
         host="127.0.0.1",

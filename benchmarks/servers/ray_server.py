@@ -6,16 +6,18 @@ As installed: synchronous handlers where the work allows it. With `fast=1`: asyn
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from benchmarks.servers.asked import BATCH, CHUNK, CHUNKS, MODEL_BATCH, Asked, asked, exit_on_sigterm, unknown
+from benchmarks.servers.asked import BATCH, CHUNK, CHUNKS, MODEL_BATCH, Asked, asked, exit_on_sigterm, sleep, unknown
 
 WAIT_S = 0.001  # for a batch to fill
 CPU_SHARE = 0.01  # of a core that Ray books for a replica, so that any number of them fits this machine
@@ -108,6 +110,42 @@ class Modelled:
         return await self.answer((await request.json())["pixels"])
 
 
+class Slow:
+    """Work `slow`."""
+
+    def __call__(self, request: object) -> str:
+        """Sleep, in the thread pool that Ray Serve has for synchronous handlers."""
+        sleep()
+        return "hello"
+
+
+class Drip:
+    """Work `drip`."""
+
+    def __init__(self, size: int, wait_s: float) -> None:
+        from ray import serve
+
+        async def answer(requests: list[Request]) -> list[str]:
+            await asyncio.to_thread(sleep)
+            return [str(len(requests))] * len(requests)
+
+        self.answer = serve.batch(max_batch_size=size, batch_wait_timeout_s=wait_s)(answer)
+
+    async def __call__(self, request: Request) -> str:
+        """Answer how many were in the batch."""
+        text: str = await self.answer(request)
+        return text
+
+
+class Exponential:
+    """Work `exponential`."""
+
+    async def __call__(self, request: Request) -> str:
+        """Sleep for as many seconds as the body says; a body can only be awaited."""
+        await asyncio.to_thread(time.sleep, float(await request.body()))
+        return "hello"
+
+
 WORKS: dict[str, type[Any]] = {
     "noop": Noop,
     "batch": Batch,
@@ -115,6 +153,9 @@ WORKS: dict[str, type[Any]] = {
     "stream": Stream,
     "classifier": Modelled,
     "network": Modelled,
+    "slow": Slow,
+    "drip": Drip,
+    "exponential": Exponential,
 }
 FAST = WORKS | {"noop": NoopFast, "stream": StreamFast}
 
@@ -154,11 +195,16 @@ def main() -> None:
     if wanted.work == "handles":
         serve.start(proxy_location="Disabled")
         return ray_handles.take_orders(wanted.port, fast, CPU_SHARE)
-    serve.start(http_options={"host": "127.0.0.1", "port": wanted.port})
+    http: dict[str, Any] = {"host": "127.0.0.1", "port": wanted.port}
+    if "timeout_ms" in wanted.options:
+        http["request_timeout_s"] = wanted.number("timeout_ms", 0) / 1000
+    serve.start(http_options=http)
     settings: dict[str, Any] = {"num_replicas": wanted.number("replicas", 1), "ray_actor_options": {"num_cpus": CPU_SHARE}}
     at_once = wanted.number("at_once", 0)
     if at_once:
         settings["max_ongoing_requests"] = at_once
+    if "max_queued" in wanted.options:
+        settings["max_queued_requests"] = wanted.number("max_queued", 0)
     serve.run(deployment(wanted, works[wanted.work], settings), route_prefix="/")
     while True:
         signal.pause()
@@ -171,6 +217,8 @@ def deployment(wanted: Asked, code: type[Any], settings: dict[str, Any]) -> Any:
     arguments: list[Any] = []
     if code is Batch:
         arguments = [wanted.number("max_batch_size", BATCH)]
+    elif code is Drip:
+        arguments = [wanted.number("max_batch_size", BATCH), wanted.number("batch_wait_ms", 1) / 1000]
     elif code is Modelled:
         arguments = [wanted.work]
     return serve.deployment(code, **settings).bind(*arguments)
