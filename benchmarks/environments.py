@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import subprocess
 import sys
 import time
@@ -21,7 +21,7 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     "fastapi": ("fastapi==0.165.0", "uvicorn[standard]==0.54.0"),
     "report": ("matplotlib==3.11.2",),
 }
-MODELS = ("numpy==2.4.6", "scikit-learn==1.9.1", "onnx==1.22.0", "onnxruntime==1.26.0")
+MODELS = ("numpy==2.4.6", "scikit-learn==1.9.1", "onnx==1.23.2", "onnxruntime==1.32.0")
 
 
 def python(name: str, *, models: bool = False) -> Path:
@@ -39,18 +39,16 @@ def ensure(name: str, *, models: bool = False) -> None:
     if name == "headgate":
         requirements += ["--editable", str(ROOT)]
     folder = FOLDER / name
-    stamp = folder / "benchmark-stamp"
-    # Models stay where they were once asked for: they don't change what the others measure.
-    if models or not stamp.exists() or "models" not in stamp.read_text():
-        wanted = f"{'models ' if models else ''}{hashlib.sha256(' '.join([sys.version, *requirements]).encode()).hexdigest()}"
-        if stamp.exists() and stamp.read_text() == wanted:
-            return
-    else:
+    stamp = folder / "benchmark-stamp.json"
+    there = json.loads(stamp.read_text()) if stamp.exists() else {}
+    fresh = there.get("python") != sys.version or not set(ENVIRONMENTS[name]) <= set(there["requirements"])
+    if not fresh and set(requirements) <= set(there["requirements"]):
         return
     began = time.monotonic()
     print(f"installing {' '.join(requirements)} into {folder.relative_to(ROOT)}", file=sys.stderr, flush=True)
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    if fresh:
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
     subprocess.run(pip, check=True)
-    stamp.write_text(wanted)
+    stamp.write_text(json.dumps({"python": sys.version, "requirements": requirements}))
     print(f"done after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)

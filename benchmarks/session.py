@@ -22,6 +22,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks import environments
 from benchmarks.contenders import CONTENDERS, MODEL_WORKS, Contender
@@ -34,11 +35,16 @@ MAX_ROUNDS_QUICK = 3
 AGREE = 1.10  # the largest of three windows may be this many times the smallest
 AGREEING = 3  # windows that have to
 START_S = 60.0
+SETTLE_S = 0.2  # timers that came due while a server was stopped fire then, and not in its window
 END_S = 20.0  # for a server to end by itself after SIGTERM
 
 
 class VoidWindow(Exception):  # noqa: N818 - not an error: the window is repeated
     """What was measured doesn't count, and why."""
+
+
+class NotThereError(RuntimeError):
+    """A server program ended, or didn't answer in time."""
 
 
 @dataclass(frozen=True)
@@ -115,27 +121,47 @@ class Session:
 
         `work` and `options` are what `benchmarks/servers/` understands. `name` tells servers of one contender apart. The server is there
         when a POST of `probe` to `path` (the contender's own, where none is given) is answered 2xx; with None, when the port accepts.
-        Raises `RuntimeError` with the end of its log where it isn't there within a minute.
+        Raises `NotThereError` with the end of its log where it isn't there within a minute, also at a second attempt.
         """
-        known = CONTENDERS[contender]
         name = name or contender
         assert name not in self._running, f"{name} runs already; give the second one a name of its own"
-        port = _free_port()
-        log = self.folder / f"{len(list(self.folder.iterdir()))}-{contender}-{work}.log"
-        process = _start(known, work, port, dict(known.options) | options, log)
-        running = self._running[name] = _Running(process, known.freezes)
-        server = Server(name, f"http://127.0.0.1:{port}{path or known.path}", process.pid)
         try:
-            _wait_until_there(server, port, probe, content_type, process, log)
+            server, running = self._started(contender, name, work, path, probe, content_type, options)
+        except NotThereError as error:
+            _say(f"once more: {error}")
+            server, running = self._started(contender, name, work, path, probe, content_type, options)
+        try:
             yield server
         except BaseException:
-            running.thaw()
-            if process.poll() is not None:
-                _say(f"{name} has ended by itself with status {process.returncode}; its last lines:\n{_end_of(log)}")
+            if running.process.poll() is not None:
+                _say(f"{name} has ended by itself with status {running.process.returncode}; its last lines:\n{_end_of(running.log)}")
             raise
         finally:
             del self._running[name]
             running.end()
+
+    def _started(
+        self,
+        contender: str,
+        name: str,
+        work: str,
+        path: str | None,
+        probe: bytes | None,
+        content_type: str,
+        options: Mapping[str, str | int],
+    ) -> tuple[Server, _Running]:
+        known = CONTENDERS[contender]
+        port = _free_port()
+        log = self.folder / f"{len(list(self.folder.iterdir()))}-{contender}-{work}.log"
+        running = self._running[name] = _Running(_start(known, work, port, {**known.options, **options}, log), known.freezes, log)
+        server = Server(name, f"http://127.0.0.1:{port}{path or known.path}", running.process.pid)
+        try:
+            _wait_until_there(server, port, probe, content_type, running)
+        except BaseException:
+            del self._running[name]
+            running.end()
+            raise
+        return server, running
 
     def interleave(
         self,
@@ -156,17 +182,21 @@ class Session:
         row = Case(case, agree_on, dict(units))
         self._work(work).cases.append(row)
         rounds = MAX_ROUNDS_QUICK if self.quick else MAX_ROUNDS
-        for _ in range(rounds):
-            for name, window in windows.items():
-                figures = row.figures.setdefault(name, Figures())
-                if figures.agreed:
-                    continue
-                with self._alone(name):
+        try:
+            for _ in range(rounds):
+                for name, window in windows.items():
+                    figures = row.figures.setdefault(name, Figures())
+                    if figures.agreed:
+                        continue
+                    self._leave_alone(name)
                     try:
                         figures.windows.append(dict(window()))
                     except VoidWindow as reason:
                         figures.void.append(str(reason))
-                _summarise(figures, agree_on)
+                    _summarise(figures, agree_on)
+        finally:
+            for running in self._running.values():
+                running.thaw()
         for name, figures in row.figures.items():
             _say(f"work {work:2}  {case:32} {name:16} {_in_words(figures, row)}")
 
@@ -176,24 +206,21 @@ class Session:
         if text not in notes:
             notes.append(text)
 
-    def results(self, work: int) -> dict[str, object]:
+    def results(self, work: int) -> dict[str, Any]:
         """What was measured of a work, as it goes into the JSON file."""
         return asdict(self._work(work))
 
     def _work(self, work: int) -> Measured:
         return self.measured.setdefault(work, Measured())
 
-    @contextlib.contextmanager
-    def _alone(self, name: str) -> Iterator[None]:
-        """Stop all servers but this one; where it serves nothing, all that other windows serve run on."""
-        if name not in self._running:
-            yield
-            return
-        others = [running for other, running in self._running.items() if other != name]
-        for running in others:
-            running.freeze()
-        self._running[name].thaw()
-        yield
+    def _leave_alone(self, name: str) -> None:
+        """Stop all servers but this one; a window that belongs to none of them needs them all."""
+        for other, running in self._running.items():
+            if name in self._running and other != name:
+                running.freeze()
+        woken = [running.thaw() for other, running in self._running.items() if other == name or name not in self._running]
+        if any(woken):
+            time.sleep(SETTLE_S)
 
 
 def post(url: str, body: bytes, timeout_s: float = 30.0, *, content_type: str = "application/json") -> bytes:
@@ -221,9 +248,10 @@ def descendants(pid: int) -> list[int]:
 class _Running:
     """The processes of one server."""
 
-    def __init__(self, process: subprocess.Popen[bytes], freezes: bool) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], freezes: bool, log: Path) -> None:
         self.process = process
         self.freezes = freezes
+        self.log = log
         self.frozen = False
 
     def freeze(self) -> None:
@@ -236,14 +264,14 @@ class _Running:
                 _signal(pid, signal.SIGSTOP)
             stopped |= new
 
-    def thaw(self) -> None:
+    def thaw(self) -> bool:
         if not self.frozen:
-            return
+            return False
         self.frozen = False
         # The leaves first: who watches others finds them running.
         for pid in reversed([self.process.pid, *descendants(self.process.pid)]):
             _signal(pid, signal.SIGCONT)
-        time.sleep(0.2)  # timers that came due meanwhile fire now, and not in the window
+        return True
 
     def end(self) -> None:
         """End the server program as its user would, then whatever it has left."""
@@ -286,13 +314,12 @@ def _start(contender: Contender, work: str, port: int, options: Mapping[str, str
         )
 
 
-def _wait_until_there(
-    server: Server, port: int, probe: bytes | None, content_type: str, process: subprocess.Popen[bytes], log: Path
-) -> None:
+def _wait_until_there(server: Server, port: int, probe: bytes | None, content_type: str, running: _Running) -> None:
     deadline = time.monotonic() + START_S
     while True:
-        if process.poll() is not None:
-            raise RuntimeError(f"{server.name} ended with status {process.returncode} instead of serving:\n{_end_of(log)}")
+        status = running.process.poll()
+        if status is not None:
+            raise NotThereError(f"{server.name} ended with status {status} instead of serving:\n{_end_of(running.log)}")
         try:
             if probe is None:
                 socket.create_connection(("127.0.0.1", port), 5.0).close()
@@ -301,7 +328,7 @@ def _wait_until_there(
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{server.name} was not there after {START_S:.0f} s ({error}):\n{_end_of(log)}") from None
+                raise NotThereError(f"{server.name} was not there after {START_S:.0f} s ({error}):\n{_end_of(running.log)}") from None
         time.sleep(0.05)
 
 
@@ -324,7 +351,7 @@ def _summarise(figures: Figures, agree_on: str) -> None:
         return
     decisive = [window[agree_on] for window in last]
     figures.agreed = len(last) == AGREEING and max(decisive) <= AGREE * min(decisive)
-    for key in last[-1]:
+    for key in dict.fromkeys(key for window in last for key in window):
         values = [window[key] for window in last if key in window]
         figures.medians[key] = statistics.median(values)
         figures.spread[key] = (max(values) - min(values)) / figures.medians[key] if figures.medians[key] else 0.0

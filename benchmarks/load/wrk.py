@@ -8,7 +8,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-NOOP = b'{"x":1}'
+from benchmarks.session import NOOP, VoidWindow
+
 SECONDS = 2
 WARM_UP_S = 1
 UNITS = {"requests/s": "1/s", "p50": "ms", "p99": "ms", "MB/s": "MB/s"}
@@ -37,8 +38,8 @@ end
 """
 
 
-class NotAnswered(Exception):  # noqa: N818 - says what was met, as `VoidWindow` does
-    """Some requests weren't answered, or not by 2xx."""
+class NotAnswered(VoidWindow):
+    """Some requests weren't answered, or not by 2xx: such a run measures something else."""
 
 
 def closed_loop(
@@ -52,7 +53,7 @@ def closed_loop(
 ) -> dict[str, float]:
     """POST `body` over so many connections for so long; returns `requests/s`, `p50` and `p99` in ms, `MB/s` sent and received.
 
-    Raises `NotAnswered` where a request was not answered by 2xx: such a run measures something else.
+    Raises `NotAnswered` where a request was not answered by 2xx.
     """
     with tempfile.TemporaryDirectory() as folder:
         content = Path(folder, "body")

@@ -1,4 +1,4 @@
-"""Works 1 and 2: how many no-op requests a second, one by one and in batches of up to 32?"""
+"""Work 1: how many no-op requests a second, one by one?"""
 
 from __future__ import annotations
 
@@ -7,31 +7,39 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from benchmarks.load import wrk
-from benchmarks.session import Session
+from benchmarks.session import NOOP, Session
 
 NUMBER = 1
 TITLE = "no-op, 7-byte POST, 1 replica, 1 ingress"
 
 CONNECTIONS = (1, 16, 64, 256)
 CONNECTIONS_QUICK = (1, 64)
+LIST = b'{"x":[1]}'  # what BentoML takes as a batch
 
 
 def measure(session: Session) -> None:
-    """Work 1."""
+    """All levels of connections; and 64 with Ray Serve's own default of requests at once."""
     names = session.choose(
         "headgate", "ceiling", "mosec", "ray-serve-fast", "ray-serve", "litserve", "bentoml", "fastapi", "uvicorn", "asgi-hop"
     )
     compare(session, NUMBER, "noop", names)
+    if "ray-serve" in names and not session.quick:
+        with session.serving("ray-serve", "noop", at_once=0) as server:
+            wrk.warm_up(server.url)
+            window = partial(wrk.closed_loop, server.url, 64)
+            case = "64 connections, a replica takes 5 at once"
+            session.interleave(NUMBER, case, {"ray-serve": window}, agree_on="requests/s", units=wrk.UNITS)
 
 
 def compare(session: Session, number: int, work: str, names: Sequence[str]) -> None:
-    """All levels of connections for one of the two works."""
+    """All levels of connections, for this work and for the one in batches."""
+    bodies = {name: LIST if (work, name) == ("batch", "bentoml") else NOOP for name in names}
     with contextlib.ExitStack() as stack:
-        urls = {name: stack.enter_context(session.serving(name, work)).url for name in names}
-        for url in urls.values():
-            wrk.warm_up(url)
+        urls = {name: stack.enter_context(session.serving(name, work, probe=bodies[name])).url for name in names}
+        for name, url in urls.items():
+            wrk.warm_up(url, body=bodies[name])
         for connections in CONNECTIONS_QUICK if session.quick else CONNECTIONS:
             windows: dict[str, Callable[[], dict[str, float]]] = {
-                name: partial(wrk.closed_loop, url, connections) for name, url in urls.items()
+                name: partial(wrk.closed_loop, url, connections, body=bodies[name]) for name, url in urls.items()
             }
             session.interleave(number, f"{connections} connections", windows, agree_on="requests/s", units=wrk.UNITS)

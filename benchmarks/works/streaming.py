@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from benchmarks.load import wrk
 from benchmarks.servers.asked import CHUNK, CHUNKS
-from benchmarks.session import Session, post
+from benchmarks.session import NOOP, Session, post
 
 NUMBER = 8
 TITLE = f"streaming: {CHUNKS} chunks of {len(CHUNK)} bytes a request, made at once"
@@ -29,7 +29,7 @@ def measure(session: Session) -> None:
     with contextlib.ExitStack() as stack:
         urls = {name: stack.enter_context(session.serving(name, "stream")).url for name in names}
         for name, url in list(urls.items()):
-            chunks = post(url, wrk.NOOP).count(CHUNK)
+            chunks = post(url, NOOP).count(CHUNK)
             if chunks != CHUNKS:
                 raise RuntimeError(f"{name} sends {chunks} chunks, not {CHUNKS}")
             wrk.warm_up(url)
@@ -63,7 +63,7 @@ def _first_chunks(url: str, over: threading.Event, first_ms: list[float]) -> Non
     connection = http.client.HTTPConnection(parts.netloc, timeout=30)
     while not over.wait(PAUSE_S):
         began = time.perf_counter()
-        connection.request("POST", parts.path, wrk.NOOP, {"Content-Type": "application/json"})
+        connection.request("POST", parts.path, NOOP, {"Content-Type": "application/json"})
         answer = connection.getresponse()
         answer.read1()
         first_ms.append((time.perf_counter() - began) * 1000)

@@ -1,0 +1,99 @@
+"""Which ratios must hold in a run, whatever the machine?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Floor:
+    """One promise: a figure of Headgate, or its ratio to the best of others in the same case. Of several cases, the worst counts."""
+
+    work: int
+    cases: str  # a pattern
+    figure: str
+    at_least: float | None = None
+    at_most: float | None = None
+    against: tuple[str, ...] = ()  # contenders
+    of_peak: bool = False  # relative to Headgate's best in all cases of the work
+    contender: str = "headgate"
+
+    def describe(self, titles: dict[str, str]) -> str:
+        """In words; `titles` has those of contenders."""
+        asked = [f"at least {self.at_least:g}"] * (self.at_least is not None) + [f"at most {self.at_most:g}"] * (self.at_most is not None)
+        whom = " or ".join(titles.get(name, name) for name in self.against)
+        relation = f"x {whom}" if self.against else " of its peak" if self.of_peak else ""
+        return f"{self.cases.replace('*', 'all')}: {self.figure} {' and '.join(asked)}{relation}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run says about a floor."""
+
+    floor: Floor
+    value: float | None  # None where the run can't tell
+    met: bool | None
+
+
+def _work_1() -> list[Floor]:
+    ratios = {"mosec": 3, "ray-serve-fast": 6, "ray-serve": 80, "litserve": 15, "fastapi": 4, "ceiling": 0.6}
+    return [Floor(1, "64 connections", "requests/s", at_least=ratio, against=(name,)) for name, ratio in ratios.items()]
+
+
+FLOORS = (
+    *_work_1(),
+    Floor(1, "1 connections", "p50", at_most=1.1, against=("mosec",)),
+    Floor(2, "64 connections", "requests/s", at_least=1.3, against=("mosec",)),
+    Floor(3, "10 KB", "requests/s", at_least=2, against=("mosec",)),
+    Floor(3, "1 MB", "requests/s", at_least=1, against=("mosec",)),
+    Floor(3, "10 MB", "requests/s", at_least=1, against=("mosec",)),
+    Floor(4, "sequential*", "calls/s", at_least=25, against=("ray-serve",)),
+    Floor(4, "*in flight, from one thread", "calls/s", at_least=60, against=("ray-serve",)),
+    Floor(4, "asyncio*", "calls/s", at_least=100, against=("ray-serve",)),
+    Floor(5, "*", "of peak", at_least=0.98),
+    Floor(5, "*", "p99 to ideal", at_most=1.15),
+    Floor(6, "*", "batches", at_least=3, at_most=4),
+    Floor(6, "*", "max", at_most=230),
+    Floor(7, "120 % of capacity", "goodput", at_least=0.95, of_peak=True),
+    Floor(7, "120 % of capacity", "rejected p99", at_most=50),
+    Floor(8, "*", "chunks/s", at_least=3, against=("ray-serve", "ray-serve-fast")),
+    Floor(10, "*", "of the first", at_least=0.9),
+    Floor(11, "one ingress", "to central", at_most=1.2),
+    Floor(11, "two ingresses", "to central", at_most=1.5, contender="headgate-2"),
+)
+
+
+def outcomes(works: dict[str, Any]) -> list[Outcome]:
+    """Judge every floor by what results.json holds under `works`."""
+    return [_judge(floor, works.get(str(floor.work), {}).get("cases", [])) for floor in FLOORS]
+
+
+def _judge(floor: Floor, cases: list[dict[str, Any]]) -> Outcome:
+    values = []
+    for case in cases:
+        mine = _median(case, floor.contender, floor.figure)
+        if mine is None or not fnmatch(case["name"], floor.cases):
+            continue
+        reference = 1.0
+        if floor.against:
+            others = [other for name in floor.against if (other := _median(case, name, floor.figure))]
+            if not others:
+                continue
+            reference = max(others) if floor.at_least is not None else min(others)
+        elif floor.of_peak:
+            reference = max(_median(other, floor.contender, floor.figure) or 0.0 for other in cases)
+        values.append(mine / reference)
+    if not values:
+        return Outcome(floor, None, None)
+    if floor.at_least is not None and min(values) < floor.at_least:
+        return Outcome(floor, min(values), False)
+    if floor.at_most is not None and max(values) > floor.at_most:
+        return Outcome(floor, max(values), False)
+    return Outcome(floor, max(values) if floor.at_least is None else min(values), True)
+
+
+def _median(case: dict[str, Any], contender: str, figure: str) -> float | None:
+    value: float | None = case["figures"].get(contender, {}).get("medians", {}).get(figure)
+    return value
