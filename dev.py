@@ -26,10 +26,7 @@ COMMANDS = {
     "lint": ("style and format", [["ruff", "check"], ["ruff", "format", "--check"]]),
     "types": ("mypy, strict", [["mypy"]]),
     "imports": ("the layers, and what core/ must not touch", [["lint-imports"]]),
-    "bench": (
-        "start-up and the no-op path, in quick form",
-        [["python", "benchmarks/startup.py"], ["python", "benchmarks/noop.py", "--quick"]],
-    ),
+    "bench": ("measure Headgate beside its peers (--quick: 3 minutes; --help)", [["python", "-m", "benchmarks.suite"]]),
     "setup": ("only make the environment", []),
 }
 
