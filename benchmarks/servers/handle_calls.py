@@ -1,8 +1,7 @@
 """How are the calls of work 4 made and timed? The same for every contender, by whatever handle it has.
 
-The program that has the handle listens for orders: a POST of `{"way": ..., "seconds": ...}` makes calls in one of the `WAYS` for that
-long and answers with `{"calls/s": ..., "p50": ...}`, the latter in ms from the call to its answer. The calls are made by the thread
-that was ordered to, while no other order is taken.
+The program that has the handle listens for orders: a POST of `{"way": ..., "seconds": ...}` makes calls in one of the ways below for that
+long and answers with `{"calls/s": ..., "p50": ...}`, the latter in ms from the call to its answer. All is done by the main thread.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any, Protocol
 IN_FLIGHT = 1000
 NESTED_IN_FLIGHT = 100
 SEQUENTIAL, FLYING, ASYNC, NESTED = "sequential", "in flight", "asyncio", "nested"
-WAYS = (SEQUENTIAL, FLYING, ASYNC, NESTED)
+REPLICA = "one more replica"  # no way to call: work 9 orders it
 
 Timed = dict[str, float]
 
@@ -69,7 +68,7 @@ def sequential(handle: Handle, seconds: float) -> Timed:
     return _figures(took, now - began)
 
 
-def flying(handle: Handle, seconds: float, count: int = IN_FLIGHT) -> Timed:
+def flying(handle: Handle, seconds: float, count: int) -> Timed:
     """`count` calls under way all the time, from one thread: for each answer, in the order of the calls, one more call."""
     took: list[float] = []
     began = time.perf_counter()
@@ -85,7 +84,7 @@ def flying(handle: Handle, seconds: float, count: int = IN_FLIGHT) -> Timed:
     return _figures(took, time.perf_counter() - began)
 
 
-async def gathered(handle: Handle, seconds: float, count: int = IN_FLIGHT) -> Timed:
+async def gathered(handle: Handle, seconds: float, count: int) -> Timed:
     """`count` calls at once by `asyncio.gather`, and when all are answered the next."""
     took: list[float] = []
 
@@ -103,13 +102,18 @@ async def gathered(handle: Handle, seconds: float, count: int = IN_FLIGHT) -> Ti
 def ways(handle: Handle, outer: Handle | None, *, for_asyncio: Callable[[], Handle] | None = None) -> dict[str, Callable[[float], Timed]]:
     """How a handle makes calls, by the name of the way; `for_asyncio` makes, on the loop, one that is quicker there."""
 
+    runner = asyncio.Runner()  # all orders have one loop, as what a handle has may belong to it
+    quicker: list[Handle] = []
+
     async def in_one_loop(seconds: float) -> Timed:
-        return await gathered(handle if for_asyncio is None else for_asyncio(), seconds)
+        if for_asyncio is not None and not quicker:
+            quicker.append(for_asyncio())
+        return await gathered(quicker[0] if quicker else handle, seconds, IN_FLIGHT)
 
     known = {
         SEQUENTIAL: lambda seconds: sequential(handle, seconds),
-        FLYING: lambda seconds: flying(handle, seconds),
-        ASYNC: lambda seconds: asyncio.run(in_one_loop(seconds)),
+        FLYING: lambda seconds: flying(handle, seconds, IN_FLIGHT),
+        ASYNC: lambda seconds: runner.run(in_one_loop(seconds)),
     }
     if outer is not None:
         known[NESTED] = lambda seconds: flying(outer, seconds, NESTED_IN_FLIGHT)
