@@ -26,7 +26,7 @@ class Request:
 
     @property
     def meta(self) -> wire.CallMeta:
-        return wire.CallMeta("the endpoint", self.id, "")
+        return wire.CallMeta("the endpoint", "", 0, (), self.id)
 
 
 def facts(*members: Request, is_batch: bool = False) -> CallFacts:

@@ -16,20 +16,20 @@ _Entry = tuple[float, int, Member]  # admitted_at, and a serial number so that m
 
 
 class BatchQueue(Generic[Member]):
-    """The requests that a replica has not started. Members are told apart by their hash, so by identity where they define none."""
+    """The requests that a replica has not started. Members are told apart by identity."""
 
-    __slots__ = ("_groups", "_max_batch_size", "_serial", "_wait_s", "_where")
+    __slots__ = ("_count", "_groups", "_max_batch_size", "_serial", "_wait_s")
 
     def __init__(self, max_batch_size: int, wait_s: float) -> None:
         self._max_batch_size = max_batch_size
         self._wait_s = wait_s
         self._serial = 0
-        # For each group its members by age, and for each member where it is. No group is kept empty.
+        self._count = 0
+        # For each group its members by age. No group is kept empty.
         self._groups: dict[Hashable, list[_Entry[Member]]] = {}
-        self._where: dict[Member, tuple[Hashable, float, int]] = {}
 
     def __len__(self) -> int:
-        return len(self._where)
+        return self._count
 
     def configure(self, max_batch_size: int, wait_s: float) -> None:
         """Follow a changed size and wait (seconds) from the next batch on."""
@@ -39,24 +39,26 @@ class BatchQueue(Generic[Member]):
     def add(self, member: Member, group: Hashable, admitted_at: float) -> None:
         """A request came in. Its age counts from `admitted_at` (this process's monotonic clock), before it came here."""
         self._serial += 1
-        members = self._groups.setdefault(group, [])
-        if not members or members[-1][0] <= admitted_at:
+        self._count += 1
+        members = self._groups.get(group)
+        if members is None:
+            self._groups[group] = [(admitted_at, self._serial, member)]
+        elif members[-1][0] <= admitted_at:
             members.append((admitted_at, self._serial, member))
         else:
             bisect.insort(members, (admitted_at, self._serial, member))
-        self._where[member] = (group, admitted_at, self._serial)
 
     def withdraw(self, member: Member) -> bool:
         """Take a request out, cancelled or too late; False where it isn't waiting here."""
-        place = self._where.pop(member, None)
-        if place is None:
-            return False
-        group, admitted_at, serial = place
-        members = self._groups[group]
-        del members[bisect.bisect_left(members, (admitted_at, serial))]
-        if not members:
-            del self._groups[group]
-        return True
+        for group, members in self._groups.items():
+            for index, entry in enumerate(members):
+                if entry[2] is member:
+                    del members[index]
+                    self._count -= 1
+                    if not members:
+                        del self._groups[group]
+                    return True
+        return False
 
     def seal(self, now: float) -> list[Member] | None:
         """The batch that leaves now, oldest first; None where none is full and none has waited long enough.
@@ -67,8 +69,7 @@ class BatchQueue(Generic[Member]):
         if not leaving:
             return None
         batch = [member for _, _, member in self._cut(self._oldest(leaving))]
-        for member in batch:
-            del self._where[member]
+        self._count -= len(batch)
         return batch
 
     def leaves_at(self, now: float) -> float | None:
@@ -88,8 +89,7 @@ class BatchQueue(Generic[Member]):
         given_up = sorted(entry for members in self._groups.values() for entry in members)
         self._groups.clear()
         self._groups[group] = kept
-        for _, _, member in given_up:
-            del self._where[member]
+        self._count -= len(given_up)
         return [member for _, _, member in given_up]
 
     def _leaving(self, now: float) -> list[Hashable]:

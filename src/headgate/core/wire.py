@@ -6,6 +6,7 @@ receive into, and returns the frames that are complete. Any bytes that are not o
 
 from __future__ import annotations
 
+import functools
 import struct
 from typing import Final
 
@@ -17,7 +18,7 @@ VERSION: Final = 1
 
 # Kinds of frames. A router sends those up to CREDIT, a replica the others.
 HELLO: Final = 1  # metadata: `Hello`
-CALL: Final = 2  # metadata: `CallMeta`; number, place, micros (age), millis (time left, NO_LIMIT for none)
+CALL: Final = 2  # metadata: `call_meta`; number, place, micros (age), millis (time left, NO_LIMIT for none)
 CANCEL: Final = 3  # number: nobody waits for this call any more
 CREDIT: Final = 4  # number, millis: that many more bytes of the stream may be sent
 WELCOME: Final = 5  # the replica accepts the link
@@ -75,14 +76,13 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
 
 
 class CallMeta(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a replica has to know of a call before it opens the body."""
+    """What a replica has to know of a call before it opens the body. On the wire the head of an HTTP request follows."""
 
     endpoint: str
-    request_id: str
     method: str  # "" is the function itself, or __call__
-    positional: int = 0  # Python calls: how many positional arguments …
-    keywords: tuple[str, ...] = ()  # … and the names of the others, sorted
-    http: msgspec.Raw = msgspec.Raw(b"\xc0")  # HTTP calls: `HttpHead`, decoded when first read
+    positional: int  # Python calls: how many positional arguments …
+    keywords: tuple[str, ...]  # … and the names of the others, sorted
+    request_id: str  # the last, since all before it is the same for many calls
 
 
 class HttpHead(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -95,6 +95,46 @@ class HttpHead(msgspec.Struct, frozen=True, array_like=True, gc=False):
     scheme: str
     server: str  # host:port that the ingress listens on
     client: str  # address, or "" where unknown; last, since the ingress remembers the rest
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_call_meta = msgspec.msgpack.Decoder(CallMeta).decode
+_SIZE = struct.Struct("<I")
+_FIELDS_OF_FIVE = 0x95  # msgpack: an array of five
+
+
+def call_meta(meta: CallMeta) -> bytes:
+    """The metadata of a call from Python."""
+    record = _encode(meta)
+    return _SIZE.pack(len(record)) + record
+
+
+def http_call_meta(endpoint: str, method: str, request_id: str, http: bytes) -> bytes:
+    """The metadata of a call over HTTP: `http` is the encoded `HttpHead`."""
+    start, id = _start_of_meta(endpoint, method), _encode(request_id)
+    return _SIZE.pack(len(start) + len(id)) + start + id + http
+
+
+@functools.lru_cache(4096)
+def _start_of_meta(endpoint: str, method: str) -> bytes:
+    """`CallMeta` without its last field."""
+    return bytes([_FIELDS_OF_FIVE]) + b"".join(map(_encode, (endpoint, method, 0, ())))
+
+
+def open_call_meta(meta: bytes) -> CallMeta:
+    """Decode the metadata of a call, but for the head of an HTTP request. Raises `msgspec.DecodeError`."""
+    return _decode_call_meta(memoryview(meta)[_SIZE.size : _end_of_call_meta(meta)])
+
+
+def http_head(meta: bytes) -> bytes:
+    """The encoded `HttpHead` in the metadata of a call over HTTP."""
+    return meta[_end_of_call_meta(meta) :]
+
+
+def _end_of_call_meta(meta: bytes) -> int:
+    if len(meta) < _SIZE.size:
+        raise WireError(f"not the metadata of a call: {len(meta)} bytes")
+    return _SIZE.size + int(_SIZE.unpack_from(meta)[0])
 
 
 class Decoder:

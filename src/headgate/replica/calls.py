@@ -39,7 +39,7 @@ _log = logging.getLogger("headgate.replica")
 class Handler:
     """One callable of the definition, with what is known of it."""
 
-    __slots__ = ("binder", "call", "http_error", "info", "takes_request")
+    __slots__ = ("binder", "call", "http_error", "http_group", "info", "takes_request")
 
     def __init__(self, info: MethodInfo, call: Callable[..., Any], name: str) -> None:
         self.info = info
@@ -47,6 +47,7 @@ class Handler:
         self.binder = Binder(name, info.parameters)
         self.takes_request = bool(self.binder.http.sources)
         self.http_error = self.binder.http.error
+        self.http_group = (info.name, True, self.binder.http.layout)  # with whom an HTTP request may share a call
 
 
 class Caller:
@@ -86,14 +87,13 @@ class Caller:
         if handler is None or not handler.info.is_batch:
             return None
         if member.web:
-            binding = handler.binder.http
-        else:
-            meta = member.meta
-            binding = handler.binder.bind(meta.positional, meta.keywords)
+            member.binding = handler.binder.http
+            return describe(SignatureError(handler.http_error)) if handler.http_error else handler.http_group
+        meta = member.meta
+        binding = member.binding = handler.binder.bind(meta.positional, meta.keywords)
         if binding.error:
-            return describe(SignatureError(binding.error)) if member.web else describe_user_error(TypeError(binding.error))
-        member.binding = binding
-        return (handler.info.name, member.web, binding.layout)
+            return describe_user_error(TypeError(binding.error))
+        return (handler.info.name, False, binding.layout)
 
     def _handler_of(self, member: Member) -> Handler | None:
         if self._only is not None:
@@ -118,10 +118,9 @@ class Caller:
         enter(CallFacts(members, False, self._backend, self._replica))
         try:
             result = self._invoke(handler, member)
-            if isinstance(result, response.STREAMS):
-                self._stream(member, result)
-            else:
-                self._answer(member, result, start)
+            if not isinstance(result, response.STREAMS):
+                return self._answer(member, result, start)
+            self._stream(member, result)
         except BaseException as error:  # noqa: BLE001 - user code may raise anything; each is this request's failure
             self._fail(member, error)
         finally:
@@ -137,16 +136,21 @@ class Caller:
             if handler.http_error:
                 raise SignatureError(handler.http_error)
             if handler.takes_request:
-                return handler.call(Request(member.meta.http, member.body))
+                return handler.call(_request_of(member))
             return handler.call()
-        args, kwargs = payload.load(member.body)
+        args, kwargs = payload.load(member.frame.body)
         if not args and handler.binder.bind(0, member.meta.keywords).placeholder:
             args = (PlaceholderRequest(),)
         return handler.call(*args, **kwargs)
 
-    def _answer(self, member: Member, result: Any, start: float) -> None:
+    def _answer(self, member: Member, result: Any, start: float) -> float:
+        """Answer with what user code returned; returns the seconds since `start`."""
         now = time.monotonic()
-        micros = _micros(now - start)
+        run_s = now - start
+        self._send(member, result, _micros(run_s), now)
+        return run_s
+
+    def _send(self, member: Member, result: Any, micros: int, now: float) -> None:
         if member.web:
             encoded = response.encode_http(result)
             member.link.answer(member, encoded.status, encoded.header_lines, encoded.body, micros, now)
@@ -276,7 +280,7 @@ class Caller:
         assert handler is not None
         self.running[slot] = live
         try:
-            live, calls = self._open(live)
+            live, calls = self._open(live, handler)
             error = await self._run_together(handler, live, calls, start)
             if error is None:
                 return
@@ -315,36 +319,36 @@ class Caller:
         self._answer_all(members, values, start)
         return None
 
-    def _open(self, members: list[Member]) -> tuple[list[Member], list[tuple[Any, dict[str, Any]]]]:
+    def _open(self, members: list[Member], handler: Handler) -> tuple[list[Member], list[tuple[Any, dict[str, Any]]]]:
         """Open each member's arguments; one that can't be opened fails by itself."""
+        if members[0].web:  # then all are
+            return members, [((_request_of(member),), {}) if handler.takes_request else ((), {}) for member in members]
         good: list[Member] = []
         calls: list[tuple[Any, dict[str, Any]]] = []
         for member in members:
             try:
-                if member.web:
-                    assert member.binding is not None
-                    takes = bool(member.binding.sources)
-                    call: tuple[Any, dict[str, Any]] = ((Request(member.meta.http, member.body),) if takes else (), {})
-                else:
-                    call = payload.load(member.body)
+                calls.append(payload.load(member.frame.body))
             except Exception as error:  # noqa: BLE001 - opening runs user code: reducers, imports
                 self._fail(member, error)
                 continue
             good.append(member)
-            calls.append(call)
         return good, calls
 
     def _gather(self, members: list[Member], calls: list[tuple[Any, dict[str, Any]]]) -> tuple[list[list[Any]], dict[str, list[Any]]]:
+        if members[0].web:  # then all are, and each brings its request or nothing
+            return [list(column) for column in zip(*(args for args, _ in calls), strict=True)], {}
         bindings = [member.binding for member in members if member.binding is not None]
         placeholders = [PlaceholderRequest() for _ in members] if any(binding.placeholder for binding in bindings) else ()
         return gather(bindings, calls, placeholders)
 
     def _answer_all(self, members: list[Member], values: list[Any], start: float) -> None:
+        now = time.monotonic()
+        micros = _micros(now - start)
         for member, value in zip(members, values, strict=True):
             try:
                 if isinstance(value, Exception):
                     raise value
-                self._answer(member, value, start)
+                self._send(member, value, micros, now)
             except Exception as error:  # noqa: BLE001 - the member's own failure: returned, or not to be encoded
                 self._fail(member, error)
 
@@ -377,6 +381,11 @@ class Caller:
         except Exception as error:  # noqa: BLE001 - as above
             return f"check_health() raised: {type(error).__name__}: {error}"
         return ""
+
+
+def _request_of(member: Member) -> Request:
+    frame = member.frame
+    return Request(wire.http_head(frame.meta), frame.body)
 
 
 def _send_chunk(member: Member, stream: Stream, encoder: response.StreamEncoder, body: bytes) -> None:

@@ -112,9 +112,9 @@ class ReplicaLink:
         size = len(body) if type(body) is bytes else sum(map(len, body))  # type: ignore[arg-type]  # not bytes, so a list
         if size > wire.MAX_BODY_BYTES:
             raise EncodeError(f"the answer has {size} bytes, over the limit of {wire.MAX_BODY_BYTES}; send it in parts, as a generator")
-        if self.members.pop(member.number, None) is None:
+        if self.members.pop(member.frame.number, None) is None:
             return
-        head = wire.HEAD.pack(len(meta), size, member.number, micros, 0, self._links.load(), code, wire.ANSWER, 0)
+        head = wire.HEAD.pack(len(meta), size, member.frame.number, micros, 0, self._links.load(), code, wire.ANSWER, 0)
         if type(body) is not bytes:
             self.channel.put([head, meta, *body], now)
         elif size < _JOIN_BYTES:
@@ -124,35 +124,35 @@ class ReplicaLink:
 
     def fail(self, member: Member, error: ErrorInfo, micros: int | None) -> None:
         """End without an answer; `micros` is None where user code was not entered."""
-        if self.members.pop(member.number, None) is None:
+        if self.members.pop(member.frame.number, None) is None:
             return
         meta = _error_encoder.encode(error)
         if len(meta) > wire.MAX_META_BYTES:
             meta = _error_encoder.encode(ErrorInfo(error.kind, error.message[:10000], error.traceback[-100000:], error.reason))
         flags, micros = (0, 0) if micros is None else (wire.RAN, micros)
         load = self._links.load()
-        self._put(wire.encode(wire.FAIL, member.number, flags=flags, code=error.status, micros=micros, place=load, meta=meta))
+        self._put(wire.encode(wire.FAIL, member.frame.number, flags=flags, code=error.status, micros=micros, place=load, meta=meta))
 
     def give_back(self, member: Member, *, dropped: bool) -> None:
         """It was not started here: `dropped` says that nobody wants it any more."""
-        if self.members.pop(member.number, None) is None:
+        if self.members.pop(member.frame.number, None) is None:
             return
         flags = wire.DROPPED if dropped else 0
-        self._put(wire.encode(wire.GIVE_BACK, member.number, flags=flags, place=self._links.load()))
+        self._put(wire.encode(wire.GIVE_BACK, member.frame.number, flags=flags, place=self._links.load()))
 
     def chunk(self, member: Member, first: bool, code: int, meta: bytes, body: bytes | memoryview | list[bytes], size: int) -> None:
         """Send a part of a stream at once."""
-        if member.number not in self.members:
+        if member.frame.number not in self.members:
             return
-        head = wire.HEAD.pack(len(meta), size, member.number, 0, 0, 0, code, wire.CHUNK, wire.FIRST if first else 0)
+        head = wire.HEAD.pack(len(meta), size, member.frame.number, 0, 0, 0, code, wire.CHUNK, wire.FIRST if first else 0)
         self._put([head, meta, *body] if isinstance(body, list) else [head, meta, body])
         self.channel.flush()
 
     def end(self, member: Member, code: int, micros: int) -> None:
         """The stream is complete."""
-        if self.members.pop(member.number, None) is None:
+        if self.members.pop(member.frame.number, None) is None:
             return
-        self._put(wire.encode(wire.END, member.number, code=code, micros=micros, place=self._links.load()))
+        self._put(wire.encode(wire.END, member.frame.number, code=code, micros=micros, place=self._links.load()))
         self.channel.flush()
 
     def _put(self, frame: bytes | list[Part]) -> None:
@@ -162,9 +162,8 @@ class ReplicaLink:
 
     def close(self) -> None:
         """End the link. What has not started never starts, what runs is cancelled."""
-        if self not in self._links.all:
+        if not self._links.forget(self):
             return
-        self._links.all.discard(self)
         with self.channel.reading:
             if not self._lost:
                 self._lost = True
@@ -183,6 +182,7 @@ class Links:
         self.token = token
         self.runner = runner
         self.all: set[ReplicaLink] = set()
+        self._only: ReplicaLink | None = None  # the one link, where there is but one
         self.reading: Reading
         self._listener: socket.socket | None = None
 
@@ -204,15 +204,22 @@ class Links:
             return
         link = ReplicaLink(self, sock, self._loop)
         self.all.add(link)
+        self._only = link if len(self.all) == 1 else None
         self.reading.add(link.channel.fd, link.readable)
+
+    def forget(self, link: ReplicaLink) -> bool:
+        """This link is over; False where that is known already."""
+        if link not in self.all:
+            return False
+        self.all.discard(link)
+        self._only = next(iter(self.all)) if len(self.all) == 1 else None
+        return True
 
     def load(self) -> int:
         """Calls that are here and not answered, over all routers; as it travels in frames."""
-        all_links = self.all
-        if len(all_links) == 1:
-            for link in all_links:
-                return min(len(link.members), 0xFFFF)
-        return min(sum(len(link.members) for link in list(all_links)), 0xFFFF)
+        only = self._only
+        count = len(only.members) if only is not None else sum(len(link.members) for link in list(self.all))
+        return min(count, 0xFFFF)
 
     def flush(self) -> None:
         """Write what waits on any link."""

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _meta_encoder = msgspec.msgpack.Encoder()
 _error_decoder = msgspec.msgpack.Decoder(ErrorInfo)
-_NO_RAW = msgspec.Raw(b"\xc0")
 _RETRY_S = 0.02
 _JOIN_BYTES = 16 * 1024
 _DEATH_WAIT_S = 1.0
@@ -142,10 +141,10 @@ class Link:
         call.place = place
         http = call.http
         if http:
-            meta = _meta_encoder.encode(wire.CallMeta(call.endpoint, call.request_id, call.method, 0, (), msgspec.Raw(http)))
+            meta = wire.http_call_meta(call.endpoint, call.method, call.request_id, http)
             flags = wire.FROM_HTTP
         else:
-            meta = _meta_encoder.encode(wire.CallMeta(call.endpoint, call.request_id, call.method, call.positional, call.keywords, _NO_RAW))
+            meta = wire.call_meta(wire.CallMeta(call.endpoint, call.method, call.positional, call.keywords, call.request_id))
             flags = 0
         left = call.deadline - now
         millis = int(left * 1000) + 1 if left < 4_000_000 else wire.NO_LIMIT
