@@ -22,7 +22,8 @@ class Floor:
 
     def describe(self, titles: dict[str, str]) -> str:
         """In words; `titles` has those of contenders."""
-        asked = [f"at least {self.at_least:g}"] * (self.at_least is not None) + [f"at most {self.at_most:g}"] * (self.at_most is not None)
+        limits = {"at least": self.at_least, "at most": self.at_most}
+        asked = [f"{word} {limit:g}" for word, limit in limits.items() if limit is not None]
         whom = " or ".join(titles.get(name, name) for name in self.against)
         relation = f"x {whom}" if self.against else " of its peak" if self.of_peak else ""
         return f"{self.cases.replace('*', 'all')}: {self.figure} {' and '.join(asked)}{relation}"
