@@ -13,6 +13,7 @@ from typing import NamedTuple
 CHUNKS = 50  # of an answer in work `stream`
 CHUNK = b"0123456789abcde\n"
 MODEL_BATCH = 16  # the largest of the models
+MODEL_WAIT_S = 0.001  # for such a batch to fill, where a contender is to be told
 BATCH = 32  # the largest in work `batch`
 LARGEST_BODY = 16 * 1024 * 1024  # bytes that every server must take
 LONGEST_S = 30  # how long every server may take over a request, where it asks

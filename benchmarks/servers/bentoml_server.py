@@ -14,7 +14,7 @@ from typing import Annotated
 import bentoml
 from bentoml.validators import ContentType
 
-from benchmarks.servers.asked import BATCH, CHUNK, CHUNKS, LONGEST_S, Asked, asked, sleep, unknown
+from benchmarks.servers.asked import BATCH, CHUNK, CHUNKS, LONGEST_S, MODEL_BATCH, Asked, asked, sleep, unknown
 
 ASKED = "HEADGATE_BENCHMARK_ASKED"
 Content = Annotated[bytes, ContentType("application/octet-stream")]
@@ -59,17 +59,17 @@ class Stream:
 
 
 class Modelled:
-    """Works `classifier` and `network`: what is posted is one scan, and so no batch of BentoML's, which come as lists."""
+    """Works `classifier` and `network`; computed in a thread, so that the next batch fills meanwhile."""
 
     def __init__(self) -> None:
         from benchmarks.servers.model import Model
 
         self.model = Model(_wanted.work)
 
-    @bentoml.api(route="/")
-    async def answer(self, pixels: list[float]) -> dict[str, object]:
-        """Answer one scan."""
-        return self.model([pixels])[0]
+    @bentoml.api(route="/", batchable=True, max_batch_size=MODEL_BATCH, max_latency_ms=LONGEST_S * 1000)
+    def answer(self, pixels: list[list[float]]) -> list[dict[str, object]]:
+        """Answer the list of one scan that is posted, in a batch with others."""
+        return self.model(pixels)
 
 
 class Slow:

@@ -1,6 +1,7 @@
 """How does Headgate serve the works? One ingress and one replica, unless options say otherwise.
 
-Options: `replicas`, `ingresses`, `max_batch_size`, `batch_wait_ms`, `at_once`, `max_queued`, `timeout_ms`, `sleep_ms`.
+Options: `replicas`, `ingresses`, `max_batch_size`, `batch_wait_ms`, `at_once`, `max_queued`, `timeout_ms`, `sleep_ms`, `endpoints`,
+`backends`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from benchmarks.servers import handle_calls
-from benchmarks.servers.asked import BATCH, CHUNK, CHUNKS, LARGEST_BODY, MODEL_BATCH, Asked, asked, exit_on_sigterm, sleep, unknown
+from benchmarks.servers.asked import (
+    BATCH,
+    CHUNK,
+    CHUNKS,
+    LARGEST_BODY,
+    MODEL_BATCH,
+    MODEL_WAIT_S,
+    Asked,
+    asked,
+    exit_on_sigterm,
+    sleep,
+    unknown,
+)
 from headgate import serve
 
 
@@ -89,7 +102,7 @@ def config(wanted: Asked) -> dict[str, object]:
     if wanted.work in ("batch", "drip"):
         chosen["max_batch_size"] = wanted.number("max_batch_size", BATCH)
     if WORKS[wanted.work] is Modelled:
-        chosen["max_batch_size"] = MODEL_BATCH
+        chosen |= {"max_batch_size": MODEL_BATCH, "batch_wait_timeout": MODEL_WAIT_S}
     if "batch_wait_ms" in wanted.options:
         chosen["batch_wait_timeout"] = wanted.number("batch_wait_ms", 0) / 1000
     if "at_once" in wanted.options:
@@ -99,6 +112,16 @@ def config(wanted: Asked) -> dict[str, object]:
     if "timeout_ms" in wanted.options:
         chosen["request_timeout"] = wanted.number("timeout_ms", 60_000) / 1000
     return chosen
+
+
+def more_of(wanted: Asked) -> list[str]:
+    """Work 10: as many `endpoints` as asked for at `/e0000` and so on, and `backends` that share the traffic; returns the tags of all."""
+    for number in range(wanted.number("endpoints", 0)):
+        serve.create_endpoint(f"e{number}", f"/e{number:04}", methods=["POST"], backend=wanted.work)
+    tags = [wanted.work] + [f"{wanted.work}-{number}" for number in range(1, wanted.number("backends", 1))]
+    for tag in tags[1:]:
+        serve.create_backend(tag, WORKS[wanted.work], config=config(wanted))
+    return tags
 
 
 def handles(port: int) -> None:
@@ -135,7 +158,10 @@ def main() -> None:
     with serve.init(name, http_port=wanted.port, num_ingresses=wanted.number("ingresses", 1), max_body_bytes=LARGEST_BODY):
         arguments = [wanted.work] if WORKS[wanted.work] is Modelled else []
         serve.create_backend(wanted.work, WORKS[wanted.work], *arguments, config=config(wanted))
+        tags = more_of(wanted)
         serve.create_endpoint(wanted.work, "/", methods=["POST"], backend=wanted.work)
+        if len(tags) > 1:
+            serve.set_traffic(wanted.work, dict.fromkeys(tags, 1 / len(tags)))
         while True:
             signal.pause()
 

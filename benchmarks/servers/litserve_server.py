@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import litserve
 from fastapi import Body, Response
 
-from benchmarks.servers.asked import BATCH, CHUNK, CHUNKS, LONGEST_S, MODEL_BATCH, Asked, asked, sleep, unknown
+from benchmarks.servers.asked import BATCH, CHUNK, CHUNKS, LONGEST_S, MODEL_BATCH, MODEL_WAIT_S, Asked, asked, sleep, unknown
 
 Content = Annotated[bytes, Body(media_type="application/octet-stream")]
 
@@ -151,7 +151,7 @@ def api(wanted: Asked) -> Any:
     if wanted.work in ("batch", "drip"):
         settings = {"max_batch_size": wanted.number("max_batch_size", BATCH), "batch_timeout": wanted.number("batch_wait_ms", 1) / 1000}
     elif WORKS[wanted.work] is Modelled:
-        settings = {"max_batch_size": MODEL_BATCH, "batch_timeout": 0.001}
+        settings = {"max_batch_size": MODEL_BATCH, "batch_timeout": MODEL_WAIT_S}
     elif wanted.work == "stream":
         settings = {"stream": True}
     return WORKS[wanted.work](**settings)

@@ -17,7 +17,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from benchmarks.servers.asked import BATCH, CHUNK, CHUNKS, MODEL_BATCH, Asked, asked, exit_on_sigterm, sleep, unknown
+from benchmarks.servers.asked import BATCH, CHUNK, CHUNKS, MODEL_BATCH, MODEL_WAIT_S, Asked, asked, exit_on_sigterm, sleep, unknown
 
 WAIT_S = 0.001  # for a batch to fill
 CPU_SHARE = 0.01  # of a core that Ray books for a replica, so that any number of them fits this machine
@@ -103,7 +103,7 @@ class Modelled:
         async def answer(scans: list[list[float]]) -> list[dict[str, object]]:
             return model(scans)
 
-        self.answer = serve.batch(max_batch_size=MODEL_BATCH, batch_wait_timeout_s=WAIT_S)(answer)
+        self.answer = serve.batch(max_batch_size=MODEL_BATCH, batch_wait_timeout_s=MODEL_WAIT_S)(answer)
 
     async def __call__(self, request: Request) -> object:
         """Answer one scan, in a batch with others."""
