@@ -50,16 +50,17 @@ def closed_loop(
     content_type: str = "application/json",
     seconds: int = SECONDS,
     timeout_s: float = 30.0,
+    lua: str = "",
 ) -> dict[str, float]:
     """POST `body` over so many connections for so long; returns `requests/s`, `p50` and `p99` in ms, `MB/s` sent and received.
 
-    Raises `NotAnswered` where a request was not answered by 2xx.
+    `lua` is for wrk, too, where not all requests are to be the same. Raises `NotAnswered` where a request was not answered by 2xx.
     """
     with tempfile.TemporaryDirectory() as folder:
         content = Path(folder, "body")
         content.write_bytes(body)
         script = Path(folder, "post.lua")
-        script.write_text(SCRIPT % {"body": content, "content_type": content_type})
+        script.write_text(SCRIPT % {"body": content, "content_type": content_type} + lua)
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"--timeout={timeout_s:.0f}s", "-s", str(script), url]
         run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + timeout_s + 30)
     line = next((line for line in run.stdout.splitlines() if line.startswith("JSON ")), None)
