@@ -19,14 +19,16 @@ class Floor:
     against: tuple[str, ...] = ()  # contenders
     of_peak: bool = False  # relative to Headgate's best in all cases of the work
     contender: str = "headgate"
+    where: str = ""  # which cases, in words, where the pattern doesn't say it
+    unit: str = ""
 
     def describe(self, titles: dict[str, str]) -> str:
         """In words; `titles` has those of contenders."""
         limits = {"at least": self.at_least, "at most": self.at_most}
-        asked = [f"{word} {limit:g}" for word, limit in limits.items() if limit is not None]
+        asked = [f"{word} {limit:g}{' ' * bool(self.unit)}{self.unit}" for word, limit in limits.items() if limit is not None]
         whom = " or ".join(titles.get(name, name) for name in self.against)
-        relation = f"x {whom}" if self.against else " of its peak" if self.of_peak else ""
-        return f"{self.cases.replace('*', 'all')}: {self.figure} {' and '.join(asked)}{relation}"
+        relation = f" times that of {whom}" if self.against else " of its peak" if self.of_peak else ""
+        return f"{self.where or self.cases}: {self.figure} {' and '.join(asked)}{relation}"
 
 
 @dataclass(frozen=True)
@@ -45,22 +47,22 @@ def _work_1() -> list[Floor]:
 
 FLOORS = (
     *_work_1(),
-    Floor(1, "1 connections", "p50", at_most=1.1, against=("mosec",)),
+    Floor(1, "1 connection", "p50", at_most=1.1, against=("mosec",)),
     Floor(2, "64 connections", "requests/s", at_least=1.3, against=("mosec",)),
     Floor(3, "10 KB", "requests/s", at_least=2, against=("mosec",)),
     Floor(3, "1 MB", "requests/s", at_least=1, against=("mosec",)),
     Floor(3, "10 MB", "requests/s", at_least=1, against=("mosec",)),
-    Floor(4, "sequential*", "calls/s", at_least=25, against=("ray-serve",)),
-    Floor(4, "*in flight, from one thread", "calls/s", at_least=60, against=("ray-serve",)),
-    Floor(4, "asyncio*", "calls/s", at_least=100, against=("ray-serve",)),
-    Floor(5, "*", "of peak", at_least=0.98),
-    Floor(5, "*", "p99 to ideal", at_most=1.15),
-    Floor(6, "*", "batches", at_least=3, at_most=4),
-    Floor(6, "*", "max", at_most=230),
+    Floor(4, "sequential*", "calls/s", at_least=25, against=("ray-serve",), where="sequential"),
+    Floor(4, "*in flight, from one thread", "calls/s", at_least=60, against=("ray-serve",), where="in flight"),
+    Floor(4, "asyncio*", "calls/s", at_least=100, against=("ray-serve",), where="asyncio"),
+    Floor(5, "*", "of peak", at_least=0.98, where="every level past saturation"),
+    Floor(5, "*", "p99 to ideal", at_most=1.15, where="every level past saturation"),
+    Floor(6, "*", "batches", at_least=3, at_most=4, where="dripped requests"),
+    Floor(6, "*", "max", at_most=230, where="dripped requests", unit="ms"),
     Floor(7, "120 % of capacity", "goodput", at_least=0.95, of_peak=True),
-    Floor(7, "120 % of capacity", "rejected p99", at_most=50),
-    Floor(8, "*", "chunks/s", at_least=3, against=("ray-serve", "ray-serve-fast")),
-    Floor(10, "*", "of the first", at_least=0.9),
+    Floor(7, "120 % of capacity", "rejected p99", at_most=50, unit="ms"),
+    Floor(8, "*", "chunks/s", at_least=3, against=("ray-serve", "ray-serve-fast"), where="every number of users"),
+    Floor(10, "*", "of the first", at_least=0.9, where="every size"),
     Floor(11, "one ingress", "to central", at_most=1.2),
     Floor(11, "two ingresses", "to central", at_most=1.5, contender="headgate-2"),
 )

@@ -65,7 +65,7 @@ def main() -> None:
 def bars(cases: list[Mapping[str, Any]]) -> Any:
     """A panel per case: the figure that had to agree, on a logarithmic scale where it spans more than a factor of ten."""
     names = list(dict.fromkeys(name for case in cases for name in case["figures"]))
-    columns = min(COLUMNS, len(cases))
+    columns = 2 if len(cases) == 4 else min(COLUMNS, len(cases))
     rows = -(-len(cases) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(10, rows * (0.55 + 0.24 * len(names))), squeeze=False, layout="constrained")
     for at, axis in enumerate(axes.flat):
@@ -76,8 +76,10 @@ def bars(cases: list[Mapping[str, Any]]) -> Any:
         key = case["agree_on"]
         shown = [name for name in names if key in case["figures"].get(name, {"medians": {}})["medians"]]
         values = [case["figures"][name]["medians"][key] for name in shown]
+        scale = ""
         axis.barh(range(len(shown)), values, color=[colour(name) for name in shown], height=0.7)
         if min(values) > 0 and max(values) > 10 * min(values):
+            scale = ", logarithmic"
             axis.set_xscale("log")
             axis.set_xlim(min(values) / 3, max(values) * 6)
         else:
@@ -87,12 +89,12 @@ def bars(cases: list[Mapping[str, Any]]) -> Any:
         axis.set_yticks(range(len(shown)), shown)
         for label in axis.get_yticklabels():
             label.set_fontweight("bold" if label.get_text() == "headgate" else "normal")
-        axis.invert_yaxis()
+        axis.set_ylim(len(names) - 0.4, -0.6)
         axis.tick_params(length=0)
         axis.set_xticks([])
         axis.minorticks_off()
         axis.spines["bottom"].set_visible(False)
-        axis.set_title(f"{case['name']}: {said(key, case)}", fontsize=9, loc="left")
+        axis.set_title(f"{case['name']}: {said(key, case)}{scale}", fontsize=9, loc="left")
     return figure
 
 

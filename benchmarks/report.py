@@ -134,7 +134,11 @@ def _cell(case: Mapping[str, Any], name: str) -> str:
         return "void"
     value = figures["medians"][figure]
     reference = case["figures"].get(REFERENCE, {}).get("medians", {}).get(figure)
-    ratio = f" x{value / reference:.{3 if value < reference / 10 else 2}f}" if reference and name != REFERENCE else ""
+    ratio = (
+        f" x{quantity(value / reference) if value > reference else format(value / reference, '.2g')}"
+        if reference and name != REFERENCE
+        else ""
+    )
     return f"{quantity(value, case['units'].get(figure, ''))}{'' if figures['agreed'] else '*'}{ratio}"
 
 
@@ -155,7 +159,7 @@ def _verdict(outcome: floors.Outcome) -> str:
 
 
 def _value(outcome: floors.Outcome) -> str:
-    return "" if outcome.value is None else quantity(outcome.value)
+    return "" if outcome.value is None else quantity(outcome.value, outcome.floor.unit)
 
 
 def _title(name: str) -> str:

@@ -42,4 +42,6 @@ def compare(session: Session, number: int, work: str, names: Sequence[str]) -> N
             windows: dict[str, Callable[[], dict[str, float]]] = {
                 name: partial(wrk.closed_loop, url, connections, body=bodies[name]) for name, url in urls.items()
             }
-            session.interleave(number, f"{connections} connections", windows, agree_on="requests/s", units=wrk.UNITS)
+            session.interleave(
+                number, f"{connections} connection{'s' * (connections > 1)}", windows, agree_on="requests/s", units=wrk.UNITS
+            )

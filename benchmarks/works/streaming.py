@@ -35,7 +35,7 @@ def measure(session: Session) -> None:
             wrk.warm_up(url)
         for users in USERS[-1:] if session.quick else USERS:
             windows: dict[str, Callable[[], dict[str, float]]] = {name: partial(streams, url, users) for name, url in urls.items()}
-            session.interleave(NUMBER, f"{users} users", windows, agree_on="chunks/s", units=UNITS)
+            session.interleave(NUMBER, f"{users} user{'s' * (users > 1)}", windows, agree_on="chunks/s", units=UNITS)
 
 
 def streams(url: str, users: int) -> dict[str, float]:
