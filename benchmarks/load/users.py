@@ -2,7 +2,8 @@
 
 A load runs on without a pause while it is measured several times, until three windows in a row agree within 10 %: where 64 users share
 10 requests a second, each new start would cost 6.4 s until everyone waits behind everyone else. A window goes from one answer to another,
-so that no part of a request is counted or lost at its ends.
+so that no part of a request is counted or lost at its ends. Users don't begin in step: replicas that did would stay so, and every wait
+would be a multiple of the handler's time.
 
 Usage: users.py TARGET --capacity 10 --levels 1,4,16,64 (prints one JSON object: level -> windows)
 TARGET is an address (http://…), `headgate:INSTANCE/ENDPOINT`, or `ray:APP` of the Ray that runs on this machine.
@@ -26,6 +27,8 @@ from urllib.parse import urlsplit
 
 BODY: Final = b'{"x":1}'
 TIMEOUT_S: Final = 60.0
+LEAD_S: Final = 0.3
+"""Before the first window, beside the time after which everyone waits behind everyone else."""
 AGREE: Final = 1.10
 """The largest of the windows that have to agree may be this many times the smallest."""
 AGREEING: Final = 3
@@ -87,13 +90,14 @@ def over_ray(app: str) -> Callable[[], Call]:
 
 
 def measure(
-    new_user: Callable[[], Call], users: int, *, lead_s: float, window_s: float, most: int, wait_for_rest: bool
+    new_user: Callable[[], Call], users: int, *, capacity: float, handler_s: float, window_s: float, most: int, wait_for_rest: bool
 ) -> list[dict[str, float]]:
-    """Let so many users ask; after the lead-in measure windows until the last three agree, at most so many."""
+    """Let so many users ask; once all wait in turn, measure windows until the last three agree, at most so many."""
     answers: list[Answer] = []
     stopped = threading.Event()
 
-    def use(call: Call) -> None:
+    def use(call: Call, number: int) -> None:
+        stopped.wait(min(number / capacity, handler_s))
         while not stopped.is_set():
             began = time.perf_counter()
             failed = False
@@ -106,8 +110,8 @@ def measure(
             if failed:
                 stopped.wait(PAUSE_S)
 
-    threads = [threading.Thread(target=use, args=(new_user(),), daemon=True) for _ in range(users)]
-    start = time.perf_counter() + lead_s
+    threads = [threading.Thread(target=use, args=(new_user(), number), daemon=True) for number in range(users)]
+    start = time.perf_counter() + users / capacity + LEAD_S
     for thread in threads:
         thread.start()
     windows: list[dict[str, float]] = []
@@ -171,9 +175,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target")
     parser.add_argument("--capacity", type=float, required=True, help="requests a second that are served at best: says how long to lead in")
+    parser.add_argument(
+        "--handler-s", type=float, default=0.1, help="how long a request takes: as many users as are served at once begin spread over that"
+    )
     parser.add_argument("--levels", default="1,4,16,64", help="numbers of users, ascending")
     parser.add_argument("--most", type=int, default=6, help="windows at each level, where they don't agree before")
-    parser.add_argument("--window-s", type=float, default=0.7, help="length of a window; a sixth of a user's wait where that is more")
+    parser.add_argument("--window-s", type=float, default=1.0, help="length of a window; a sixth of a user's wait where that is more")
     options: Any = parser.parse_args()
     scheme, _, rest = options.target.partition(":")
     if scheme == "headgate":
@@ -185,12 +192,12 @@ def main() -> None:
     levels = [int(level) for level in options.levels.split(",")]
     measured = {}
     for level in levels:
-        wait_s = level / options.capacity
         measured[level] = measure(
             new_user,
             level,
-            lead_s=wait_s + 0.3,
-            window_s=max(options.window_s, wait_s / 6),
+            capacity=options.capacity,
+            handler_s=options.handler_s,
+            window_s=max(options.window_s, level / options.capacity / 6),
             most=options.most,
             wait_for_rest=level != levels[-1],
         )
