@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from headgate.ingress.http1 import Connection
@@ -216,6 +216,7 @@ HEADS = [
     b"\r\n\r\n",
     b"\r\n",
     b"\n\n",
+    b"\n\n\n",
     b"GET /echo HTTP/1.1\nHost: a\n\n",
     b"POS",
     b"GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -260,6 +261,7 @@ class _Forgetful(Memory):
 
 
 @settings(max_examples=600, deadline=None)
+@example([[b"\n\n\n", HEADS[0], b"\n\n\n", HEADS[0]]], None, 0)  # empty lines that count as many as that head has
 @given(st.lists(repetitive_reads(), min_size=2, max_size=4), st.none() | st.integers(0, 1000), st.sampled_from([0, 8_000]))
 def test_an_ingress_that_remembers_heads_does_what_one_does_that_parses_each(
     clients: list[list[bytes]], seed: int | None, limit_bytes: int
@@ -302,6 +304,25 @@ def test_a_head_that_is_known_is_not_parsed_again_until_the_table_changes() -> N
 
     router = asyncio.run(serve())
     assert [body_of(call) for call in router.calls] == [b"hello"] * 10  # the last was refused: it is too large now
+
+
+def test_of_requests_whose_heads_are_known_no_more_are_under_way_than_of_others() -> None:
+    async def serve() -> None:
+        service = _service()
+        router = service.router = FakeRouter(hold)
+        transport, connection = FakeTransport(), Connection(service)
+        connection.connection_made(transport)  # type: ignore[arg-type]  # it has all that a connection uses
+        for _ in range(service.limits.pipelined + 1):
+            connection.data_received(HEADS[2] + b"hello")
+        assert len(router.calls) == service.limits.pipelined
+        assert transport.paused
+        connection.data_received(HEADS[2] + b"hello")  # what was read just before the pause
+        _answer(router.calls[0])
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert len(router.calls) == service.limits.pipelined + 1
+
+    asyncio.run(serve())
 
 
 def test_what_is_remembered_is_bounded_and_a_client_whose_heads_never_repeat_adds_little() -> None:

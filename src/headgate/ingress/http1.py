@@ -143,7 +143,7 @@ class Connection(asyncio.Protocol):
             known = self._known.get(head)
             if known is None:
                 self._patience -= 1
-                if len(head) > 4 and head[0] > 32:  # the parser skips empty lines before a request
+                if len(head) > 4 and head[0] > 32:  # whole, and with no empty lines before it, which the parser skips
                     self._unknown = head
             elif len(data) == len(head) + known.length and self._take(known, data[len(head) :]):
                 return
