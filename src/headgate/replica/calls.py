@@ -389,7 +389,7 @@ def _request_of(member: Member) -> Request:
 
 
 def _send_chunk(member: Member, stream: Stream, encoder: response.StreamEncoder, body: bytes) -> None:
-    member.link.chunk(member, encoder.first, encoder.status, encoder.header_lines if encoder.first else b"", body, len(body))
+    member.link.chunk(member, encoder.first, encoder.status, encoder.header_lines if encoder.first else b"", body)
     encoder.first = False
     stream.begun = True
     stream.spend(len(body))
