@@ -29,7 +29,9 @@ def take_orders(port: int, fast: bool, cpu_share: float) -> None:
     replicas = 1
 
     def deploy() -> None:
-        serve.run(inner.options(num_replicas=replicas).bind(), name=INNER, route_prefix=None)
+        deployed = inner.options(num_replicas=replicas)
+        deployed._version = "1"  # else it counts as new code, and all replicas are replaced
+        serve.run(deployed.bind(), name=INNER, route_prefix=None)
 
     def one_more_replica(seconds: float) -> Timed:
         nonlocal replicas

@@ -13,8 +13,8 @@ from benchmarks.session import Session, post
 NUMBER = 4
 TITLE = "no-op handle call, 1 replica"
 
-SECONDS = 2.0
-WARM_UP_S = 0.5
+SECONDS = 1.5
+WARM_UP_S = 0.25
 UNITS = {"calls/s": "1/s", "p50": "ms"}
 CASES = {
     handle_calls.SEQUENTIAL: "sequential, from one thread",
