@@ -83,7 +83,7 @@ def bars(cases: list[Mapping[str, Any]]) -> Any:
             axis.set_xscale("log")
             axis.set_xlim(min(values) / 3, max(values) * 6)
         else:
-            axis.set_xlim(0, max(values) * 1.3)
+            axis.set_xlim(0, max(values) * 1.3 or 1)
         for row, value in enumerate(values):
             axis.annotate(shortened(value), (value, row), (3, 0), textcoords="offset points", va="center", fontsize=8)
         axis.set_yticks(range(len(shown)), shown)
@@ -118,6 +118,8 @@ def lines(cases: list[Mapping[str, Any]]) -> Any:
         for name in dict.fromkeys(name for _, case in levels for name in case["figures"]):
             points = [(level, case["figures"][name]["medians"].get(key)) for level, case in levels if name in case["figures"]]
             known = [(level, value) for level, value in points if value is not None]
+            if not known:
+                continue
             own = name == "headgate"
             (handles[name],) = axis.plot(
                 *zip(*known, strict=True),
