@@ -36,7 +36,7 @@ AGREE = 1.10  # the largest of three windows may be this many times the smallest
 AGREEING = 3  # windows that have to
 START_S = 60.0
 SETTLE_S = 0.2  # what the last window has left behind ends before the servers are stopped; what came due meanwhile, before the next
-END_S = 20.0  # for a server to end by itself after SIGTERM
+END_S = 4.0  # for a server to end by itself after SIGTERM; mosec doesn't always, once it was stopped
 
 
 class VoidWindow(Exception):  # noqa: N818 - not an error: the window is repeated
