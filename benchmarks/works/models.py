@@ -11,9 +11,8 @@ from benchmarks.load import wrk
 from benchmarks.session import Session, post
 
 NUMBER = 12
-TITLE = "a real model, JSON in and out, 1 replica, batches of up to 16 where there are any"
-
-CONNECTIONS = (16, 64)
+CONNECTIONS = 32
+TITLE = f"a real model, JSON in and out, {CONNECTIONS} connections, 1 replica, batches of up to 16 where there are any"
 WORKS = {
     "classifier": "the demo's classifier of digits",
     "network": "a dense network in ONNX Runtime",
@@ -42,9 +41,7 @@ def measure(session: Session) -> None:
                 raise RuntimeError(f"the contenders don't compute the same: {found}")
             for name, url in urls.items():
                 wrk.warm_up(url, body=bodies[name])
-            for connections in CONNECTIONS[:1] if session.quick else CONNECTIONS:
-                windows: dict[str, Callable[[], dict[str, float]]] = {
-                    name: partial(wrk.closed_loop, url, connections, body=bodies[name]) for name, url in urls.items()
-                }
-                case = f"{title}, {connections} connections"
-                session.interleave(NUMBER, case, windows, agree_on="requests/s", units=wrk.UNITS)
+            windows: dict[str, Callable[[], dict[str, float]]] = {
+                name: partial(wrk.closed_loop, url, CONNECTIONS, body=bodies[name]) for name, url in urls.items()
+            }
+            session.interleave(NUMBER, title, windows, agree_on="requests/s", units=wrk.UNITS)
