@@ -91,11 +91,11 @@ def record(session: Session, title: str, ladders: Mapping[str, Ladder], capacity
         windows: dict[str, Callable[[], dict[str, float]]] = {}
         for name, ladder in ladders.items():
             for window in ladder[level]:
-                if level > capacity * SLEEP_MS / 1000:  # past saturation
+                if level > capacity * SLEEP_MS / 1000 and "p99" in window:  # past saturation, and answered
                     window["of peak"] = window["requests/s"] / peaks[name]
                     window["p99 to ideal"] = window["p99"] / (level / capacity * 1000)
             windows[name] = iter(ladder[level]).__next__
-        session.interleave(NUMBER, f"{title}, {level} users", windows, agree_on="requests/s", units=UNITS)
+        session.interleave(NUMBER, f"{title}, {level} user{'s' if level > 1 else ''}", windows, agree_on="requests/s", units=UNITS)
 
 
 def pick(windows: Sequence[Mapping[str, float]], key: str) -> list[float]:
