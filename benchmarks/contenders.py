@@ -35,7 +35,7 @@ CONTENDERS = {
         Contender("litserve", "LitServe", "litserve", "litserve_server", "/predict"),
         Contender("ray-serve", "Ray Serve as installed", "ray", "ray_server", variables=RAY, options={"at_once": 100}),
         Contender("ray-serve-fast", "Ray Serve at its best", "ray", "ray_server", variables=RAY | RAY_FAST, options=FAST),
-        Contender("bentoml", "BentoML", "bentoml", "bentoml_server"),
+        Contender("bentoml", "BentoML", "bentoml", "bentoml_server", variables={"BENTOML_DO_NOT_TRACK": "True"}),
         Contender("fastapi", "FastAPI, one process, no hop", "fastapi", "fastapi_server"),
         Contender("uvicorn", "Uvicorn, one process, no hop", "fastapi", "uvicorn_server"),
         Contender("asgi-hop", "Uvicorn and one hop", "fastapi", "asgi_hop_server"),

@@ -76,7 +76,7 @@ class Stream(litserve.LitAPI):
         for _ in range(CHUNKS):
             yield CHUNK
 
-    def encode_response(self, output: Iterator[bytes]) -> Iterator[bytes]:
+    def encode_response(self, output: Iterator[bytes]) -> Any:  # FastAPI refuses what it would be exactly
         """As they are."""
         yield from output
 
