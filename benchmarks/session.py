@@ -94,9 +94,16 @@ class Session:
         self.measured: dict[int, Measured] = {}
         self.folder = Path(tempfile.mkdtemp(prefix="hgb-"))  # logs and sockets: a short name, since those of sockets are limited
         self._running: dict[str, _Running] = {}
+        # Some contenders keep files in the user's home: identities, tokens, models. Here they keep them for the session.
+        self._home = os.environ.get("HOME")
+        os.environ["HOME"] = str(self.folder)
 
     def close(self) -> None:
-        """Remove the folder."""
+        """Remove the folder, and with it all that contenders have left."""
+        if self._home is None:
+            del os.environ["HOME"]
+        else:
+            os.environ["HOME"] = self._home
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def choose(self, *names: str) -> list[str]:
