@@ -54,6 +54,9 @@ class FakeConnection:
     def forbid_waiting(self) -> None:
         pass
 
+    def read_for(self, ready: object, add_waiter: object, until: float) -> bool:
+        return False  # another thread reads
+
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeConnection:

@@ -13,7 +13,7 @@ from collections import deque
 
 from headgate.core.batching import BatchQueue
 from headgate.replica.member import Member
-from headgate.replica.reading import Reading
+from headgate.router.reading import Reading
 
 _SAME_AGE_S = 0.001
 """Ages that differ by less than this don't say which request was first."""

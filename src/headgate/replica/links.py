@@ -18,8 +18,8 @@ import msgspec
 from headgate.core import wire
 from headgate.errors import EncodeError, ErrorInfo, WireError
 from headgate.replica.member import Member
-from headgate.replica.reading import Reading
 from headgate.router.channel import Channel, Part
+from headgate.router.reading import Reading
 
 if TYPE_CHECKING:
     from headgate.replica.runner import Runner

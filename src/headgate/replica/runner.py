@@ -20,7 +20,7 @@ from headgate.errors import ErrorInfo
 from headgate.replica.calls import Caller
 from headgate.replica.inbox import Inbox
 from headgate.replica.member import Member
-from headgate.replica.reading import CAN_SHARE, Reading
+from headgate.router.reading import CAN_SHARE, Reading
 
 if TYPE_CHECKING:
     from headgate.replica.links import Links

@@ -2,7 +2,9 @@
 
 A `Connection` keeps one daemon thread with an event loop. On it live the control link for verbs and, once a handle is
 wanted, a second control link that brings routing tables, and the router that follows them. Verbs block the calling
-thread; calls of handles are handed over through a queue that wakes the loop once for many of them.
+thread. Calls of handles are sent by the calling thread while only a few are under way, else handed over through a queue that
+wakes the loop once for many of them; and of the threads that wait for answers, one reads the links in the loop's place. Both
+borrow the loop (`router/borrowing.py`).
 
 A fork takes nothing of this along but the memory: a child is told to connect anew.
 """
@@ -11,10 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import secrets
 import sys
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -25,14 +29,18 @@ from headgate.core import messages
 from headgate.core.messages import Count, Counted, Hello, Message, RoutingTable, Verb, Welcome
 from headgate.core.specs import control_path
 from headgate.errors import ErrorInfo, HeadgateError, NotRunningError, rebuild
+from headgate.router.borrowing import SharedLoop, Shield
 from headgate.router.call import Call
 from headgate.router.control import ControlLink
+from headgate.router.reading import Reading
 from headgate.router.router import Router
 
 T = TypeVar("T")
 
 _LOOK_S = 1.0
 """How often a thread that waits for a verb looks whether the loop still runs."""
+_FEW = 4
+"""With fewer calls to an endpoint under way, one more is sent at once; with more, many leave in one write."""
 _JOIN_S = 5.0
 """The loop's thread ends in milliseconds; more than this means that it is stuck, and a daemon thread may be left."""
 
@@ -63,7 +71,10 @@ class Connection:
         self.on_end: Callable[[], object] | None = None  # called in the loop's thread when the instance was ended by others
         self._forget = forget
         self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: SharedLoop | None = None
+        self._reader = threading.Lock()  # held by the thread that reads the links in the loop's place
+        self._reader_is = 0
+        self._no_readers = False  # it ends
         self._thread: threading.Thread | None = None
         self._links: list[ControlLink] = []
         self._control: ControlLink | None = None
@@ -101,7 +112,29 @@ class Connection:
         """Hand a call to the router; never blocks. Raises `NotRunningError` where this connection is over."""
         if self._routes is None:
             self._open_routes()
-        self._post(call)
+        loop, router = self._loop, self._router
+        if (
+            self._inbox  # what has waited leaves first
+            or not self._routed
+            or loop is None
+            or router is None
+            or not loop.asleep
+            or router.in_flight(call.endpoint) >= _FEW
+            or not self._submit_here(call, loop, router)
+        ):
+            self._post(call)
+
+    def _submit_here(self, call: Call, loop: SharedLoop, router: Router) -> bool:
+        with Shield():
+            if not loop.borrow(wait=False):
+                return False
+            try:
+                if self._inbox or self.over:
+                    return False
+                router.submit(call)
+                return True
+            finally:
+                loop.give_back()
 
     def cancel(self, call: Call) -> None:
         """Give a call up; it ends with `RequestCancelledError` unless it has ended."""
@@ -110,6 +143,59 @@ class Connection:
     def credit(self, call: Call, count_bytes: int) -> None:
         """The reader of this call's stream has taken that many bytes."""
         self._post(("credit", call, count_bytes))
+
+    def read_for(self, ready: Callable[[], bool], add_waiter: Callable[[Callable[[], object]], bool], until: float) -> bool:
+        """Read the links in this thread until `ready()`, or until then (time.monotonic()). False where another thread reads.
+
+        Whoever makes it ready calls what was given to `add_waiter`, which returns False where that is too late.
+        """
+        loop = self._loop
+        if loop is None or loop.reading is None or not self._routed:
+            return False
+        if self._reader.locked():
+            if self._reader_is == threading.get_ident():
+                # This is called by a handler of a signal: what it has interrupted can't read for it.
+                loop.reading.leave(while_waiting=True)
+            return False
+        reading = loop.reading
+        with Shield() as shield:
+            if not self._reader.acquire(False):
+                return False
+            self._reader_is = threading.get_ident()
+            try:
+                if self._no_readers:
+                    return False
+                if add_waiter(reading.wake):
+                    self._read(ready, until, loop, reading, shield)
+            finally:
+                self._reader_is = 0
+                reading.leave()
+                self._reader.release()
+        return True
+
+    def _read(self, ready: Callable[[], bool], until: float, loop: SharedLoop, reading: Reading, shield: Shield) -> None:
+        if self._inbox and loop.borrow(wait=False):
+            try:
+                self._empty_inbox()
+            finally:
+                loop.give_back()
+        idle = lambda: not ready()  # noqa: E731
+        while not ready():
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            shield.lifted = True
+            shield.check()
+            try:
+                events = reading.poll(idle, None if left == math.inf else left)
+            finally:
+                shield.lifted = False
+            if events:
+                loop.borrow(wait=True)
+                try:
+                    reading.read(events)
+                finally:
+                    loop.give_back()
 
     def wait_for_routes(self) -> RoutingTable:
         """Wait for the first routing table, so that the first call finds its way at once; return the latest."""
@@ -120,8 +206,11 @@ class Connection:
         """Raise where waiting would never end: in a forked child, and in the thread that all answers come through."""
         if self.forked:
             raise NotRunningError(FORKED)
-        if self._thread is not None and threading.get_ident() == self._thread.ident:
+        here = threading.get_ident()
+        if self._thread is not None and here == self._thread.ident:
             raise HeadgateError(f"the thread {self._thread.name!r} carries all answers; waiting for one in it would never end")
+        if self._loop is not None and here == self._loop.borrower:  # a destructor, for example
+            raise HeadgateError("this thread is at work for all calls of handles; waiting for one here would never end")
 
     # Life.
 
@@ -143,7 +232,9 @@ class Connection:
         self.forked = True
         self.over = FORKED
         self._lock = threading.Lock()
-        self._loop = self._thread = None
+        loop, self._loop, self._thread = self._loop, None, None
+        if loop is not None:
+            loop.forked()
         for link in self._links:
             link.forked()
         if self._router is not None:
@@ -151,7 +242,7 @@ class Connection:
 
     # On any thread.
 
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
+    def _running_loop(self) -> SharedLoop:
         loop = self._loop
         if loop is not None:
             return loop
@@ -159,9 +250,7 @@ class Connection:
             if self.over:
                 raise NotRunningError(self.over if self.forked else f"instance {self.name!r}: {self.over}")
             if self._loop is None:
-                import uvloop
-
-                self._loop = uvloop.new_event_loop()
+                self._loop = SharedLoop()
                 self._thread = threading.Thread(target=self._run, args=(self._loop,), name=f"headgate-{self.name}", daemon=True)
                 self._thread.start()
             return self._loop
@@ -226,7 +315,7 @@ class Connection:
         for call in early:
             call.failed(error)
 
-    # On the loop.
+    # On the loop, or while it is borrowed.
 
     async def _call(self, verb: Verb) -> messages.VerbDone:
         return await self._open_control().call(verb)
@@ -247,6 +336,7 @@ class Connection:
         return Hello(messages.PROTOCOL, "client", self.id if routes else f"{self.id}-v", os.getpid(), routes=routes)
 
     def _start_router(self, link: ControlLink) -> None:
+        self._routes = link  # here too, as this may be first
         self._changed = asyncio.Event()
         self._router = Router(self.id, self.folder, link.send)
         link.start()
@@ -327,10 +417,14 @@ class Connection:
         await asyncio.sleep(0)  # transports end in the next turn of the loop
         asyncio.get_running_loop().stop()
 
-    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _run(self, loop: SharedLoop) -> None:
         try:
-            loop.run_forever()
+            loop.run()
         finally:
+            # Who reads for a call in the inbox is woken by its end; who comes later doesn't read.
+            self._no_readers = True
+            self._fail_all()
+            self._reader.acquire()
             loop.close()
         self._fail_all()
         if self._ending is not None and self.on_end is not None:

@@ -352,13 +352,16 @@ class _PyCall(Call):
         """Block until a chunk or the end has come. Raises `ReplyTimeoutError`."""
         _check_timeout(timeout_s)
         self.connection.forbid_waiting()
-        until = None if timeout_s is None else time.monotonic() + timeout_s
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        read_for = self.connection.read_for
         while not self.ready():
+            if read_for(self.ready, self._add_waiter, until) and (self.ready() or time.monotonic() < until):
+                continue
             lock = _thread.allocate_lock()
             lock.acquire()
             if not self._add_waiter(lock.release):
                 continue
-            left = -1.0 if until is None else min(max(until - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
+            left = -1.0 if until == math.inf else min(max(until - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
             if not lock.acquire(True, left):
                 raise ReplyTimeoutError(f"endpoint {self.endpoint!r}: no answer within {timeout_s:g} s; the call runs on")
 

@@ -18,6 +18,7 @@ import msgspec
 from headgate.core import wire
 from headgate.core.messages import ReplicaEntry
 from headgate.errors import ErrorInfo, WireError
+from headgate.router.borrowing import SharedLoop
 from headgate.router.call import OVER, Call
 from headgate.router.channel import Channel, Part
 
@@ -36,7 +37,7 @@ CONNECTING, OPEN, CLOSED = range(3)
 
 
 class Link:
-    """The link of one router to one replica. Everything here runs on the router's loop."""
+    """The link of one router to one replica. Everything here runs on the router's loop, or while that is borrowed."""
 
     def __init__(self, backend: BackendRoute, entry: ReplicaEntry, router: str, page_path: str) -> None:
         self.replica = entry.id
@@ -46,7 +47,12 @@ class Link:
         self._backend = backend
         self._router = router
         self._page_path = page_path
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
+        self._watch: Callable[[int, Callable[[], None]], object] = loop.add_reader
+        self._unwatch: Callable[[int], object] = loop.remove_reader
+        self._finally_call: Callable[[Callable[[], None]], object] = loop.call_soon
+        if isinstance(loop, SharedLoop):
+            self._watch, self._unwatch, self._finally_call = loop.watch, loop.unwatch, loop.finally_call
         self._channel: Channel | None = None
         self._flushing = False
         self._last = 0
@@ -82,7 +88,7 @@ class Link:
         self._channel = channel
         channel.put(wire.encode(wire.HELLO, 0, meta=_meta_encoder.encode(hello)), self._backend.router.now())
         channel.flush()
-        self._loop.add_reader(channel.fd, self._readable)
+        self._watch(channel.fd, self._readable)
 
     def close(self) -> None:
         """End the link; calls still on it are the caller's affair."""
@@ -95,7 +101,7 @@ class Link:
     def _close_channel(self) -> None:
         channel, self._channel = self._channel, None
         if channel is not None:
-            self._loop.remove_reader(channel.fd)
+            self._unwatch(channel.fd)
             channel.flush()
             channel.close()
 
@@ -177,7 +183,7 @@ class Link:
         channel.put(frame, now)
         if not self._flushing:
             self._flushing = True
-            self._loop.call_soon(self._flush)
+            self._finally_call(self._flush)
 
     def _flush(self) -> None:
         """What was sent in one turn of the loop leaves together."""

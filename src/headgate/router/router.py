@@ -96,6 +96,11 @@ class Router:
 
     # One request.
 
+    def in_flight(self, endpoint: str) -> int:
+        """Calls to it that were admitted and have not ended."""
+        route = self._endpoints.get(endpoint)
+        return 0 if route is None else route.in_flight
+
     def submit(self, call: Call) -> None:
         """Admit a call and send or queue it; or end it at once, by the rule that refuses it."""
         call.state = WAITING
