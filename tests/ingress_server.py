@@ -61,12 +61,12 @@ TABLE = RoutingTable(
 )
 
 
-def frame(body: bytes = b"", *, code: int = 200, lines: bytes = TEXT, kind: int = wire.ANSWER, flags: int = 0) -> wire.Frame:
-    return wire.Frame(kind, flags, 1, 0, code, 0, 0, lines, body)
+def answer(body: bytes = b"", *, code: int = 200, lines: bytes = TEXT) -> wire.Answer:
+    return wire.Answer(1, code, 0, 0, lines, body)
 
 
 def chunk(body: bytes, *, first: bool = False) -> wire.Frame:
-    return frame(body, kind=wire.CHUNK, flags=wire.FIRST if first else 0)
+    return wire.Frame(wire.CHUNK, wire.FIRST if first else 0, 1, 0, 200, 0, 0, TEXT, body)
 
 
 def body_of(call: Call) -> bytes:
@@ -81,7 +81,7 @@ def head_of(call: Call) -> wire.HttpHead:
 
 def echo(router: FakeRouter, call: Call) -> None:
     """Answer at once, with the body or, where there is none, the target."""
-    call.answered(frame(body_of(call) or head_of(call).target))
+    call.answered(answer(body_of(call) or head_of(call).target))
 
 
 def echo_later(router: FakeRouter, call: Call) -> None:

@@ -113,12 +113,12 @@ class Asked(Call):
         self.caller_timeout_s = given.get("timeout_s")
         self.done = asyncio.get_running_loop().create_future()
         self.chunks: list[bytes] = []
-        self.frame: wire.Frame | None = None
+        self.frame: wire.Frame | wire.Answer | None = None
         self.info: ErrorInfo | None = None
         self.left_at = 0.0
 
-    def answered(self, frame: wire.Frame) -> None:
-        self.frame = frame
+    def answered(self, answer: wire.Answer) -> None:
+        self.frame = answer
         self.done.set_result(self)
 
     def chunk(self, frame: wire.Frame) -> None:

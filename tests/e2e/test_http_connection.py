@@ -22,10 +22,12 @@ from tests.ingress_server import (
     echo,
     echo_later,
     error_info,
-    frame,
     head_of,
     hold,
     ingress,
+)
+from tests.ingress_server import (
+    answer as an_answer,
 )
 from tests.support import wait_until
 
@@ -163,7 +165,7 @@ def test_the_pages_answer_in_their_turn(holding: IngressServer) -> None:
     with holding.client() as client:
         client.send(GET + b"GET /-/metrics HTTP/1.1\r\nHost: a\r\n\r\nGET /-/healthz HTTP/1.1\r\nHost: a\r\n\r\n")
         (call,) = holding.calls(1)
-        holding.call(lambda: call.answered(frame(b"first")))
+        holding.call(lambda: call.answered(an_answer(b"first")))
         assert client.answer().body == b"first"
         metrics = client.answer()
         assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -336,7 +338,7 @@ def test_expect_is_answered_in_its_turn(holding: IngressServer) -> None:
     with holding.client() as client:
         client.send(GET + b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
         (call,) = holding.calls(1)
-        holding.call(lambda: call.answered(frame(b"first")))
+        holding.call(lambda: call.answered(an_answer(b"first")))
         assert client.answer().body == b"first"
         assert client.answer().status == 100
         client.send(b"hello")
@@ -452,7 +454,7 @@ def test_over_max_inflight_bytes_it_is_503_with_retry_after_until_something_has_
         assert json.loads(answer.body)["reason"] == "max_inflight_bytes"
         second.send(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\nExpect: 100-continue\r\n\r\n")
         assert second.answer().status == 503
-        holding.call(lambda: call.answered(frame()))
+        holding.call(lambda: call.answered(an_answer()))
         assert first.answer().status == 200
     with holding.client() as third:
         third.send(post(b"x" * 60_000))
@@ -464,7 +466,7 @@ def test_answers_that_a_client_does_not_take_count_as_held(holding: IngressServe
     with holding.client() as client:
         client.send(GET)
         (call,) = holding.calls(1)
-        holding.call(lambda: call.answered(frame(b"x" * size)))
+        holding.call(lambda: call.answered(an_answer(b"x" * size)))
         assert holding.call(lambda: holding.service.admission.held_bytes) > size // 4
         assert len(client.answer().body) == size
         wait_until(holding.no_bytes_held)
@@ -557,7 +559,7 @@ def test_a_client_that_reads_nothing_gets_no_more_than_16_answers_made() -> None
         held = server.call(lambda: server.router)
 
         def big(router: FakeRouter, call: object) -> None:
-            call.answered(frame(body))  # type: ignore[attr-defined]  # it is a Call
+            call.answered(an_answer(body))  # type: ignore[attr-defined]  # it is a Call
 
         held.on_submit = big
         client.send(GET * 1000)
@@ -574,7 +576,7 @@ def test_an_error_in_the_middle_is_answered_in_its_turn_and_the_last(holding: In
     with holding.client() as client:
         client.send(GET + b"BROKEN\r\n\r\n" + GET)
         (call,) = holding.calls(1)
-        holding.call(lambda: call.answered(frame(b"first")))
+        holding.call(lambda: call.answered(an_answer(b"first")))
         assert client.answer().body == b"first"
         assert client.answer().status == 400
         assert client.at_end()
@@ -605,7 +607,7 @@ def test_a_call_that_was_answered_is_not_cancelled(holding: IngressServer) -> No
     with holding.client() as client:
         client.send(GET * 2)
         first, second = holding.calls(2)
-        holding.call(lambda: second.answered(frame()))
+        holding.call(lambda: second.answered(an_answer()))
     wait_until(lambda: holding.router.cancelled == [first])
 
 
@@ -666,7 +668,7 @@ def test_statuses_without_a_body_have_none_and_no_length(holding: IngressServer)
         client.send(GET * 3)
         calls = holding.calls(3)
         for call, code in zip(calls, (204, 304, 201), strict=True):
-            holding.call(lambda call=call, code=code: call.answered(frame(b"body", code=code)))  # type: ignore[misc]  # a lambda's default
+            holding.call(lambda call=call, code=code: call.answered(an_answer(b"body", code=code)))  # type: ignore[misc]  # a lambda's default
         assert "content-length" not in client.answer().headers
         assert "content-length" not in client.answer().headers
         assert client.answer().body == b"body"
@@ -676,7 +678,7 @@ def test_header_lines_of_user_code_are_sent_as_they_are(holding: IngressServer) 
     with holding.client() as client:
         client.send(GET)
         (call,) = holding.calls(1)
-        holding.call(lambda: call.answered(frame(b"", code=418, lines=b"x-a: b\r\n")))
+        holding.call(lambda: call.answered(an_answer(b"", code=418, lines=b"x-a: b\r\n")))
         answer = client.answer()
         assert (answer.status, answer.headers["x-a"], answer.headers["content-length"]) == (418, "b", "0")
 
@@ -747,7 +749,7 @@ def test_head_of_a_stream_is_its_head_and_the_stream_is_cancelled(holding: Ingre
         assert client.answer(bare=True).headers["transfer-encoding"] == "chunked"
         assert holding.router.cancelled == [call]
         client.send(GET)
-        holding.call(lambda: holding.calls(2)[1].answered(frame(b"next")))
+        holding.call(lambda: holding.calls(2)[1].answered(an_answer(b"next")))
         assert client.answer().body == b"next"
 
 
@@ -759,7 +761,7 @@ def test_a_stream_that_is_not_at_the_head_of_the_queue_waits_and_gets_no_credit(
         holding.call(lambda: (second.chunk(chunk(part, first=True)), second.chunk(chunk(part))))
         assert holding.router.credits == []
         assert holding.call(lambda: holding.service.admission.held_bytes) > 200_000
-        holding.call(lambda: first.answered(frame(b"first")))
+        holding.call(lambda: first.answered(an_answer(b"first")))
         assert client.answer().body == b"first"
         holding.call(second.ended)
         assert client.answer().body == part * 2
@@ -835,7 +837,7 @@ def test_an_idle_connection_is_closed_and_a_busy_one_is_not(holding: IngressServ
         assert idle.at_end()
         assert new.at_end()
         holding.pass_time(100_000)
-        holding.call(lambda: call.answered(frame(b"late")))
+        holding.call(lambda: call.answered(an_answer(b"late")))
         assert busy.answer().body == b"late"
 
 
@@ -843,7 +845,7 @@ def test_a_client_that_takes_nothing_of_its_answer_is_cut(holding: IngressServer
     with holding.client() as client:
         client.send(GET)
         (call,) = holding.calls(1)
-        holding.call(lambda: call.answered(frame(b"x" * 20_000_000)))
+        holding.call(lambda: call.answered(an_answer(b"x" * 20_000_000)))
         holding.pass_time(59)
         assert holding.call(lambda: len(holding.service.connections)) == 1
         holding.pass_time(61)
@@ -868,7 +870,7 @@ def test_time_does_not_run_against_a_client_whose_reading_is_paused(holding: Ing
         holding.pass_time(100_000)
         holding.router.on_submit = echo_later
         for call in list(calls):
-            holding.call(lambda call=call: call.answered(frame()))  # type: ignore[misc]  # a lambda's default
+            holding.call(lambda call=call: call.answered(an_answer()))  # type: ignore[misc]  # a lambda's default
         client.send(b"ho HTTP/1.1\r\nHost: a\r\n\r\n")
         assert [client.answer().status for _ in range(18)] == [200] * 18
 
@@ -926,7 +928,7 @@ def test_draining_answers_what_is_under_way_and_closes_what_is_idle(holding: Ing
         assert idle.at_end()
         assert half.answer().status == 503
         assert not done.done()  # type: ignore[attr-defined]  # a concurrent future
-        holding.call(lambda: call.answered(frame(b"last")))
+        holding.call(lambda: call.answered(an_answer(b"last")))
         answer = busy.answer()
         assert (answer.body, answer.headers["connection"]) == (b"last", "close")
         assert busy.at_end()

@@ -14,7 +14,7 @@ from headgate.ingress.http1 import Connection
 from headgate.ingress.memory import MOST_BYTES, PATIENCE, KnownHead, Memory
 from headgate.ingress.service import Service
 from headgate.router.call import Call
-from tests.ingress_server import TABLE, FakeRouter, body_of, echo, frame, head_of, hold
+from tests.ingress_server import TABLE, FakeRouter, answer, body_of, echo, head_of, hold
 
 
 class FakeTransport:
@@ -108,7 +108,7 @@ async def _no_measure() -> Any:
 
 
 def _answer(call: Call) -> None:
-    call.answered(frame(body_of(call) or head_of(call).target))
+    call.answered(answer(body_of(call) or head_of(call).target))
 
 
 def _cut(data: bytes, sizes: list[int]) -> list[bytes]:

@@ -12,21 +12,17 @@ from dataclasses import dataclass
 
 import pytest
 
-from headgate.core import wire
 from headgate.errors import NoCallError
 from headgate.router.context import CallFacts, context, current_deadline, enter
 
 
 @dataclass
 class Request:
-    id: str = "id-1"
+    request_id: str = "id-1"
     web: bool = False
     deadline: float = math.inf
     cancelled: bool = False
-
-    @property
-    def meta(self) -> wire.CallMeta:
-        return wire.CallMeta("the endpoint", "", 0, (), self.id)
+    endpoint: str = "the endpoint"
 
 
 def facts(*members: Request, is_batch: bool = False) -> CallFacts:
@@ -40,7 +36,7 @@ def _no_call():
 
 
 def test_a_call_sees_its_own_facts() -> None:
-    enter(facts(Request(id="abc", web=True)))
+    enter(facts(Request(request_id="abc", web=True)))
     assert (context.web, context.batch_size, context.request_id) == (True, 1, "abc")
     assert (context.endpoint, context.backend, context.replica) == ("the endpoint", "the backend", "the replica")
     assert context.deadline_s is None

@@ -29,8 +29,12 @@ from headgate.router.handle import Handle
 from tests.support import wait_until
 
 
-def frame(kind: int, value: object) -> wire.Frame:
-    return wire.Frame(kind, 0, 1, 0, 200, 0, 0, b"", b"".join(payload.dump(value)))
+def part(value: object) -> wire.Frame:
+    return wire.Frame(wire.CHUNK, 0, 1, 0, 200, 0, 0, b"", b"".join(payload.dump(value)))
+
+
+def entire(value: object) -> wire.Answer:
+    return wire.Answer(1, 200, 0, 0, b"", b"".join(payload.dump(value)))
 
 
 class FakeConnection:
@@ -80,7 +84,7 @@ def elsewhere() -> Iterator[Callable[[Callable[[], None]], None]]:
 
 
 def answer(call: Call, value: object) -> Callable[[], None]:
-    return lambda: call.answered(frame(wire.ANSWER, value))
+    return lambda: call.answered(entire(value))
 
 
 def test_a_blocked_result_is_woken_by_the_answer_and_can_be_asked_again(fake: FakeConnection, elsewhere) -> None:
@@ -201,14 +205,14 @@ def test_a_loop_that_was_closed_keeps_nobody_else_from_the_answer(fake: FakeConn
 def test_a_stream_is_read_as_it_comes_and_its_reader_gives_credit(fake: FakeConnection, elsewhere) -> None:
     reply = Handle("i", "e").remote()
     call = fake.calls[0]
-    call.chunk(frame(wire.CHUNK, "one"))
-    call.chunk(frame(wire.CHUNK, "two"))
+    call.chunk(part("one"))
+    call.chunk(part("two"))
     assert next(reply) == "one"
-    assert fake.credited == len(frame(wire.CHUNK, "one").body)
+    assert fake.credited == len(part("one").body)
     got: list[object] = []
     elsewhere(lambda: got.extend(reply))
     wait_until(lambda: call.waiters)  # type: ignore[attr-defined]  # a call of a handle
-    call.chunk(frame(wire.CHUNK, "three"))
+    call.chunk(part("three"))
     call.ended()
     wait_until(lambda: len(got) == 2)
     assert got == ["two", "three"]
@@ -222,8 +226,8 @@ def test_a_stream_is_read_by_async_for_and_raises_after_the_chunks_that_came(fak
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        loop.call_later(0.005, call.chunk, frame(wire.CHUNK, 1))
-        loop.call_later(0.010, call.chunk, frame(wire.CHUNK, 2))
+        loop.call_later(0.005, call.chunk, part(1))
+        loop.call_later(0.010, call.chunk, part(2))
         loop.call_later(0.010, call.failed, ErrorInfo("ReplicaDiedError", "died"))
         async for chunk in reply:
             got.append(chunk)  # noqa: PERF401 - a comprehension would lose what came before the error
@@ -243,8 +247,8 @@ def test_an_empty_stream_has_no_chunks_and_no_result(fake: FakeConnection) -> No
 
 def test_streams_and_answers_are_not_taken_for_each_other(fake: FakeConnection) -> None:
     stream, whole = Handle("i", "e").remote(), Handle("i", "e").remote()
-    fake.calls[0].chunk(frame(wire.CHUNK, 1))
-    fake.calls[1].answered(frame(wire.ANSWER, [1, 2]))
+    fake.calls[0].chunk(part(1))
+    fake.calls[1].answered(entire([1, 2]))
     with pytest.raises(TypeError, match="for"):
         stream.result()
     with pytest.raises(TypeError, match="one piece"):

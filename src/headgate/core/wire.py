@@ -6,7 +6,6 @@ receive into, and returns the frames that are complete. Any bytes that are not o
 
 from __future__ import annotations
 
-import functools
 import struct
 from typing import Final
 
@@ -18,19 +17,20 @@ VERSION: Final = 1
 
 # Kinds of frames. A router sends those up to CREDIT, a replica the others.
 HELLO: Final = 1  # metadata: `Hello`
-CALL: Final = 2  # metadata: `call_meta`; number, place, micros (age), millis (time left, NO_LIMIT for none)
+CALL: Final = 2  # metadata: `Call` without its body, which follows
 CANCEL: Final = 3  # number: nobody waits for this call any more
 CREDIT: Final = 4  # number, millis: that many more bytes of the stream may be sent
 WELCOME: Final = 5  # the replica accepts the link
-ANSWER: Final = 6  # number, code (HTTP status), micros (run time), place (load); HTTP: metadata is header lines
+ANSWER: Final = 6  # metadata: `Answer` without its body, which follows
 CHUNK: Final = 7  # number; a part of a stream; the first one also has code and metadata like an answer
 END: Final = 8  # number, micros, place (load): the stream is complete
 FAIL: Final = 9  # number, code, micros, place (load); metadata: `errors.ErrorInfo`
 GIVE_BACK: Final = 10  # number, place (load): not started, send it elsewhere
-LAST_KIND: Final = GIVE_BACK
+CALLS: Final = 11  # body: a list of `Call`, each with its body
+ANSWERS: Final = 12  # body: a list of `Answer`, each with its body
+LAST_KIND: Final = ANSWERS
 
 # Flags.
-FROM_HTTP: Final = 1  # on CALL: an HTTP request, which is answered with header lines and a body
 FIRST: Final = 2  # on CHUNK: the first of its stream
 DROPPED: Final = 8  # on GIVE_BACK: it was cancelled or too late, so it must not be sent elsewhere
 RAN: Final = 16  # on FAIL: user code was entered
@@ -75,14 +75,31 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     page: str
 
 
-class CallMeta(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a replica has to know of a call before it opens the body. On the wire the head of an HTTP request follows."""
+class Call(msgspec.Struct, array_like=True, eq=False):  # told apart by identity
+    """What a replica gets of a call. Small ones travel many to a frame."""
 
+    number: int
+    place: int
+    micros: int  # age
+    millis: int  # time left; NO_LIMIT for none
     endpoint: str
     method: str  # "" is the function itself, or __call__
+    request_id: str
+    http: bytes  # over HTTP: the encoded `HttpHead`; else empty
     positional: int  # Python calls: how many positional arguments …
     keywords: tuple[str, ...]  # … and the names of the others, sorted
-    request_id: str  # the last, since all before it is the same for many calls
+    body: bytes = b""  # a bytearray where it was large, so that it was received in place
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a router gets for a call that is answered in one piece. Small ones travel many to a frame."""
+
+    number: int
+    code: int  # HTTP status
+    micros: int  # run time of the call of user code
+    load: int  # calls that are still there, over all routers
+    meta: bytes  # HTTP: header lines
+    body: bytes = b""  # a bytearray where it was large, so that it was received in place
 
 
 class HttpHead(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -95,46 +112,6 @@ class HttpHead(msgspec.Struct, frozen=True, array_like=True, gc=False):
     scheme: str
     server: str  # host:port that the ingress listens on
     client: str  # address, or "" where unknown; last, since the ingress remembers the rest
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode_call_meta = msgspec.msgpack.Decoder(CallMeta).decode
-_SIZE = struct.Struct("<I")
-_FIELDS_OF_FIVE = 0x95  # msgpack: an array of five
-
-
-def call_meta(meta: CallMeta) -> bytes:
-    """The metadata of a call from Python."""
-    record = _encode(meta)
-    return _SIZE.pack(len(record)) + record
-
-
-def http_call_meta(endpoint: str, method: str, request_id: str, http: bytes) -> bytes:
-    """The metadata of a call over HTTP: `http` is the encoded `HttpHead`."""
-    start, id = _start_of_meta(endpoint, method), _encode(request_id)
-    return _SIZE.pack(len(start) + len(id)) + start + id + http
-
-
-@functools.lru_cache(4096)
-def _start_of_meta(endpoint: str, method: str) -> bytes:
-    """`CallMeta` without its last field."""
-    return bytes([_FIELDS_OF_FIVE]) + b"".join(map(_encode, (endpoint, method, 0, ())))
-
-
-def open_call_meta(meta: bytes) -> CallMeta:
-    """Decode the metadata of a call, but for the head of an HTTP request. Raises `msgspec.DecodeError`."""
-    return _decode_call_meta(memoryview(meta)[_SIZE.size : _end_of_call_meta(meta)])
-
-
-def http_head(meta: bytes) -> bytes:
-    """The encoded `HttpHead` in the metadata of a call over HTTP."""
-    return meta[_end_of_call_meta(meta) :]
-
-
-def _end_of_call_meta(meta: bytes) -> int:
-    if len(meta) < _SIZE.size:
-        raise WireError(f"not the metadata of a call: {len(meta)} bytes")
-    return _SIZE.size + int(_SIZE.unpack_from(meta)[0])
 
 
 class Decoder:

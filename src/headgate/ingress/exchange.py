@@ -85,19 +85,19 @@ class Exchange(Call):
 
     # From the router.
 
-    def answered(self, frame: wire.Frame) -> None:
+    def answered(self, answer: wire.Answer) -> None:
         """The answer, in one piece."""
-        body = frame.body
+        body = answer.body
         connection = self.connection
         self.complete = True
-        if frame.code != 200 or self.bare or len(body) > _JOIN_BYTES:
-            connection.answer(self, self._parts(frame.code, frame.meta, body))
+        if answer.code != 200 or self.bare or len(body) > _JOIN_BYTES:
+            connection.answer(self, self._parts(answer.code, answer.meta, body))
             return
         data = b"".join(
             (
                 connection.service.ok_line,
                 self.framing,
-                frame.meta,
+                answer.meta,
                 b"x-request-id: ",
                 self.request_id.encode(),
                 _LENGTH_LINES[len(body)],

@@ -89,8 +89,7 @@ class Caller:
         if member.web:
             member.binding = handler.binder.http
             return describe(SignatureError(handler.http_error)) if handler.http_error else handler.http_group
-        meta = member.meta
-        binding = member.binding = handler.binder.bind(meta.positional, meta.keywords)
+        binding = member.binding = handler.binder.bind(member.positional, member.keywords)
         if binding.error:
             return describe_user_error(TypeError(binding.error))
         return (handler.info.name, False, binding.layout)
@@ -98,7 +97,7 @@ class Caller:
     def _handler_of(self, member: Member) -> Handler | None:
         if self._only is not None:
             return self._only
-        method = member.meta.method
+        method = member.method
         return self._handlers.get("" if method == "__call__" else method)
 
     # Threads.
@@ -138,8 +137,8 @@ class Caller:
             if handler.takes_request:
                 return handler.call(_request_of(member))
             return handler.call()
-        args, kwargs = payload.load(member.frame.body)
-        if not args and handler.binder.bind(0, member.meta.keywords).placeholder:
+        args, kwargs = payload.load(member.body)
+        if not args and handler.binder.bind(0, member.keywords).placeholder:
             args = (PlaceholderRequest(),)
         return handler.call(*args, **kwargs)
 
@@ -180,7 +179,7 @@ class Caller:
             _exit(error)
         micros = _micros_since(member.started_at)
         if member.web and (member.stream is None or not member.stream.begun):
-            stands_for = response.answer_of(error, member.meta.request_id)
+            stands_for = response.answer_of(error, member.request_id)
             if stands_for is not None:
                 now = time.monotonic()
                 member.link.answer(member, stands_for.status, stands_for.header_lines, stands_for.body, micros, now)
@@ -192,9 +191,8 @@ class Caller:
             return describe(RequestCancelledError("the request was cancelled while it ran"))
         info = response.raised(error)
         if info.status >= 500:
-            meta, where = member.meta, self._backend
             why = info.traceback or info.message
-            _log.error("request %s to endpoint %r failed in backend %r:\n%s", meta.request_id, meta.endpoint, where, why)
+            _log.error("request %s to endpoint %r failed in backend %r:\n%s", member.request_id, member.endpoint, self._backend, why)
         return info
 
     # The event loop.
@@ -327,7 +325,7 @@ class Caller:
         calls: list[tuple[Any, dict[str, Any]]] = []
         for member in members:
             try:
-                calls.append(payload.load(member.frame.body))
+                calls.append(payload.load(member.body))
             except Exception as error:  # noqa: BLE001 - opening runs user code: reducers, imports
                 self._fail(member, error)
                 continue
@@ -384,8 +382,7 @@ class Caller:
 
 
 def _request_of(member: Member) -> Request:
-    frame = member.frame
-    return Request(wire.http_head(frame.meta), frame.body)
+    return Request(member.http, member.body)
 
 
 def _send_chunk(member: Member, stream: Stream, encoder: response.StreamEncoder, body: bytes) -> None:
@@ -412,8 +409,8 @@ async def _each(chunks: Iterator[Any] | AsyncIterator[Any]) -> AsyncGenerator[An
 
 
 def _no_method(member: Member) -> str:
-    if member.meta.method:
-        return f"this replica has no method {member.meta.method!r}"
+    if member.method:
+        return f"this replica has no method {member.method!r}"
     by = "the header X-SERVE-CALL-METHOD" if member.web else "options(method_name=…)"
     return f"the class has no __call__, so a request must name one of its methods, by {by}"
 

@@ -10,10 +10,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from typing import TYPE_CHECKING
 
 from headgate.core.batching import BatchQueue
 from headgate.replica.member import Member
 from headgate.router.reading import Reading
+
+if TYPE_CHECKING:
+    from headgate.replica.links import ReplicaLink
 
 _SAME_AGE_S = 0.001
 """Ages that differ by less than this don't say which request was first."""
@@ -68,7 +72,7 @@ class Inbox:
         if self._sleeping:
             with self._lock:
                 self._changed.notify(count)
-        elif self._reading is not None:
+        if self._reading is not None:
             self._reading.wake()
 
     def _wake_all(self) -> None:
@@ -133,7 +137,8 @@ class Inbox:
 
         The one user thread of a replica that has but one waits by `reading`, so that it finds what arrives by itself.
         """
-        self._reading = reading
+        if reading is not None:
+            self._reading = reading  # for good: whoever is to wake the user thread can't know whether it waits there
         while self._shape == shape:
             if self._batched or self._check_due:
                 with self._lock:
@@ -183,7 +188,8 @@ def _in_order(member: Member) -> float:
 
     Each age is measured when its request is sent, and counts from when all of them arrive, so it is off by a moment.
     """
-    link, admitted_at = member.link, member.admitted_at
+    admitted_at = member.admitted_at
+    link: ReplicaLink = member.link
     ahead_s = link.newest_at - admitted_at
     if ahead_s < 0:
         link.newest_at = admitted_at

@@ -7,29 +7,33 @@ Answers are written by the threads that made them.
 from __future__ import annotations
 
 import asyncio
+import logging
 import mmap
 import os
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
 from headgate.core import wire
 from headgate.errors import EncodeError, ErrorInfo, WireError
 from headgate.replica.member import Member
-from headgate.router.channel import Channel, Part
+from headgate.router.channel import SMALL_BYTES, Channel, Part
 from headgate.router.reading import Reading
 
 if TYPE_CHECKING:
     from headgate.replica.runner import Runner
 
 _FIRST_BODY_BYTES = 0
-_JOIN_BYTES = 16 * 1024
 _BACKLOG = 100
+_ACCEPT_AGAIN_S = 0.1
 _CHUNKS_TOGETHER_S = 0.0005  # parts of streams that are made faster than this leave together, the last of them at the runner's tick
+_log = logging.getLogger("headgate.replica")
+_decode_calls = msgspec.msgpack.Decoder(list[Member]).decode
+_decode_call = msgspec.msgpack.Decoder(Member).decode
+_encode = msgspec.msgpack.Encoder().encode
 _hello_decoder = msgspec.msgpack.Decoder(wire.Hello)
-_error_encoder = msgspec.msgpack.Encoder()
 
 
 class ReplicaLink:
@@ -47,7 +51,7 @@ class ReplicaLink:
         self._welcomed = False
         self._chunks_left_at = 0.0
         self._lost = False
-        self.channel = Channel(sock, loop, self._decoder)
+        self.channel = Channel(sock, loop, self._decoder, wire.ANSWERS)
 
     # The thread that reads.
 
@@ -58,25 +62,32 @@ class ReplicaLink:
                 return
             try:
                 self._receive_all(self.channel.read())
-            except (OSError, WireError, msgspec.DecodeError, ValueError):
+            except Exception as error:  # noqa: BLE001 - whatever it is, this link can't be read on; the thread goes on for others
+                if not isinstance(error, OSError | WireError | msgspec.DecodeError | ValueError):
+                    _log.exception("a link could not be read and is closed")
                 self._lost = True
                 self._links.reading.remove(self.channel.fd)
                 self._loop.call_soon_threadsafe(self.close)
 
     def _receive_all(self, frames: list[wire.Frame]) -> None:
-        calls: list[Member] = []
         now = time.monotonic()
         for frame in frames:
-            if frame.kind == wire.CALL and self._welcomed:
-                member = self.members[frame.number] = Member(self, frame, now)
-                calls.append(member)
+            if frame.kind == wire.CALLS and self._welcomed:
+                self._submit(_decode_calls(frame.body), now)
+            elif frame.kind == wire.CALL and self._welcomed:
+                member = _decode_call(frame.meta)
+                member.body = cast(bytes, frame.body)
+                self._submit([member], now)
             else:
-                if calls:
-                    self._links.runner.submit(calls)
-                    calls = []
                 self._receive(frame)
-        if calls:
-            self._links.runner.submit(calls)
+
+    def _submit(self, calls: list[Member], now: float) -> None:
+        members = self.members
+        for member in calls:
+            member.link = self
+            member.received_at = now
+            members[member.number] = member
+        self._links.runner.submit(calls)
 
     def _receive(self, frame: wire.Frame) -> None:
         if not self._welcomed:
@@ -111,54 +122,54 @@ class ReplicaLink:
 
     def answer(self, member: Member, code: int, meta: bytes, body: bytes | list[bytes], micros: int, now: float) -> None:
         """Answer in one piece. Raises `EncodeError` where no frame holds it; then it can still fail."""
-        size = len(body) if type(body) is bytes else sum(map(len, body))  # type: ignore[arg-type]  # not bytes, so a list
+        size = sum(map(len, body)) if isinstance(body, list) else len(body)
         if size > wire.MAX_BODY_BYTES:
             raise EncodeError(f"the answer has {size} bytes, over the limit of {wire.MAX_BODY_BYTES}; send it in parts, as a generator")
-        if self.members.pop(member.frame.number, None) is None:
+        if self.members.pop(member.number, None) is None:
             return
-        head = wire.HEAD.pack(len(meta), size, member.frame.number, micros, 0, self._links.load(), code, wire.ANSWER, 0)
-        if type(body) is not bytes:
-            self.channel.put([head, meta, *body], now)
-        elif size < _JOIN_BYTES:
-            self.channel.put(head + meta + body, now)
-        else:
-            self.channel.put([head + meta, body], now)
+        record = (member.number, code, micros, self._links.load(), meta)
+        if size <= SMALL_BYTES:
+            self.channel.put((*record, b"".join(body) if isinstance(body, list) else body), now)
+            return
+        start = _encode(record)
+        start = wire.HEAD.pack(len(start), size, 0, 0, 0, 0, 0, wire.ANSWER, 0) + start
+        self.channel.put([start, *body] if isinstance(body, list) else [start, body], now)
 
     def fail(self, member: Member, error: ErrorInfo, micros: int | None) -> None:
         """End without an answer; `micros` is None where user code was not entered."""
-        if self.members.pop(member.frame.number, None) is None:
+        if self.members.pop(member.number, None) is None:
             return
-        meta = _error_encoder.encode(error)
+        meta = _encode(error)
         if len(meta) > wire.MAX_META_BYTES:
-            meta = _error_encoder.encode(ErrorInfo(error.kind, error.message[:10000], error.traceback[-100000:], error.reason))
+            meta = _encode(ErrorInfo(error.kind, error.message[:10000], error.traceback[-100000:], error.reason))
         flags, micros = (0, 0) if micros is None else (wire.RAN, micros)
         load = self._links.load()
-        self._put(wire.encode(wire.FAIL, member.frame.number, flags=flags, code=error.status, micros=micros, place=load, meta=meta))
+        self._put(wire.encode(wire.FAIL, member.number, flags=flags, code=error.status, micros=micros, place=load, meta=meta))
 
     def give_back(self, member: Member, *, dropped: bool) -> None:
         """It was not started here: `dropped` says that nobody wants it any more."""
-        if self.members.pop(member.frame.number, None) is None:
+        if self.members.pop(member.number, None) is None:
             return
         flags = wire.DROPPED if dropped else 0
-        self._put(wire.encode(wire.GIVE_BACK, member.frame.number, flags=flags, place=self._links.load()))
+        self._put(wire.encode(wire.GIVE_BACK, member.number, flags=flags, place=self._links.load()))
 
     def chunk(self, member: Member, first: bool, code: int, meta: bytes, body: bytes) -> None:
         """Send a part of a stream: at once, or with what follows where another part has just left."""
-        number = member.frame.number
+        number = member.number
         if number not in self.members:
             return
         now = time.monotonic()
         head = wire.HEAD.pack(len(meta), len(body), number, 0, 0, 0, code, wire.CHUNK, wire.FIRST if first else 0)
-        self.channel.put(head + meta + body if len(body) < _JOIN_BYTES else [head + meta, body], now)
+        self.channel.put(head + meta + body if len(body) < SMALL_BYTES else [head + meta, body], now)
         if now - self._chunks_left_at >= _CHUNKS_TOGETHER_S:
             self._chunks_left_at = now
             self.channel.flush()
 
     def end(self, member: Member, code: int, micros: int) -> None:
         """The stream is complete; that leaves as an answer does."""
-        if self.members.pop(member.frame.number, None) is None:
+        if self.members.pop(member.number, None) is None:
             return
-        self._put(wire.encode(wire.END, member.frame.number, code=code, micros=micros, place=self._links.load()))
+        self._put(wire.encode(wire.END, member.number, code=code, micros=micros, place=self._links.load()))
 
     def _put(self, frame: bytes | list[Part]) -> None:
         self.channel.put(frame, time.monotonic())
@@ -199,13 +210,21 @@ class Links:
         self._listener.setblocking(False)
         self._listener.bind(self.path)
         self._listener.listen(_BACKLOG)
-        self._loop.add_reader(self._listener, self._accept)
+        self._watch_listener()
+
+    def _watch_listener(self) -> None:
+        if self._listener is not None and self._listener.fileno() >= 0:
+            self._loop.add_reader(self._listener, self._accept)
 
     def _accept(self) -> None:
         assert self._listener is not None
         try:
             sock, _ = self._listener.accept()
-        except OSError:  # the router has given up already, or no descriptor is left: it tries again
+        except (BlockingIOError, ConnectionError):  # the router has given up already
+            return
+        except OSError:  # no descriptor is left, perhaps: it waits in the backlog, which would call here all the time
+            self._loop.remove_reader(self._listener)
+            self._loop.call_later(_ACCEPT_AGAIN_S, self._watch_listener)
             return
         link = ReplicaLink(self, sock, self._loop)
         self.all.add(link)
@@ -233,8 +252,8 @@ class Links:
 
     @property
     def settled(self) -> bool:
-        """Nothing is unanswered, and every answer was written."""
-        return all(not link.members and link.channel.empty for link in list(self.all))
+        """Nothing is unread or unanswered, and every answer was written."""
+        return not self.reading.pending and all(not link.members and link.channel.empty for link in list(self.all))
 
     async def close(self) -> None:
         """Close the socket and every link."""

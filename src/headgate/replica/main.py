@@ -141,8 +141,8 @@ class _IoThread:
     async def _listen(self, runner: Runner) -> None:
         self._links = Links(self._address, self._spec.token, runner)
         runner.links = self._links
-        runner.configure(self._config)
         await self._links.listen()
+        runner.configure(self._config)
         self._runner = runner
         self._state = "ready"
         self._control.send(ReplicaReady(self._address))
@@ -184,6 +184,9 @@ class _IoThread:
 
     async def _drain(self) -> None:
         """Finish what was received, then let the main thread return. Who told to drain kills what takes too long."""
-        while self._runner is None or self._links is None or not self._links.settled:  # noqa: ASYNC110 - calls don't pay for telling
-            await asyncio.sleep(_DRAIN_LOOK_S)
+        settled = 0
+        while settled < 2:  # once may be between two steps of another thread
+            await asyncio.sleep(_DRAIN_LOOK_S)  # calls don't pay for telling
+            settled = settled + 1 if self._runner is not None and self._links is not None and self._links.settled else 0
+        assert self._runner is not None
         self._runner.stop()

@@ -6,64 +6,46 @@ user thread, and answered once, by whoever takes it out of its link's `members`.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from typing import TYPE_CHECKING
-
-import msgspec
+from typing import Any
 
 from headgate.core import wire
-
-if TYPE_CHECKING:
-    import asyncio
-
-    from headgate.core.binding import Binding
-    from headgate.replica.links import ReplicaLink
 
 _NEVER = float("inf")
 
 
-class Member(msgspec.Struct, eq=False):  # a record is made sooner than an object; told apart by identity
-    """One request. Times are on this machine's `time.monotonic()`."""
+class Member(wire.Call, eq=False):
+    """One request: the fields of `wire.Call` as they came, and what has become of it here. Times are on `time.monotonic()`."""
 
-    link: ReplicaLink
-    frame: wire.Frame
-    received_at: float
+    link: Any = None  # the `ReplicaLink` that it came over
+    received_at: float = 0.0
     cancelled: bool = False
     started_at: float = 0.0
-    task: asyncio.Task[None] | None = None
-    stream: Stream | None = None
-    binding: Binding | None = None
-    read_meta: wire.CallMeta | None = None
+    task: Any = None  # the `asyncio.Task` that runs it
+    stream: Any = None  # its `Stream`
+    binding: Any = None  # its `Binding`, where it shares a call
 
     @property
     def web(self) -> bool:
         """Whether it came over HTTP."""
-        return bool(self.frame.flags & wire.FROM_HTTP)
+        return bool(self.http)
 
     @property
     def admitted_at(self) -> float:
         """When its router admitted it."""
-        return self.received_at - self.frame.micros / 1e6
+        return self.received_at - self.micros / 1e6
 
     @property
     def deadline(self) -> float:
         """When its time is over; infinity for no limit."""
-        millis = self.frame.millis
-        return self.received_at + millis / 1e3 if millis != wire.NO_LIMIT else _NEVER
-
-    @property
-    def meta(self) -> wire.CallMeta:
-        """What the router says of the call; decoded when first asked for."""
-        meta = self.read_meta
-        if meta is None:
-            meta = self.read_meta = wire.open_call_meta(self.frame.meta)
-        return meta
+        return self.received_at + self.millis / 1e3 if self.millis != wire.NO_LIMIT else _NEVER
 
     def mark_started(self, now: float) -> None:
         """Record where the dead can't take it that user code is entered."""
         self.started_at = now
-        self.link.page[self.frame.place] = 1
+        self.link.page[self.place] = 1
 
 
 class Stream:

@@ -33,8 +33,10 @@ SLOW_CALL_S = 0.005
 _EAGER_FLUSH_S = 0.0005
 _LEFT_ALONE_S = 0.001
 """A call that has run so long has the I/O thread read in place of the user thread."""
-_QUIET_TICKS = 20
-"""So many in which nothing has come or run, and there are no more until something comes."""
+_LONGEST_TICK_S = 0.008
+"""Ticks that find nothing to look after come half as often each, down to this; so an instance of many replicas doesn't drown in them."""
+_QUIET_TICKS = 4
+"""So many of those in which nothing has come either, and there are no more until something comes."""
 _HELD_S = 0.05
 """A timer of the event loop that is later than this was held up by a call."""
 
@@ -70,6 +72,7 @@ class Runner:
         self._submitted = 0  # requests, ever; as of …
         self._seen = 0  # … the last tick
         self._quiet_ticks = 0
+        self._tick_s = FLUSH_AFTER_S
         self.unhealthy = ""
         self.config = config
         self._concurrency = concurrency_of(definition, config)
@@ -130,9 +133,9 @@ class Runner:
         if concurrency != self._concurrency:
             with self._slots:
                 self._concurrency = concurrency
+                self._inbox.change_shape()  # first, so that the main thread doesn't wait where only one may
                 if self._loop is None:
                     self._open_slots()
-            self._inbox.change_shape()
         if self._loop is not None:
             self._wake_loop()
 
@@ -177,13 +180,11 @@ class Runner:
                 self._io_loop.call_soon_threadsafe(self._next_tick)
 
     def _next_tick(self) -> None:
-        self._io_loop.call_later(FLUSH_AFTER_S, self._tick)
+        self._io_loop.call_later(self._tick_s, self._tick)
 
     def _tick(self) -> None:
         now = time.monotonic()
-        submitted = self._submitted
-        busy = submitted != self._seen
-        self._seen = submitted
+        busy = False
         for link in list(self.links.all):
             since = link.channel.since
             if since:
@@ -192,17 +193,21 @@ class Runner:
                     link.channel.flush()
         running = list(self._caller.running.values())
         if running:
-            busy = True
-            if now - min(members[0].started_at for members in running) >= _LEFT_ALONE_S:
+            left_alone = now - min(members[0].started_at for members in running) >= _LEFT_ALONE_S
+            if left_alone:
                 self.links.reading.leave()
+            busy = busy or not left_alone or any(members[0].stream for members in running)
         if not self._inbox.empty:
             busy = True
             self._give_back_if_slow(now)
-        self._quiet_ticks = 0 if busy else self._quiet_ticks + 1
+        self._tick_s = FLUSH_AFTER_S if busy else min(2 * self._tick_s, _LONGEST_TICK_S)
+        submitted = self._submitted
+        self._quiet_ticks = 0 if busy or submitted != self._seen else self._quiet_ticks + 1
+        self._seen = submitted
         if self._quiet_ticks < _QUIET_TICKS:
             self._next_tick()
             return
-        self._ticking = False
+        self._ticking, self._tick_s = False, FLUSH_AFTER_S
         if self._submitted != submitted:
             self._start_ticks()
 
@@ -244,6 +249,7 @@ class Runner:
         inbox, call, links = self._inbox, self._caller.call, self.links
         shape, reading = inbox.shape, self._reads_itself()
         while True:
+            members = None  # not kept while there is nothing to do
             members = inbox.wait(shape, reading)
             if members is None:
                 links.flush()
@@ -274,6 +280,7 @@ class Runner:
         return None
 
     def _check_health(self) -> None:
+        self.links.reading.leave()  # it may take its time
         self._checking_since = time.monotonic()
         self.unhealthy = self._caller.check_health()
         self._checking_since = None

@@ -79,7 +79,7 @@ class Call:
     shadow: bool
     started_stream: bool  # a first chunk has arrived: it can't be run again
 
-    def answered(self, frame: wire.Frame) -> None:
+    def answered(self, answer: wire.Answer) -> None:
         """It was answered in one piece."""
         raise NotImplementedError
 

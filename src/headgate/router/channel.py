@@ -15,11 +15,17 @@ import threading
 from collections import deque
 from typing import Final
 
+import msgspec
+
 from headgate.core import wire
 
 Part = bytes | bytearray | memoryview
 
+SMALL_BYTES: Final = 16 * 1024
+"""Records with bodies up to this travel many to a frame; larger bodies have a frame of their own, and are not copied."""
 _JOIN_BYTES: Final = 64 * 1024
+_MOST_RECORDS: Final = 128  # in one frame: they are read when all of it has come
+_encode: Final = msgspec.msgpack.Encoder().encode
 _BUFFER_BYTES: Final = 4 << 20  # asked of the kernel, which gives as much as it may
 
 
@@ -33,6 +39,7 @@ class Channel:
         "_loop",
         "_out",
         "_pending",
+        "_records_kind",
         "_recv_into",
         "_sock",
         "_writing",
@@ -41,7 +48,7 @@ class Channel:
         "since",
     )
 
-    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop, decoder: wire.Decoder) -> None:
+    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop, decoder: wire.Decoder, records_kind: int) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
         self.fd = sock.fileno()
@@ -52,9 +59,10 @@ class Channel:
         self._sock = sock
         self._recv_into = sock.recv_into
         self._decoder = decoder
+        self._records_kind = records_kind  # of the frames that records travel in
         self._loop = loop
         self._writing = threading.Lock()
-        self._pending: deque[bytes | list[Part]] = deque()  # frames, whole or in parts
+        self._pending: deque[bytes | list[Part] | tuple[object, ...]] = deque()  # frames, whole or in parts, and records
         self._out: list[Part] = []  # what was taken from there to be written; the lock is held
         self._blocked = False
         self._closed = False
@@ -76,15 +84,18 @@ class Channel:
 
     # Writing.
 
-    def put(self, frame: bytes | list[Part], now: float) -> None:
-        """Add one frame, whole or in parts; it leaves with the next flush. `now` is by time.monotonic()."""
+    def put(self, frame: bytes | list[Part] | tuple[object, ...], now: float) -> None:
+        """Add one frame, whole or in parts, or a record; it leaves with the next flush. `now` is by time.monotonic().
+
+        A record is the tuple of the fields of a `wire.Call` or `wire.Answer`; those that follow each other leave in one frame.
+        """
         self._pending.append(frame)
         if not self.since:
             self.since = now
 
     def flush(self) -> None:
         """Write what waits, as far as the socket takes it."""
-        if self._pending:
+        if self._pending or self.since:
             with self._writing:
                 if not self._blocked and not self._closed:
                     self._write()
@@ -94,12 +105,22 @@ class Channel:
         pending, out = self._pending, self._out
         while True:
             self.since = 0.0
+            records: list[tuple[object, ...]] = []
             while pending:
                 frame = pending.popleft()
+                if type(frame) is tuple:
+                    records.append(frame)
+                    if len(records) < _MOST_RECORDS:
+                        continue
+                if records:
+                    out.append(self._frame_of(records))
+                    records.clear()
                 if type(frame) is list:
                     out += frame
-                else:
-                    out.append(frame)  # type: ignore[arg-type]  # not a list, so bytes
+                elif type(frame) is bytes:
+                    out.append(frame)
+            if records:
+                out.append(self._frame_of(records))
             if not out:
                 return
             count = len(out)
@@ -110,8 +131,10 @@ class Channel:
                 sent = self._sock.send(data)
             except BlockingIOError:
                 sent = 0
-            except OSError:  # the peer is gone; whoever reads finds out
+            except OSError:  # the peer is gone, or misses a part from now on; whoever reads finds out
                 out.clear()
+                with contextlib.suppress(OSError):
+                    self._sock.shutdown(socket.SHUT_RDWR)
                 continue
             if sent == len(data):
                 del out[:count]
@@ -121,6 +144,10 @@ class Channel:
             with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits for it any more
                 self._loop.call_soon_threadsafe(self._watch)
             return
+
+    def _frame_of(self, records: list[tuple[object, ...]]) -> bytes:
+        body = _encode(records)
+        return wire.HEAD.pack(0, len(body), 0, 0, 0, 0, 0, self._records_kind, 0) + body
 
     def _watch(self) -> None:
         if not self._closed:
@@ -139,8 +166,8 @@ class Channel:
 
     @property
     def empty(self) -> bool:
-        """Whether all frames were written."""
-        return not self._pending and not self._out
+        """Whether nothing is being read, and all frames were written."""
+        return not (self.reading.locked() or self._writing.locked() or self._pending or self._out)
 
     # The end.
 

@@ -14,7 +14,6 @@ from typing import Protocol
 
 import msgspec
 
-from headgate.core import wire
 from headgate.errors import NoCallError
 
 
@@ -22,8 +21,13 @@ class Member(Protocol):
     """One request of a call; only a batch has several. They are read when user code asks, never before."""
 
     @property
-    def meta(self) -> wire.CallMeta:
-        """What came with the request."""
+    def request_id(self) -> str:
+        """Its id."""
+        ...
+
+    @property
+    def endpoint(self) -> str:
+        """The name that it was addressed to."""
         ...
 
     @property
@@ -77,13 +81,13 @@ class Context:
         """The request's id; in a batch handler the list of them, in batch order."""
         facts = _facts("request_id")
         if facts.is_batch:
-            return [member.meta.request_id for member in facts.members]
-        return facts.members[0].meta.request_id
+            return [member.request_id for member in facts.members]
+        return facts.members[0].request_id
 
     @property
     def endpoint(self) -> str:
         """The name that the request was addressed to; in a batch, the first one's."""
-        return _facts("endpoint").members[0].meta.endpoint
+        return _facts("endpoint").members[0].endpoint
 
     @property
     def backend(self) -> str:

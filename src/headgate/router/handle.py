@@ -231,8 +231,8 @@ class Reply:
         if self._value is not _NOTHING:
             return self._value
         call = self._call
-        if call.frame is not None:
-            value = self._value = payload.load(call.frame.body)
+        if call.answer is not None:
+            value = self._value = payload.load(call.answer.body)
             return value
         if call.error is not None and not call.streams:
             raise rebuild(call.error)
@@ -248,7 +248,7 @@ class Reply:
         call = self._call
         if call.error is not None:
             raise rebuild(call.error)
-        if call.frame is not None:
+        if call.answer is not None:
             raise InvalidTypeError(f"endpoint {call.endpoint!r} answers in one piece, not with a stream: take it by result() or await")
 
     def __repr__(self) -> str:
@@ -300,11 +300,11 @@ class _PyCall(Call):
     then sleeps; whoever sets something sets it first, then swaps `waiters` and calls them. So nobody sleeps through it.
     """
 
-    __slots__ = ("chunks", "connection", "error", "frame", "over", "streams", "waiters")
+    __slots__ = ("answer", "chunks", "connection", "error", "over", "streams", "waiters")
 
     def __init__(self) -> None:
         self.over = False
-        self.frame: wire.Frame | None = None
+        self.answer: wire.Answer | None = None
         self.error: ErrorInfo | None = None
         self.streams = False
         self.chunks: deque[wire.Frame] = deque()
@@ -313,8 +313,8 @@ class _PyCall(Call):
 
     # On the loop, or on any thread once the loop has ended.
 
-    def answered(self, frame: wire.Frame) -> None:
-        self.frame = frame
+    def answered(self, answer: wire.Answer) -> None:
+        self.answer = answer
         self.over = True
         self._wake()
 

@@ -20,17 +20,18 @@ from headgate.core.messages import ReplicaEntry
 from headgate.errors import ErrorInfo, WireError
 from headgate.router.borrowing import SharedLoop
 from headgate.router.call import OVER, Call
-from headgate.router.channel import Channel, Part
+from headgate.router.channel import SMALL_BYTES, Channel, Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from headgate.router.routes import BackendRoute
 
-_meta_encoder = msgspec.msgpack.Encoder()
+_encode = msgspec.msgpack.Encoder().encode
+_decode_answer = msgspec.msgpack.Decoder(wire.Answer).decode
+_decode_answers = msgspec.msgpack.Decoder(list[wire.Answer]).decode
 _error_decoder = msgspec.msgpack.Decoder(ErrorInfo)
 _RETRY_S = 0.02
-_JOIN_BYTES = 16 * 1024
 _DEATH_WAIT_S = 1.0
 
 CONNECTING, OPEN, CLOSED = range(3)
@@ -76,19 +77,26 @@ class Link:
 
     async def _connect(self) -> None:
         hello = wire.Hello(wire.VERSION, self._router, self.entry.token, self._page_path)
-        while True:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            channel = Channel(sock, self._loop, wire.Decoder())
-            try:
-                sock.connect(self.entry.address)
-                break
-            except OSError:
-                channel.close()
-                await asyncio.sleep(_RETRY_S)
+        while (channel := self._connected()) is None:  # noqa: ASYNC110 - nobody tells when the replica listens
+            await asyncio.sleep(_RETRY_S)
         self._channel = channel
-        channel.put(wire.encode(wire.HELLO, 0, meta=_meta_encoder.encode(hello)), self._backend.router.now())
+        channel.put(wire.encode(wire.HELLO, 0, meta=_encode(hello)), self._backend.router.now())
         channel.flush()
         self._watch(channel.fd, self._readable)
+
+    def _connected(self) -> Channel | None:
+        """None where the replica doesn't listen yet, or no descriptor is to be had now."""
+        try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError:
+            return None
+        try:
+            sock.setblocking(False)
+            sock.connect(self.entry.address)
+            return Channel(sock, self._loop, wire.Decoder(), wire.CALLS)
+        except OSError:
+            sock.close()
+            return None
 
     def close(self) -> None:
         """End the link; calls still on it are the caller's affair."""
@@ -145,24 +153,19 @@ class Link:
         call.link = self
         call.number = number
         call.place = place
-        http = call.http
-        if http:
-            meta = wire.http_call_meta(call.endpoint, call.method, call.request_id, http)
-            flags = wire.FROM_HTTP
-        else:
-            meta = wire.call_meta(wire.CallMeta(call.endpoint, call.method, call.positional, call.keywords, call.request_id))
-            flags = 0
-        left = call.deadline - now
-        millis = int(left * 1000) + 1 if left < 4_000_000 else wire.NO_LIMIT
-        micros = min(int((now - call.admitted_at) * 1e6), wire.MAX_MICROS)
-        head = wire.HEAD.pack(len(meta), call.body_bytes, number, micros, max(millis, 1), place, 0, wire.CALL, flags)
+        left, age = call.deadline - now, now - call.admitted_at
+        millis = (int(left * 1000) + 1 if left > 0 else 1) if left < 4_000_000 else wire.NO_LIMIT
+        micros = int(age * 1e6) if age < 4000 else wire.MAX_MICROS
         body = call.body
-        if type(body) is bytes:
-            self._put(head + meta + body if len(body) < _JOIN_BYTES else [head + meta, body], now)
-        elif isinstance(body, list):
-            self._put([head + meta, *body], now)
+        record = (number, place, micros, millis, call.endpoint, call.method, call.request_id, call.http, call.positional, call.keywords)
+        if type(body) is bytes and len(body) <= SMALL_BYTES:
+            self._put((*record, body), now)
+        elif isinstance(body, list) and call.body_bytes <= SMALL_BYTES:
+            self._put((*record, body[0] if len(body) == 1 else b"".join(body)), now)
         else:
-            self._put([head + meta, body], now)
+            meta = _encode(record)
+            head = wire.HEAD.pack(len(meta), call.body_bytes, 0, 0, 0, 0, 0, wire.CALL, 0)
+            self._put([head + meta, *body] if isinstance(body, list) else [head + meta, body], now)
 
     def cancel(self, call: Call) -> None:
         """Tell the replica that nobody waits for this call; its place stays taken until the replica answers."""
@@ -177,7 +180,7 @@ class Link:
         if self.state == OPEN:
             self._put(frame, self._backend.router.now())
 
-    def _put(self, frame: bytes | list[Part], now: float) -> None:
+    def _put(self, frame: bytes | list[Part] | tuple[object, ...], now: float) -> None:
         channel = self._channel
         assert channel is not None  # nothing is sent before the replica has accepted the link, nor after it is closed
         channel.put(frame, now)
@@ -199,27 +202,32 @@ class Link:
             return
         try:
             frames = channel.read()
-            now = self._backend.router.now()
-            for frame in frames:
-                self._receive(frame, now)
-        except OSError:
+        except (OSError, WireError) as error:
+            if isinstance(error, WireError):
+                self._report_garbage(error)
             self._lost()
             return
+        now = self._backend.router.now()
+        try:
+            for frame in frames:
+                self._receive(frame, now)
         except (WireError, msgspec.DecodeError, KeyError) as error:
-            self._backend.report_broken(self.replica, f"garbage on its link: {error!r}")
+            self._report_garbage(error)
             self._lost()
             return
         self._backend.pump(now)
 
+    def _report_garbage(self, error: Exception) -> None:
+        self._backend.report_broken(self.replica, f"garbage on its link: {error!r}")
+
     def _receive(self, frame: wire.Frame, now: float) -> None:
         kind = frame.kind
-        if kind == wire.ANSWER:
-            call = self._take(frame.number)
-            backend = self._backend
-            backend.dispatcher.answered(self.replica, frame.micros / 1e6, frame.place, now)
-            if call.state != OVER:
-                backend.router.over(call, frame.code or 200, now)
-                call.answered(frame)
+        if kind == wire.ANSWERS:
+            for answer in _decode_answers(frame.body):
+                self._answered(answer, now)
+        elif kind == wire.ANSWER:
+            answer = _decode_answer(frame.meta)
+            self._answered(msgspec.structs.replace(answer, body=frame.body), now)
         elif kind == wire.CHUNK:
             call = self.calls[frame.number]
             if call.state != OVER:
@@ -252,6 +260,14 @@ class Link:
             self._welcomed(frame.number)
         else:
             raise WireError(f"a replica must not send frames of kind {kind}")
+
+    def _answered(self, answer: wire.Answer, now: float) -> None:
+        call = self._take(answer.number)
+        backend = self._backend
+        backend.dispatcher.answered(self.replica, answer.micros / 1e6, answer.load, now)
+        if call.state != OVER:
+            backend.router.over(call, answer.code, now)
+            call.answered(answer)
 
     def _take(self, number: int) -> Call:
         call = self.calls.pop(number)

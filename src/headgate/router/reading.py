@@ -57,6 +57,11 @@ class Reading:
         if self.waiting:
             os.eventfd_write(self._bell, 1)
 
+    @property
+    def pending(self) -> bool:
+        """Whether a socket has something that nobody has read."""
+        return CAN_SHARE and any(descriptor != self._bell for descriptor, _ in self._sockets.poll(0))
+
     # The one thread that reads in the loop's place.
 
     def wait(self, idle: Callable[[], bool]) -> None:

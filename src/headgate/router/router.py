@@ -359,7 +359,7 @@ class _Shadow(Call):
         self.admitted_at, self.caller_timeout_s, self.deadline = call.admitted_at, None, deadline
         self.state, self.deaths, self.link, self.shadow, self.started_stream = WAITING, MOST_DEATHS, None, True, False
 
-    def answered(self, frame: wire.Frame) -> None:
+    def answered(self, answer: wire.Answer) -> None:
         pass
 
     def chunk(self, frame: wire.Frame) -> None:
