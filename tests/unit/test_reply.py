@@ -336,3 +336,9 @@ def test_no_wake_up_is_lost_between_threads(fake: FakeConnection, elsewhere) -> 
 
     elsewhere(answer_all)
     assert [handle.remote().result(10) for _ in range(count)] == list(range(count))
+
+
+def test_names_that_are_no_text_are_refused_before_anything_is_sent(fake: FakeConnection) -> None:
+    with pytest.raises(EncodeError, match="UTF-8"):
+        Handle("i", "e").remote(**{"half a pair \ud800": 1})
+    assert not fake.calls

@@ -80,8 +80,8 @@ class Handle:
         call.keywords = tuple(sorted(kwargs)) if kwargs else ()
         call.body = body = payload.dump((args, kwargs), ("args", "kwargs"))
         call.body_bytes = len(body[0]) if len(body) == 1 else sum(map(len, body))
-        if kwargs and sum(map(len, kwargs)) > _MOST_NAMES_CHARACTERS:
-            raise EncodeError(f"{len(kwargs)} arguments with such long names can't be sent; put them into one dict")
+        if kwargs:
+            _check_names(call.keywords)
         if call.body_bytes > wire.MAX_BODY_BYTES:
             raise EncodeError(f"the arguments have {call.body_bytes} bytes, over the limit of {wire.MAX_BODY_BYTES}; send them in parts")
         call.admitted_at = time.monotonic()
@@ -288,6 +288,17 @@ def get(reply_or_replies: object, timeout_s: float | None = None) -> Any:
     _check_timeout(timeout_s)
     until = math.inf if timeout_s is None else time.monotonic() + timeout_s
     return [reply.result(None if timeout_s is None else max(until - time.monotonic(), 0.0)) for reply in replies]
+
+
+def _check_names(names: tuple[str, ...]) -> None:
+    """Raise `EncodeError` for names of arguments that can't travel beside the body."""
+    text = "".join(names)
+    if len(text) > _MOST_NAMES_CHARACTERS:
+        raise EncodeError(f"{len(names)} arguments with such long names can't be sent; put them into one dict")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise EncodeError(f"the name of an argument can't be sent as UTF-8: {error}; put it into a dict") from None
 
 
 _NOTHING: Final = object()
