@@ -21,9 +21,9 @@ def test_the_thread_that_reads_is_woken_also_after_others_have_waited_beside_it(
     other = threading.Thread(target=inbox.wait, args=(shape, None))
     try:
         main.start()
-        wait_until(lambda: reading.waiting, "the main thread waits by reading")
+        wait_until(lambda: reading.waiting)
         other.start()
-        wait_until(lambda: inbox._sleeping, "the other sleeps")
+        wait_until(lambda: inbox._sleeping == 1)
     finally:
         inbox.change_shape()
     main.join(10)
