@@ -202,7 +202,7 @@ def test_nothing_that_a_client_sends_is_unpickled(shared_instance: serve.Instanc
     shared_instance.create_backend("sizes", lambda request: len(request.data))
     shared_instance.create_backend("sizes-batched", batched)
     planted = tmp_path / "planted"
-    bodies = [pickle.dumps(_Planted(planted)), *payload.dump(_Planted(planted)), *payload.dump(((_Planted(planted),), {}))]
+    bodies = [pickle.dumps(_Planted(planted)), payload.dump(_Planted(planted)), payload.dump(((_Planted(planted),), {}))]
     for tag in ("sizes", "sizes-batched"):
         shared_instance.create_endpoint(tag, f"/{tag}", ["POST"], backend=tag)
         for body in bodies:

@@ -36,7 +36,9 @@ def test_a_sleeping_loop_is_borrowed_by_one_thread_and_goes_on_afterwards(loop: 
     assert loop.borrower == threading.get_ident()
     assert not loop.borrow(wait=False)
     ran = threading.Event()
+    assert not loop.has_work()
     loop.call_soon_threadsafe(ran.set)
+    assert loop.has_work() or not CAN_SHARE
     assert not ran.wait(0.05)
     loop.give_back()
     assert ran.wait(10)

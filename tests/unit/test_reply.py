@@ -7,8 +7,10 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+import uvloop
 
 from headgate import serve
 from headgate.core import wire
@@ -30,17 +32,18 @@ from tests.support import wait_until
 
 
 def part(value: object) -> wire.Frame:
-    return wire.Frame(wire.CHUNK, 0, 1, 0, 200, 0, 0, b"", b"".join(payload.dump(value)))
+    return wire.Frame(wire.CHUNK, 0, 1, 0, 200, 0, 0, b"", payload.dump(value))
 
 
 def entire(value: object) -> wire.Answer:
-    return wire.Answer(1, 200, 0, 0, b"", b"".join(payload.dump(value)))
+    return wire.Answer(1, 200, 0, 0, b"", payload.dump(value))
 
 
 class FakeConnection:
     """Keeps calls, for the test to end them on whichever thread it likes."""
 
     over = ""
+    forked = False
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -106,7 +109,8 @@ def test_the_call_carries_arguments_keys_and_options_and_repeats_no_id(fake: Fak
     first, second = fake.calls
     assert (first.endpoint, first.method, first.shard_key, first.caller_timeout_s, first.http) == ("e", "m", "k", 3, b"")
     assert (first.positional, first.keywords) == (2, ("a", "b"))
-    body = b"".join(first.body)  # type: ignore[arg-type]  # a list of parts
+    body = first.body
+    assert isinstance(body, bytes)
     assert payload.load(body) == ((1, 2), {"b": 3, "a": 4})
     assert first.body_bytes == len(body)
     assert (second.shard_key, second.method, second.caller_timeout_s) == ("", "m", 3)
@@ -117,7 +121,7 @@ def test_arguments_may_change_after_remote_has_returned(fake: FakeConnection) ->
     value = [1]
     Handle("i", "e").remote(value)
     value.append(2)
-    assert payload.load(b"".join(fake.calls[0].body)) == (([1],), {})  # type: ignore[arg-type]  # a list of parts
+    assert payload.load(fake.calls[0].body) == (([1],), {})  # type: ignore[arg-type]  # bytes
 
 
 def test_result_gives_up_after_its_time_and_the_call_runs_on(fake: FakeConnection) -> None:
@@ -188,6 +192,91 @@ def test_one_that_stops_awaiting_leaves_the_call_to_the_others(fake: FakeConnect
         return await reply
 
     assert asyncio.run(main()) == "still"
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("task", [asyncio.Task, asyncio.tasks._PyTask])  # type: ignore[attr-defined]  # the one for debuggers
+def test_tasks_of_every_kind_wait_are_cancelled_and_go_on(fake: FakeConnection, elsewhere, new_loop: Any, task: Any) -> None:
+    handle = Handle("i", "e")
+    told: list[object] = []
+
+    async def wait_for_it(reply: Any) -> object:
+        try:
+            return await reply
+        except asyncio.CancelledError as error:
+            told.extend(error.args)
+            return await reply
+
+    async def main() -> None:
+        replies = [handle.remote() for _ in range(3)]
+        tasks = [asyncio.ensure_future(wait_for_it(reply)) for reply in replies]
+        stream = handle.remote()
+        chunks = asyncio.ensure_future(read(stream))
+        await asyncio.sleep(0.01)
+        assert all(isinstance(each, task) for each in tasks)
+        elsewhere(answer(fake.calls[0], 0))
+        elsewhere(lambda: fake.calls[3].chunk(part("a")))
+        assert await tasks[0] == 0
+        assert tasks[1].cancel("enough")
+        fake.calls[2].answered(entire(2))
+        assert tasks[2].cancel("late")  # in the same turn as its answer
+        await asyncio.sleep(0.01)
+        assert not tasks[1].done()
+        elsewhere(answer(fake.calls[1], 1))
+        elsewhere(fake.calls[3].ended)
+        assert await asyncio.gather(*tasks[1:]) == [1, 2]
+        assert await asyncio.wait_for(replies[1], 1) == 1
+        assert await chunks == ["a"]
+
+    async def read(stream: Any) -> list[object]:
+        return [chunk async for chunk in stream]
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.get_loop().set_task_factory(lambda loop, coroutine, **names: task(coroutine, loop=loop, **names))
+        runner.run(main())
+    assert told == ["enough", "late"]
+
+
+def test_a_task_that_ends_its_loop_keeps_no_other_from_its_answer(fake: FakeConnection) -> None:
+    handle = Handle("i", "e")
+    loop = asyncio.new_event_loop()
+
+    async def wait_for_it(number: int) -> object:
+        value = await handle.remote()
+        if number == 1:
+            raise SystemExit
+        return value
+
+    tasks = [loop.create_task(wait_for_it(number)) for number in range(3)]
+    loop.run_until_complete(asyncio.sleep(0))
+    for number, call in enumerate(fake.calls):
+        answer(call, number)()
+    with pytest.raises(SystemExit):
+        loop.run_until_complete(tasks[2])
+    assert loop.run_until_complete(tasks[2]) == 2
+    assert loop.run_until_complete(tasks[0]) == 0
+    assert isinstance(tasks[1].exception(), SystemExit)
+    loop.close()
+
+
+class Ends:
+    """Can't be opened: that raises `StopIteration`."""
+
+    def __reduce__(self) -> Any:
+        return next, (iter(()),)
+
+
+def test_an_error_that_ends_iterations_does_not_pass_for_an_answer(fake: FakeConnection) -> None:
+    reply = Handle("i", "e").remote()
+    answer(fake.calls[0], Ends())()
+
+    async def main() -> object:
+        return await reply
+
+    with pytest.raises(StopIteration):
+        reply.result()
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        asyncio.run(main())
 
 
 def test_a_loop_that_was_closed_keeps_nobody_else_from_the_answer(fake: FakeConnection) -> None:

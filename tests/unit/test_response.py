@@ -447,7 +447,7 @@ class Refused(Exception):
 
 def handler(): raise Refused(7)
 
-child = subprocess.run([sys.executable, "-c", sys.argv[1]], input=b"".join(payload.dump(handler)), capture_output=True)
+child = subprocess.run([sys.executable, "-c", sys.argv[1]], input=payload.dump(handler), capture_output=True)
 assert child.returncode == 0, child.stderr.decode()
 try:
     raise rebuild(msgspec.msgpack.decode(child.stdout, type=ErrorInfo))

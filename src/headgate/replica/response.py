@@ -192,7 +192,7 @@ class StreamEncoder:
     def encode(self, chunk: Any) -> bytes:
         """The bytes of a chunk: over HTTP of bytes or str, for Python callers of anything. Raises `EncodeError`."""
         if not self._web:
-            return b"".join(payload.dump(chunk))
+            return payload.dump(chunk)
         body = encode_chunk(chunk)
         if self.first:
             is_text = isinstance(chunk, str)

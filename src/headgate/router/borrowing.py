@@ -11,6 +11,8 @@ import _signal  # type: ignore[import-not-found]  # `signal` without its enums, 
 import asyncio
 import contextlib
 import math
+import os
+import select
 import selectors
 import threading
 import time
@@ -33,6 +35,16 @@ class _Sleep(selectors.DefaultSelector):
         self.baton = threading.Lock()
         self.until = _AWAKE
         """When the loop will wake by itself (time.monotonic()), where it sleeps now."""
+        self._look = select.epoll.fromfd(os.dup(self.fileno())) if CAN_SHARE else None
+
+    def has_events(self) -> bool:
+        """Whether it is about to wake; not known everywhere, and then False."""
+        return self._look is not None and bool(self._look.poll(0, 1))
+
+    def close(self) -> None:
+        super().close()
+        if self._look is not None:
+            self._look.close()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is not None and timeout <= 0:
@@ -92,6 +104,10 @@ class SharedLoop(asyncio.SelectorEventLoop):
             return False
         self.borrower = threading.get_ident()
         return True
+
+    def has_work(self) -> bool:
+        """Whether something has come for the loop that it has not seen yet; for the borrower to ask."""
+        return self._sleep.has_events()
 
     def give_back(self) -> None:
         """Do what `finally_call` was told, and let the loop go on."""

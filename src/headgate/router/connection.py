@@ -129,7 +129,7 @@ class Connection:
             if not loop.borrow(wait=False):
                 return False
             try:
-                if self._inbox or self.over:
+                if self._inbox or self.over or loop.has_work():  # such as a routing table, which comes first
                     return False
                 router.submit(call)
                 return True
@@ -390,11 +390,11 @@ class Connection:
         assert router is not None
         for _ in range(len(inbox)):
             item = inbox.popleft()
-            if isinstance(item, Call):
+            if type(item) is not tuple:
                 if routed:
-                    router.submit(item)
+                    router.submit(item)  # type: ignore[arg-type]  # a call
                 else:
-                    self._early.append(item)
+                    self._early.append(item)  # type: ignore[arg-type]  # as above
                 continue
             what, call, count_bytes = item
             if what == "credit":

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, overload
 
@@ -78,8 +79,8 @@ class Handle:
         call.http = b""
         call.positional = len(args)
         call.keywords = tuple(sorted(kwargs)) if kwargs else ()
-        call.body = body = payload.dump((args, kwargs), ("args", "kwargs"))
-        call.body_bytes = len(body[0]) if len(body) == 1 else sum(map(len, body))
+        call.body = body = payload.dump_call(args, kwargs)
+        call.body_bytes = len(body)
         if kwargs:
             _check_names(call.keywords)
         if call.body_bytes > wire.MAX_BODY_BYTES:
@@ -184,10 +185,7 @@ class Reply:
         return self._take()
 
     def __await__(self) -> Generator[Any, None, Any]:
-        call = self._call
-        while not call.ready():
-            yield from call.change().__await__()
-        return self._take()
+        return _Wait(self._call, self)  # type: ignore[return-value]  # an iterator is enough for `await`, but not for mypy
 
     def cancel(self) -> None:
         """Give the call up: it never starts where it has not, and `async` user code is cancelled.
@@ -225,7 +223,7 @@ class Reply:
             if over:
                 self._check_end()
                 raise StopAsyncIteration
-            await call.change()
+            await _Wait(call)
 
     def _take(self) -> Any:
         if self._value is not _NOTHING:
@@ -239,6 +237,7 @@ class Reply:
         raise InvalidTypeError(f"endpoint {call.endpoint!r} answers with a stream: read it by `for` or `async for` over the reply")
 
     def _next_chunk(self) -> Any:
+        assert self._call.chunks is not None
         frame = self._call.chunks.popleft()
         if not self._call.over:
             self._call.connection.credit(self._call, len(frame.body))
@@ -318,7 +317,7 @@ class _PyCall(Call):
         self.answer: wire.Answer | None = None
         self.error: ErrorInfo | None = None
         self.streams = False
-        self.chunks: deque[wire.Frame] = deque()
+        self.chunks: deque[wire.Frame] | None = None  # of a stream
         self.waiters: list[Callable[[], object]] = []
         self.connection: Connection
 
@@ -327,10 +326,13 @@ class _PyCall(Call):
     def answered(self, answer: wire.Answer) -> None:
         self.answer = answer
         self.over = True
-        self._wake()
+        if self.waiters:
+            self._wake()
 
     def chunk(self, frame: wire.Frame) -> None:
         self.streams = True
+        if self.chunks is None:
+            self.chunks = deque()
         self.chunks.append(frame)
         self._wake()
 
@@ -366,55 +368,135 @@ class _PyCall(Call):
         until = math.inf if timeout_s is None else time.monotonic() + timeout_s
         read_for = self.connection.read_for
         while not self.ready():
-            if read_for(self.ready, self._add_waiter, until) and (self.ready() or time.monotonic() < until):
+            if read_for(self.ready, self.add_waiter, until) and (self.ready() or time.monotonic() < until):
                 continue
             lock = _thread.allocate_lock()
             lock.acquire()
-            if not self._add_waiter(lock.release):
+            if not self.add_waiter(lock.release):
                 continue
             left = -1.0 if until == math.inf else min(max(until - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
             if not lock.acquire(True, left):
                 raise ReplyTimeoutError(f"endpoint {self.endpoint!r}: no answer within {timeout_s:g} s; the call runs on")
 
-    def change(self) -> asyncio.Future[None]:
-        """A future of the running loop that is done when something may have come: look, and ask again."""
-        self.connection.forbid_waiting()
-        bell = _bell()
-        future: asyncio.Future[None] = bell.loop.create_future()
-        if not self._add_waiter(partial(bell.ring, future)) and not future.done():
-            future.set_result(None)
-        return future
-
-    def _add_waiter(self, waiter: Callable[[], object]) -> bool:
+    def add_waiter(self, waiter: Callable[[], object]) -> bool:
         """False where something has come in the meantime: look again instead of sleeping."""
         waiters = self.waiters
         waiters.append(waiter)
         return not self.ready() and self.waiters is waiters
 
 
+class _Wait:
+    """What a task waits for: that something has come for a call. With a reply, awaiting it gives the answer.
+
+    It is as much of a future as tasks ask for. A real one would have the task go on in the next turn of the loop only, and cost
+    more than all else on the way of an answer.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_call", "_cancelled", "_context", "_go_on", "_message", "_reply", "bell")
+    bell: _Bell
+    _context: Context
+    _message: object
+
+    def __init__(self, call: _PyCall, reply: Reply | None = None) -> None:
+        self._call = call
+        self._reply = reply
+        self._go_on: Callable[[_Wait], object] | None = None  # the task's
+        self._cancelled = False
+        self._asyncio_future_blocking = False
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self  # type: ignore[return-value]  # as above
+
+    def __iter__(self) -> _Wait:
+        return self
+
+    def __next__(self) -> _Wait:
+        """Have the task wait, or raise `StopIteration` with the answer."""
+        call = self._call
+        while not (call.over or call.chunks):
+            if call.connection.forked:
+                call.connection.forbid_waiting()
+            self.bell = _bell()
+            if call.add_waiter(self):
+                self._asyncio_future_blocking = True
+                return self
+        if self._reply is None:
+            raise StopIteration
+        try:
+            value = self._reply._take()
+        except StopIteration as error:  # from opening it; must not pass for an answer here
+            raise RuntimeError("opening the answer raised StopIteration") from error
+        raise StopIteration(value)
+
+    def __call__(self) -> None:
+        """Something has come, as any thread says."""
+        bell = self.bell
+        bell.ready.append(self)
+        if not bell.rung:
+            bell.ring()
+
+    # What tasks ask of a future.
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """Where it is awaited."""
+        return self.bell.loop
+
+    def add_done_callback(self, callback: Callable[[_Wait], object], *, context: Context) -> None:
+        """Call this once, when something has come or the task is cancelled."""
+        self._context = context
+        self._go_on = callback
+
+    def cancel(self, msg: object = None) -> bool:
+        """The task is cancelled. False where it goes on already."""
+        if self._go_on is None or self._cancelled:
+            return False
+        self._cancelled = True
+        self._message = msg
+        self.bell.loop.call_soon(self.go_on)
+        return True
+
+    def result(self) -> None:
+        """What the task asks when it goes on."""
+        if self._cancelled:
+            self._cancelled = False
+            raise asyncio.CancelledError(*([] if self._message is None else [self._message]))
+
+    def go_on(self) -> None:
+        """Have the task go on, at once; on its loop. Nothing happens where it has gone on."""
+        callback = self._go_on
+        if callback is not None:
+            self._go_on = None
+            self._context.run(callback, self)
+
+
 class _Bell:
     """Wakes one event loop once for many answers."""
 
+    __slots__ = ("loop", "ready", "rung")
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._ready: deque[asyncio.Future[None]] = deque()
-        self._rung = False
+        self.ready: deque[_Wait] = deque()
+        self.rung = False
 
-    def ring(self, future: asyncio.Future[None]) -> None:
-        self._ready.append(future)
-        if not self._rung:  # as in `Connection._post`
-            self._rung = True
-            try:
-                self.loop.call_soon_threadsafe(self._answer)
-            except RuntimeError:  # that loop was closed: nobody waits on it any more
-                self._ready.clear()
+    def ring(self) -> None:
+        """Look at `ready` on the loop; from any thread."""
+        self.rung = True  # as in `Connection._post`
+        try:
+            self.loop.call_soon_threadsafe(self._answer)
+        except RuntimeError:  # that loop was closed: nobody waits on it any more
+            self.ready.clear()
 
     def _answer(self) -> None:
-        self._rung = False
-        for _ in range(len(self._ready)):
-            future = self._ready.popleft()
-            if not future.done():
-                future.set_result(None)
+        self.rung = False
+        ready = self.ready
+        try:
+            for _ in range(len(ready)):
+                ready.popleft().go_on()
+        except BaseException:  # a task ends the loop by KeyboardInterrupt or SystemExit; the others go on when it runs again
+            if ready:
+                self.ring()
+            raise
 
 
 _of_thread = threading.local()

@@ -29,14 +29,19 @@ _IN_BAND_BYTES = 1024
 _LONGEST_NAME = 200
 """Characters in the name of a part that can't be sent, such as `[0]['model'].lock`."""
 _PADDING = b"\0" * 8
+_ATOMS: Final = frozenset((type(None), bool, int, float, complex, str, bytes))
+"""Types without parts: no classes and no large arrays are in them, so that nothing has to be looked for."""
+_SHORT_BYTES = 4096
 
 
-def dump(value: object, names: tuple[str, ...] = ()) -> list[bytes]:
-    """Turn `value` into the parts of a payload, to be sent one after the other. They don't change with `value` afterwards.
+def dump(value: object, names: tuple[str, ...] = ()) -> bytes:
+    """Turn `value` into a payload, which doesn't change with `value` afterwards.
 
     Classes and functions that can't be imported elsewhere, such as those of `__main__`, go by value.
     Raises `EncodeError` that names what can't be pickled; `names` are what it calls the items of a tuple.
     """
+    if type(value) in _ATOMS:
+        return _PLAIN + pickle.dumps(value, 5)
     buffers: list[pickle.PickleBuffer] = []
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
@@ -58,14 +63,25 @@ def dump(value: object, names: tuple[str, ...] = ()) -> list[bytes]:
         except Exception as error:
             raise EncodeError(f"{culprit(value, names=names)} can't be sent to another process: {type(error).__name__}: {error}") from error
     if not buffers:
-        return [_PLAIN + data]
+        return _PLAIN + data
     views = [buffer.raw() for buffer in buffers]
     sizes = [len(data), *map(len, views)]
     parts: list[Any] = [struct.pack(f"<II{len(sizes)}Q", len(views), 0, *sizes)]
     for part in (data, *views):
         parts.append(part)
         parts.append(_PADDING[: -len(part) % 8])
-    return [b"".join(parts)]
+    return b"".join(parts)
+
+
+def dump_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """The payload of a call's arguments. Raises `EncodeError`."""
+    if not kwargs:
+        for argument in args:
+            if type(argument) not in _ATOMS:
+                break
+        else:
+            return _PLAIN + pickle.dumps((args, kwargs), 5)
+    return dump((args, kwargs), ("args", "kwargs"))
 
 
 def load(data: bytes | bytearray) -> Any:
@@ -75,7 +91,7 @@ def load(data: bytes | bytearray) -> Any:
     Raises `WireError` where the payload is cut, and whatever the pickle raises.
     """
     if data[:4] == _PLAIN:
-        return pickle.loads(memoryview(data)[4:])
+        return pickle.loads(data[4:] if len(data) < _SHORT_BYTES else memoryview(data)[4:])  # to copy little is quicker
     if len(data) < 16:
         raise WireError(f"not a payload: {len(data)} bytes")
     if isinstance(data, bytes):
