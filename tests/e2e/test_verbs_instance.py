@@ -381,12 +381,17 @@ def test_another_process_connects_changes_things_and_leaves(script: Callable[[st
 
 
 HOLDS_A_HANDLE = """
+import time
 from headgate import serve
 with serve.init("shared") as instance:
     handle = instance.get_handle("e")
-    print(handle.remote().result(10), flush=True)
+    first = handle.remote().result(10)
+    print(first, flush=True)
     input()
-    print(handle.remote().result(10), flush=True)
+    until = time.monotonic() + 10  # it follows when it has read what came meanwhile
+    while (answer := handle.remote().result(10)) == first and time.monotonic() < until:
+        pass
+    print(answer, flush=True)
 """
 
 
