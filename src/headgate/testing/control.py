@@ -25,6 +25,7 @@ class ControlServer:
         self._welcome = Welcome(name, (), folder or os.path.dirname(path))
         self._connections: set[_Connection] = set()
         self._server: asyncio.AbstractServer | None = None
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         if os.path.exists(self._path):  # of a server that was killed
@@ -34,6 +35,7 @@ class ControlServer:
 
     async def __aexit__(self, *exception: object) -> None:
         assert self._server is not None  # made on entry
+        self._closed = True
         self._server.close()
         for connection in list(self._connections):
             connection.end()
@@ -62,6 +64,9 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.WriteTransport, transport)  # not asserted: uvloop's has no such base
+        if self._server._closed:  # it was accepted, but not yet told so, when the server closed
+            self.end()
+            return
         self._server._connections.add(self)
 
     def data_received(self, data: bytes) -> None:
