@@ -212,6 +212,9 @@ HEADS = [
     b"POST http://b/echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nConnection: keep-alive\r\nConnection: Keep-Alive, x\r\n\r\n",
     b"POST /echo HTTP/1.1\r\nHost: a\r\nX-Serve-Shard-Key: \xc3\xa9\r\nX-Serve-Timeout-Ms: 10\r\nX-Serve-Call-Method: m\r\n\r\n",
     b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5000\r\n\r\n",
+    b"POST /echo HTTP/1.1\r\nHost: KEY\r\nX-SERVE-Shard-Key: KEY\r\nContent-Length: 5\r\n\r\n",
+    b"GET /echo?KEY HTTP/1.1\r\nX-Serve-Shard-Key: KEY\r\nX-Y: KEY\r\nHost: a\r\n\r\n",
+    b"GET /echo HTTP/1.1\r\nX-Serve-Shard-Key:KEY\r\nX-Serve-Shard-Keys: KEY\r\nHost: a\r\n\r\n",
     # None of these may be remembered, or used before it is clear what they are.
     b"\r\n\r\n",
     b"\r\n",
@@ -227,11 +230,29 @@ HEADS = [
     b"GET /echo HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
     b"GET /echo HTTP/1.1\r\nHost: a\r\nX-Request-Id: own\r\n\r\n",
     b"GET /echo HTTP/1.1\r\nHost: a\r\nX-Serve-Timeout-Ms: 0\r\n\r\n",
+    b"GET /echo HTTP/1.1\r\nHost: a\r\nX-Serve-Shard-Key: KEY\r\nX-Serve-Shard-Key: KEY\r\n\r\n",
     b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n",
     b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
     b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nHost: b\r\n\r\n",
     b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 2000000\r\n\r\n",
 ]
+KEYS = [
+    b"a",
+    b"user-1",
+    b"~" * 128,
+    b"",
+    b" ",
+    b" a",
+    b"a b",
+    b"a\t",
+    b"k" * 129,
+    b"\xc3\xa9",
+    b"\xff",
+    b"a\r",
+    b"\x00",
+    b"a\r\nX-Serve-Shard-Key: b",
+]
+"""Stand where a head says KEY."""
 
 
 @st.composite
@@ -241,6 +262,7 @@ def repetitive_reads(draw: st.DrawFn) -> list[bytes]:
     parts: list[bytes] = []
     for head in draw(st.lists(st.sampled_from(few), min_size=1, max_size=20)):
         length = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0] or 0)
+        head = head.replace(b"KEY", draw(st.sampled_from(KEYS[:3]) | st.sampled_from(KEYS)))
         request = head + (b"hello" * 1000)[:length]
         how = draw(st.sampled_from(["whole"] * 6 + ["cut", "together", "wrong"]))
         if how == "cut":
@@ -257,6 +279,9 @@ def repetitive_reads(draw: st.DrawFn) -> list[bytes]:
 
 class _Forgetful(Memory):
     def add(self, head: bytes, known: KnownHead) -> None:
+        pass
+
+    def add_keyed(self, head: bytes, known: KnownHead, client: bytes) -> None:
         pass
 
 
@@ -304,6 +329,26 @@ def test_a_head_that_is_known_is_not_parsed_again_until_the_table_changes() -> N
 
     router = asyncio.run(serve())
     assert [body_of(call) for call in router.calls] == [b"hello"] * 10  # the last was refused: it is too large now
+
+
+def test_heads_that_differ_in_their_shard_key_alone_are_parsed_once() -> None:
+    fed: list[bytes] = []
+
+    async def serve() -> FakeRouter:
+        service = _service()
+        router = service.router = FakeRouter(echo)
+        connection = Connection(service)
+        connection.connection_made(FakeTransport())  # type: ignore[arg-type]  # it has all that a connection uses
+        parse = connection._feed_data
+        connection._feed_data = lambda data: (fed.append(bytes(data)), parse(data))[1]
+        for number in range(1000):
+            connection.data_received(b"GET /echo?1 HTTP/1.1\r\nHost: a\r\nX-Serve-Shard-Key: user-%d\r\n\r\n" % number)
+        return router
+
+    router = asyncio.run(serve())
+    assert len(fed) == 1
+    assert [call.shard_key for call in router.calls] == [f"user-{number}" for number in range(1000)]
+    assert [dict(head_of(call).headers)[b"x-serve-shard-key"].decode() for call in router.calls] == [c.shard_key for c in router.calls]
 
 
 def test_of_requests_whose_heads_are_known_no_more_are_under_way_than_of_others() -> None:

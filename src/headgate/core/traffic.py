@@ -20,13 +20,17 @@ from headgate.errors import InvalidTypeError, InvalidValueError
 TOLERANCE: Final = 1e-6
 """How far the sum of the weights may be off 1."""
 
+MOST_KEYS: Final = 16_384
+LONGEST_KEY: Final = 64
+"""Up to so many keys, of up to so many characters, are remembered with their backends; what is full begins anew."""
+
 _NO_SHADOWS: Mapping[str, float] = {}
 
 
 class TrafficPolicy:
     """The weights of the backends behind one endpoint, and its shadows. Never changes: a new policy is a new object."""
 
-    __slots__ = ("_bounds", "_hashers", "_shadows", "_weights", "only", "tags")
+    __slots__ = ("_bounds", "_hashers", "_remembered", "_shadows", "_weights", "only", "tags")
 
     tags: tuple[str, ...]
     """The backends that may be chosen (weight above 0), sorted."""
@@ -41,13 +45,22 @@ class TrafficPolicy:
         # Draws are scaled to the sum: it may be off 1 by the tolerance.
         self._bounds = list(itertools.accumulate(self._weights))
         self._hashers = [blake2b(f"{endpoint}\0{tag}\0".encode()) for tag in self.tags]
+        self._remembered: dict[str, str] = {}
 
     def choose(self, draw: float, shard_key: str | None) -> str | None:
         """The backend of one request; None without traffic. `draw`, uniform in [0, 1), counts only without a key."""
         if self.only is not None or not self.tags:
             return self.only
         if shard_key is not None:
-            return self._choose_by_key(shard_key)
+            remembered = self._remembered
+            tag = remembered.get(shard_key)
+            if tag is None:
+                tag = self._choose_by_key(shard_key)
+                if len(shard_key) <= LONGEST_KEY:
+                    if len(remembered) >= MOST_KEYS:
+                        remembered.clear()
+                    remembered[shard_key] = tag
+            return tag
         index = bisect.bisect_right(self._bounds, draw * self._bounds[-1])
         return self.tags[min(index, len(self.tags) - 1)]
 

@@ -140,12 +140,14 @@ class Connection(asyncio.Protocol):
             head = self._head  # most likely the same again
             if not data.startswith(head):
                 head = self._head = data[: data.find(b"\r\n\r\n") + 4]
-            known = self._known.get(head)
+            known, key = self._known.get(head), b""
+            if known is None:
+                known, key = self.service.memory.find_keyed(head) or (None, b"")
             if known is None:
                 self._patience -= 1
                 if len(head) > 4 and head[0] > 32:  # whole, and with no empty lines before it, which the parser skips
                     self._unknown = head
-            elif len(data) == len(head) + known.length and self._take(known, data[len(head) :]):
+            elif len(data) == len(head) + known.length and self._take(known, key, data[len(head) :]):
                 return
         if self._paused or self._quiet_bytes or len(data) > SLICE_BYTES:
             self._feed_backlog(data)
@@ -181,9 +183,11 @@ class Connection(asyncio.Protocol):
         self._unsent_bytes = 0
         self._flush()
 
-    def _take(self, known: KnownHead, body: bytes) -> bool:
+    def _take(self, known: KnownHead, key: bytes, body: bytes) -> bool:
         """Begin what the parser would make of a head that is known, and its body. False: leave it to the parser."""
         service, slots, http = self.service, self.slots, known.http + self._client_packed
+        if key:
+            http = b"%b\xc4%c%b%b%b" % (known.http, len(key), key, known.http_rest, self._client_packed)
         admission, held_bytes = service.admission, len(http) + known.length
         if admission.held_bytes + held_bytes > admission.limit_bytes or self._waiting or len(slots) >= service.limits.pipelined:
             return False
@@ -197,6 +201,8 @@ class Connection(asyncio.Protocol):
         exchange.body_bytes = known.length
         exchange.held_bytes = held_bytes
         exchange.admitted_at = monotonic()
+        if key:
+            exchange.shard_key = key.decode()
         slots.append(exchange)
         self._begin(exchange)
         return True
@@ -205,8 +211,14 @@ class Connection(asyncio.Protocol):
         """Keep what came of a head, where the same must come of the same bytes."""
         head, self._unknown = self._unknown, b""
         plain = exchange.instead is None and not exchange.last and not exchange.http10 and all(name in PLAIN for name, _ in self._special)
-        if plain and head.count(b"\n") == len(self._headers) + 2:  # so it ends where the parser's head has ended
-            self.service.memory.add(head, KnownHead.of(exchange, exchange.http[: -len(self._client_packed)]))
+        if not plain or head.count(b"\n") != len(self._headers) + 2:  # so it ends where the parser's head has ended
+            return
+        client = self._client_packed
+        known = KnownHead.of(exchange, exchange.http[: -len(client)])
+        if exchange.shard_key is None:
+            self.service.memory.add(head, known)
+        else:
+            self.service.memory.add_keyed(head, known, client)
 
     # The parser.
 

@@ -3,11 +3,18 @@
 Most clients send the same head again and again. Parsing it a second time can give nothing new, as long as the routes and
 limits are the same; so what came of it is kept under its bytes. Only what depends on nothing else is kept: no refusals, no
 request ids of clients, nothing that ends the connection or changes how a body is read, other than by its plain length.
+Heads that differ in nothing but their shard key are one: it is kept under its bytes without the key.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from headgate.core import wire
 
 if TYPE_CHECKING:
     from headgate.ingress.exchange import Exchange
@@ -18,16 +25,23 @@ MOST_BYTES: Final = 1 << 20
 LONGEST_BYTES: Final = 2048
 PATIENCE: Final = 32
 """So many more unknown heads than known ones, and a connection asks no more."""
+_PLAIN_KEY: Final = re.compile(rb"[!-~]{1,128}").fullmatch
+_KEY_NAME: Final = b"x-serve-shard-key"
+_KEY_HEADER: Final = b"\r\n%b: " % _KEY_NAME
+_STAND_IN: Final = os.urandom(16)  # for the key, in what is prepared for any: nobody can have sent it
+_PACKED_STAND_IN: Final = b"\xc4\x10" + _STAND_IN  # as msgpack has it
+_head_decoder: Final = msgspec.msgpack.Decoder(wire.HttpHead)
 
 
 class KnownHead:
     """What a head asks for. Never changed once it is made."""
 
-    __slots__ = ("bare", "caller_timeout_s", "endpoint", "http", "length", "method", "shard_key")
+    __slots__ = ("bare", "caller_timeout_s", "endpoint", "http", "http_rest", "length", "method", "shard_key")
 
     def __init__(self) -> None:
         self.endpoint = ""
-        self.http = b""  # `wire.HttpHead` as msgpack, up to the client's address
+        self.http = b""  # `wire.HttpHead` as msgpack, up to the client's address; or up to the shard key, …
+        self.http_rest = b""  # … and on from there
         self.length = 0  # of the body
         self.method = ""
         self.shard_key: str | None = None
@@ -47,23 +61,58 @@ class KnownHead:
 class Memory:
     """The heads that one ingress knows, up to their empty line included."""
 
-    __slots__ = ("_bytes", "known")
+    __slots__ = ("_bytes", "_key_header", "_keyed", "known")
 
     def __init__(self) -> None:
         self.known: dict[bytes, KnownHead] = {}
+        self._keyed: dict[bytes, KnownHead] = {}  # under what is left without the key
+        self._key_header = b""  # as clients spell it, who did so last
         self._bytes = 0
 
     def add(self, head: bytes, known: KnownHead) -> None:
         """Keep what came of a head, unless it is long."""
+        if self._has_room(head):
+            self.known[head] = known
+
+    def add_keyed(self, head: bytes, known: KnownHead, client: bytes) -> None:
+        """Keep what came of a head with a shard key, for every key. `client` is what `known.http` lacks."""
+        at = head.lower().find(_KEY_HEADER)
+        start = at + len(_KEY_HEADER)
+        stop = head.find(b"\r\n", start)
+        key = head[start:stop]
+        if at < 0 or not _PLAIN_KEY(key) or not self._has_room(head):  # it may be spelled in another way
+            return
+        whole = _head_decoder.decode(known.http + client)
+        headers = [(name, _STAND_IN if name == _KEY_NAME else value) for name, value in whole.headers]
+        http = msgspec.msgpack.encode(msgspec.structs.replace(whole, headers=headers))[: -len(client)]
+        known.http, _, known.http_rest = http.partition(_PACKED_STAND_IN)
+        known.shard_key = None
+        self._key_header = head[at:start]
+        self._keyed[head[:start] + head[stop:]] = known
+
+    def find_keyed(self, head: bytes) -> tuple[KnownHead, bytes] | None:
+        """What came of the same head with whatever key, and the key of this one."""
+        header = self._key_header
+        at = head.find(header) if header else -1
+        if at < 0:
+            return None
+        start = at + len(header)
+        stop = head.find(b"\r\n", start)
+        known = self._keyed.get(head[:start] + head[stop:])
+        key = head[start:stop]
+        return (known, key) if known is not None and _PLAIN_KEY(key) else None
+
+    def _has_room(self, head: bytes) -> bool:
         size = len(head)
         if size > LONGEST_BYTES:
-            return
-        if len(self.known) >= MOST_HEADS or self._bytes + size > MOST_BYTES:
+            return False
+        if len(self.known) + len(self._keyed) >= MOST_HEADS or self._bytes + size > MOST_BYTES:
             self.clear()
-        self.known[head] = known
         self._bytes += size
+        return True
 
     def clear(self) -> None:
         """Routes or limits have changed: what came of a head before need not come of it now."""
         self.known.clear()
+        self._keyed.clear()
         self._bytes = 0

@@ -13,6 +13,7 @@ import math
 import secrets
 import threading
 import time
+import types
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextvars import Context
@@ -184,8 +185,13 @@ class Reply:
             call.wait(timeout_s)
         return self._take()
 
-    def __await__(self) -> Generator[Any, None, Any]:
-        return _Wait(self._call, self)  # type: ignore[return-value]  # an iterator is enough for `await`, but not for mypy
+    def __await__(self) -> Generator[_Wait, None, Any]:
+        call = self._call
+        while not (call.over or call.chunks):
+            wait = _Wait(call)
+            if call.add_waiter(wait):
+                yield wait
+        return self._take()
 
     def cancel(self) -> None:
         """Give the call up: it never starts where it has not, and `async` user code is cancelled.
@@ -223,7 +229,7 @@ class Reply:
             if over:
                 self._check_end()
                 raise StopAsyncIteration
-            await _Wait(call)
+            await _something_of(call)
 
     def _take(self) -> Any:
         if self._value is not _NOTHING:
@@ -386,47 +392,23 @@ class _PyCall(Call):
 
 
 class _Wait:
-    """What a task waits for: that something has come for a call. With a reply, awaiting it gives the answer.
+    """What a task waits for: that something has come for a call.
 
     It is as much of a future as tasks ask for. A real one would have the task go on in the next turn of the loop only, and cost
     more than all else on the way of an answer.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_call", "_cancelled", "_context", "_go_on", "_message", "_reply", "bell")
-    bell: _Bell
+    __slots__ = ("_asyncio_future_blocking", "_cancelled", "_context", "_go_on", "_message", "bell")
     _context: Context
     _message: object
 
-    def __init__(self, call: _PyCall, reply: Reply | None = None) -> None:
-        self._call = call
-        self._reply = reply
+    def __init__(self, call: _PyCall) -> None:
+        if call.connection.forked:
+            call.connection.forbid_waiting()
+        self.bell = _bell()
         self._go_on: Callable[[_Wait], object] | None = None  # the task's
         self._cancelled = False
-        self._asyncio_future_blocking = False
-
-    def __await__(self) -> Generator[Any, None, None]:
-        return self  # type: ignore[return-value]  # as above
-
-    def __iter__(self) -> _Wait:
-        return self
-
-    def __next__(self) -> _Wait:
-        """Have the task wait, or raise `StopIteration` with the answer."""
-        call = self._call
-        while not (call.over or call.chunks):
-            if call.connection.forked:
-                call.connection.forbid_waiting()
-            self.bell = _bell()
-            if call.add_waiter(self):
-                self._asyncio_future_blocking = True
-                return self
-        if self._reply is None:
-            raise StopIteration
-        try:
-            value = self._reply._take()
-        except StopIteration as error:  # from opening it; must not pass for an answer here
-            raise RuntimeError("opening the answer raised StopIteration") from error
-        raise StopIteration(value)
+        self._asyncio_future_blocking = True
 
     def __call__(self) -> None:
         """Something has come, as any thread says."""
@@ -467,6 +449,15 @@ class _Wait:
         if callback is not None:
             self._go_on = None
             self._context.run(callback, self)
+
+
+@types.coroutine
+def _something_of(call: _PyCall) -> Generator[_Wait, None, None]:
+    """Wait for a chunk or the end."""
+    while not (call.over or call.chunks):
+        wait = _Wait(call)
+        if call.add_waiter(wait):
+            yield wait
 
 
 class _Bell:
