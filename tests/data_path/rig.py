@@ -126,6 +126,13 @@ class Asked(Call):
             self.frame = frame
         self.chunks.append(bytes(frame.body))
 
+    def small_chunk(self, body: bytes) -> None:
+        if self.web:
+            size, _, rest = body.partition(b"\r\n")
+            assert int(size, 16) == len(rest) - 2
+            body = rest[:-2]
+        self.chunks.append(body)
+
     def ended(self) -> None:
         self.done.set_result(self)
 

@@ -527,6 +527,35 @@ def test_a_stream_waits_for_its_reader(tmp_path: Path, is_async: bool) -> None:
     play(scene)
 
 
+def test_the_time_limit_of_a_stream_counts_from_each_chunk_to_the_next(tmp_path: Path) -> None:
+    go_on = threading.Event()
+
+    def handler() -> Iterator[bytes]:
+        yield b"one"
+        assert go_on.wait(10)
+        yield b"two"
+        go_on.clear()
+        go_on.wait(10)
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, request_timeout=50.0) as rig:
+            router, real, ahead_s = rig.router, time.monotonic, 0.0
+            router.now = lambda: real() + ahead_s
+            call = rig.ask(web=True)
+            await until(lambda: call.chunks == [b"one"])
+            ahead_s = 40.0
+            go_on.set()
+            await until(lambda: call.chunks == [b"one", b"two"])
+            for ahead_s, over in ((60.0, False), (80.0, False), (91.0, True)):
+                router._ring()
+                assert call.done.done() == over, ahead_s
+            assert call.info is not None
+            assert call.info.kind == "DeadlineExceededError"
+            go_on.set()
+
+    play(scene)
+
+
 def test_a_cancelled_stream_closes_its_generator(tmp_path: Path) -> None:
     closed = threading.Event()
 

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -83,6 +84,34 @@ def test_every_kind_of_result_comes_out_as_the_table_says(shared_instance: serve
     response = requests.get(f"{shared_instance.http_url}/{tag}", timeout=10)
     assert (response.status_code, response.headers.get("content-type", ""), response.content) == (status, media_type, body)
     assert response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_parts_of_a_stream_of_any_size_arrive_whole_and_in_order(shared_instance: serve.Instance, asynchronous: bool) -> None:
+    parts = [b"first", *(b"%d" % number for number in range(500)), b"", b"x" * 16_384, b"y" * 16_385, b"z" * 300_000, b"", b"\r\n0\r\n\r\n"]
+
+    def handler() -> Iterator[bytes]:
+        yield from parts
+
+    async def handler_async() -> AsyncIterator[bytes]:
+        for part in parts:
+            yield part
+
+    name = f"parts-{asynchronous}"
+    shared_instance.create_backend(name, handler_async if asynchronous else handler)
+    shared_instance.create_endpoint(name, f"/{name}", backend=name)
+    with httpx.stream("GET", f"{shared_instance.http_url}/{name}", timeout=10) as response:
+        assert b"".join(response.iter_raw()) == b"".join(parts)
+    for version in (b"1.1", b"1.0"):
+        address = urlsplit(shared_instance.http_url)
+        with socket.create_connection((address.hostname, address.port), timeout=10) as sock:
+            sock.sendall(b"GET /%b HTTP/%b\r\nHost: a\r\nConnection: close\r\n\r\n" % (name.encode(), version))
+            head, _, body = b"".join(iter(lambda sock=sock: sock.recv(65536), b"")).partition(b"\r\n\r\n")  # type: ignore[misc]  # mypy can't type a lambda with a default
+        if version == b"1.0":
+            assert b"chunked" not in head
+            assert body == b"".join(parts)
+        else:  # what is yielded is a chunk of its own
+            assert body == b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in [*filter(None, parts), b""])
 
 
 def test_the_request_object_has_what_the_client_sent(shared_instance: serve.Instance) -> None:

@@ -27,7 +27,7 @@ END: Final = 8  # number, micros, place (load): the stream is complete
 FAIL: Final = 9  # number, code, micros, place (load); metadata: `errors.ErrorInfo`
 GIVE_BACK: Final = 10  # number, place (load): not started, send it elsewhere
 CALLS: Final = 11  # body: a list of `Call`, each with its body
-ANSWERS: Final = 12  # body: a list of `Answer`, each with its body
+ANSWERS: Final = 12  # body: a list of `Answer`, each with its body; or with a small part of a stream, where its code is PART
 LAST_KIND: Final = ANSWERS
 
 # Flags.
@@ -35,6 +35,8 @@ FIRST: Final = 2  # on CHUNK: the first of its stream
 DROPPED: Final = 8  # on GIVE_BACK: it was cancelled or too late, so it must not be sent elsewhere
 RAN: Final = 16  # on FAIL: user code was entered
 
+PART: Final = 0
+"""In place of an answer's code: not the first part of its stream. Over HTTP/1.1 it is in chunked coding already."""
 NO_LIMIT: Final = 0xFFFFFFFF
 MAX_MICROS: Final = 0xFFFFFFFF
 STREAM_CREDIT: Final = 256 * 1024

@@ -127,6 +127,19 @@ class Exchange(Call):
             self.owed_bytes += len(body)
         self.connection.flush_for(self)
 
+    def small_chunk(self, body: bytes) -> None:
+        """A piece as it is to be sent; behind what leaves at the end of this turn of the loop already, where there is such."""
+        if self.complete:
+            return
+        self.owed_bytes += len(body)
+        connection = self.connection
+        if connection.gathered and connection.writable and connection.slots[0] is self and not self.out:
+            connection.gathered.append(body)
+        else:
+            self.out.append(body)
+            self._hold(len(body))
+            connection.flush_for(self)
+
     def ended(self) -> None:
         """The stream is complete."""
         if not self.complete:

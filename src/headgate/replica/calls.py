@@ -13,6 +13,8 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
+import msgspec
+
 from headgate.core import wire
 from headgate.core.binding import Binder, gather
 from headgate.core.bisection import Bisection
@@ -34,6 +36,7 @@ from headgate.router import payload
 from headgate.router.context import CallFacts, enter
 
 _log = logging.getLogger("headgate.replica")
+_head_decoder = msgspec.msgpack.Decoder(wire.HttpHead)
 
 
 class Handler:
@@ -161,11 +164,12 @@ class Caller:
         chunks, encoder = response.open_stream(result, web=member.web)
         if isinstance(chunks, AsyncIterator):
             raise EncodeError("an async generator can only be streamed by an async handler; make the handler async")
-        stream = member.stream = Stream(None)
+        stream = member.stream = Stream(None, coded=_takes_coding(member))
         try:
             for chunk in chunks:
                 body = encoder.encode(chunk)
-                stream.wait(member)
+                if stream.spent_bytes >= stream.granted_bytes:
+                    stream.wait(member)
                 if member.cancelled:
                     break
                 _send_chunk(member, stream, encoder, body)
@@ -228,11 +232,12 @@ class Caller:
 
     async def _stream_async(self, member: Member, result: Any) -> None:
         chunks, encoder = response.open_stream(result, web=member.web)
-        stream = member.stream = Stream(asyncio.get_running_loop())
+        stream = member.stream = Stream(asyncio.get_running_loop(), coded=_takes_coding(member))
         try:
             async for chunk in _each(chunks):
                 body = encoder.encode(chunk)
-                await stream.wait_async(member)
+                if stream.spent_bytes >= stream.granted_bytes:
+                    await stream.wait_async(member)
                 if member.cancelled:
                     break
                 _send_chunk(member, stream, encoder, body)
@@ -385,11 +390,14 @@ def _request_of(member: Member) -> Request:
     return Request(member.http, member.body)
 
 
+def _takes_coding(member: Member) -> bool:
+    return member.web and _head_decoder.decode(member.http).version != "1.0"
+
+
 def _send_chunk(member: Member, stream: Stream, encoder: response.StreamEncoder, body: bytes) -> None:
     member.link.chunk(member, encoder.first, encoder.status, encoder.header_lines if encoder.first else b"", body)
     encoder.first = False
     stream.begun = True
-    stream.spend(len(body))
 
 
 def _end_stream(member: Member, stream: Stream, encoder: response.StreamEncoder) -> None:

@@ -155,12 +155,19 @@ class ReplicaLink:
 
     def chunk(self, member: Member, first: bool, code: int, meta: bytes, body: bytes) -> None:
         """Send a part of a stream: at once, or with what follows where another part has just left."""
-        number = member.number
+        number, stream = member.number, member.stream
         if number not in self.members:
             return
         now = time.monotonic()
-        head = wire.HEAD.pack(len(meta), len(body), number, 0, 0, 0, code, wire.CHUNK, wire.FIRST if first else 0)
-        self.channel.put(head + meta + body if len(body) < SMALL_BYTES else [head + meta, body], now)
+        if body and not first and len(body) <= SMALL_BYTES and (stream.coded or not member.web):
+            if stream.coded:
+                body = b"%x\r\n%b\r\n" % (len(body), body)
+            self.channel.put((number, wire.PART, 0, 0, b"", body), now)
+        else:
+            head = wire.HEAD.pack(len(meta), len(body), number, 0, 0, 0, code, wire.CHUNK, wire.FIRST if first else 0)
+            self.channel.put(head + meta + body if len(body) <= SMALL_BYTES else [head + meta, body], now)
+        stream.spent_bytes += len(body)
+        stream.last_chunk_at = now
         if now - self._chunks_left_at >= _CHUNKS_TOGETHER_S:
             self._chunks_left_at = now
             self.channel.flush()

@@ -51,24 +51,23 @@ class Member(wire.Call, eq=False):
 class Stream:
     """How much of a streamed answer may still be sent: its credit. Waits end when the member is cancelled."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None, *, coded: bool) -> None:
         self.begun = False  # its head has left
+        self.coded = coded
+        """Whether its reader takes HTTP's chunked coding."""
         self.last_chunk_at = time.monotonic()
-        self._credit = wire.STREAM_CREDIT
+        self.granted_bytes = wire.STREAM_CREDIT
+        """In all."""
+        self.spent_bytes = 0
+        """Changed by nobody but who makes the stream; it waits while this isn't below what is granted."""
         self._loop = loop  # where async user code waits, if it is async
         self._changed = threading.Condition()
         self._waiter: asyncio.Future[None] | None = None
 
-    def spend(self, count_bytes: int) -> None:
-        """A chunk of this size was sent."""
-        with self._changed:
-            self._credit -= count_bytes
-        self.last_chunk_at = time.monotonic()
-
     def add(self, count_bytes: int) -> None:
         """The reader took that much. With 0: look again whether the member was cancelled."""
         with self._changed:
-            self._credit += count_bytes
+            self.granted_bytes += count_bytes
             self._changed.notify_all()
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._wake)
@@ -80,14 +79,17 @@ class Stream:
     def wait(self, member: Member) -> None:
         """Block until there is credit, or nobody reads any more."""
         with self._changed:
-            while self._credit <= 0 and not member.cancelled:
+            while self.spent_bytes >= self.granted_bytes and not member.cancelled:
                 self._changed.wait()
 
     async def wait_async(self, member: Member) -> None:
         """The same on the event loop."""
         assert self._loop is not None
-        while self._credit <= 0 and not member.cancelled:
+        while self.spent_bytes >= self.granted_bytes and not member.cancelled:
             self._waiter = self._loop.create_future()
-            if self._credit > 0 or member.cancelled:
+            if self._may_go_on(member):
                 break
             await self._waiter
+
+    def _may_go_on(self, member: Member) -> bool:
+        return self.spent_bytes < self.granted_bytes or member.cancelled

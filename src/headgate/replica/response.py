@@ -165,6 +165,8 @@ def encode_http(result: Any) -> Encoded:
 
 def encode_chunk(chunk: Any) -> bytes:
     """Encode a chunk of a stream: bytes or str. Raises `EncodeError` that names any other type."""
+    if type(chunk) is bytes:  # as most are
+        return chunk
     if isinstance(chunk, str):
         return _utf8(chunk)
     if isinstance(chunk, bytes | bytearray | memoryview):

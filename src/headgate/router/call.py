@@ -24,7 +24,7 @@ OVER = 2
 
 
 class Call:
-    """One request. Subclasses say what becomes of its end by overriding the four methods at the bottom."""
+    """One request. Subclasses say what becomes of its end by overriding the methods at the bottom."""
 
     __slots__ = (
         "admitted_at",
@@ -85,6 +85,10 @@ class Call:
 
     def chunk(self, frame: wire.Frame) -> None:
         """A part of a streamed answer; the first one has the flag FIRST. Give credit by `Router.credit` when it is used up."""
+        raise NotImplementedError
+
+    def small_chunk(self, body: bytes) -> None:
+        """The same for what came as a `wire.PART`."""
         raise NotImplementedError
 
     def ended(self) -> None:

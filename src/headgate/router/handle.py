@@ -244,10 +244,10 @@ class Reply:
 
     def _next_chunk(self) -> Any:
         assert self._call.chunks is not None
-        frame = self._call.chunks.popleft()
+        body = self._call.chunks.popleft()
         if not self._call.over:
-            self._call.connection.credit(self._call, len(frame.body))
-        return payload.load(frame.body)
+            self._call.connection.credit(self._call, len(body))
+        return payload.load(body)
 
     def _check_end(self) -> None:
         call = self._call
@@ -323,7 +323,7 @@ class _PyCall(Call):
         self.answer: wire.Answer | None = None
         self.error: ErrorInfo | None = None
         self.streams = False
-        self.chunks: deque[wire.Frame] | None = None  # of a stream
+        self.chunks: deque[bytes | bytearray] | None = None  # of a stream
         self.waiters: list[Callable[[], object]] = []
         self.connection: Connection
 
@@ -336,10 +336,13 @@ class _PyCall(Call):
             self._wake()
 
     def chunk(self, frame: wire.Frame) -> None:
+        self.small_chunk(frame.body)
+
+    def small_chunk(self, body: bytes | bytearray) -> None:
         self.streams = True
         if self.chunks is None:
             self.chunks = deque()
-        self.chunks.append(frame)
+        self.chunks.append(body)
         self._wake()
 
     def ended(self) -> None:

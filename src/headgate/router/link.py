@@ -224,7 +224,13 @@ class Link:
         kind = frame.kind
         if kind == wire.ANSWERS:
             for answer in _decode_answers(frame.body):
-                self._answered(answer, now)
+                if answer.code == wire.PART:
+                    call = self.calls[answer.number]
+                    if call.state != OVER:
+                        self._backend.router.extend(call, now)
+                        call.small_chunk(answer.body)
+                else:
+                    self._answered(answer, now)
         elif kind == wire.ANSWER:
             answer = _decode_answer(frame.meta)
             self._answered(msgspec.structs.replace(answer, body=frame.body), now)

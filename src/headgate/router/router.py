@@ -13,7 +13,7 @@ import math
 import os
 import random
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from headgate.core import wire
 from headgate.core.deadlines import DeadlineWheel
@@ -232,14 +232,11 @@ class Router:
         call.failed(error)
 
     def extend(self, call: Call, now: float) -> None:
-        """A chunk of its stream has come: the limit counts from now to the next."""
-        if call.deadline == math.inf:
-            return
-        self._wheel.discard(call, call.bucket)
-        call.deadline = now + call.backend_route.timeout_s
-        call.bucket = self._wheel.add(call, call.deadline)
-        if call.deadline < self._alarm_at:
-            self._set_alarm()
+        """A chunk of its stream has come: the limit counts from now to the next. The wheel hears of it when it reports the call."""
+        if call.deadline != math.inf:
+            call.deadline = now + call.backend_route.timeout_s
+            if call.deadline == math.inf:
+                self._wheel.discard(call, call.bucket)
 
     def _count(self, call: Call, status: int, now: float) -> None:
         if call.shadow:
@@ -267,6 +264,9 @@ class Router:
         now = self.now()
         for call in self._wheel.expired(now):
             if call.state == OVER:
+                continue
+            if call.deadline > now:  # it has been extended
+                call.bucket = self._wheel.add(call, call.deadline)
                 continue
             what = "it was still queued and never started" if call.state == WAITING else "it may still be running"
             self._abandon(call)
@@ -363,8 +363,11 @@ class _Shadow(Call):
         pass
 
     def chunk(self, frame: wire.Frame) -> None:
+        self.small_chunk(cast(bytes, frame.body))
+
+    def small_chunk(self, body: bytes) -> None:
         if self.link is not None:
-            self.link.credit(self, len(frame.body))
+            self.link.credit(self, len(body))
 
     def ended(self) -> None:
         pass
