@@ -5,7 +5,8 @@ main thread; what is sent within one turn of a loop leaves in one write. There a
 only requests with a `Content-Length` are understood: it is a measure, not a server to use.
 
 It is a server program like those in `servers/`. The works `noop`, `batch` and `echo` answer any POST, `batch` with up to 32 requests in
-one call of user code; `handles` makes the calls of work 4 by a handle of the same kind: a thread with a loop, one socket, pickle.
+one call of user code, by as many replicas as the option `backends` says, each request by one that is drawn. `handles` makes the calls of
+work 4 by a handle of the same kind: a thread with a loop, one socket, pickle.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import gc
 import os
 import pickle
 import queue
+import random
 import select
 import socket
 import struct
@@ -30,6 +32,7 @@ import httptools
 import uvloop
 
 from benchmarks.servers import handle_calls
+from benchmarks.servers.asked import asked
 
 HEAD = struct.Struct("<II")  # body length, request id
 BATCH = 32
@@ -145,8 +148,9 @@ def write(transport: asyncio.Transport, parts: list[Body]) -> None:
 class Client(asyncio.Protocol):
     """One HTTP connection."""
 
-    def __init__(self, link: Link) -> None:
-        self.call = link.call
+    def __init__(self, links: list[Link]) -> None:
+        self.links = links
+        self.call = links[0].call
         self.parser = httptools.HttpRequestParser(self)
         self.body: list[Body] = []
         self.transport: asyncio.Transport
@@ -164,6 +168,8 @@ class Client(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         body, self.body = self.body, []
+        if len(self.links) > 1:
+            self.call = random.choice(self.links).call
         self.call(body, len(body[0]) if len(body) == 1 else sum(map(len, body)), self.answer)
 
     def in_place(self, head: bytes) -> None:
@@ -374,12 +380,11 @@ class Handle:
             self.link.call((body,), len(body), reply.answered)
 
 
-async def serve(work: str, port: int) -> None:
+async def serve(work: str, port: int, backends: int) -> None:
     """Answer HTTP until the process is terminated."""
     loop = asyncio.get_running_loop()
-    link = Link()
-    await loop.create_unix_connection(lambda: link, sock=start_replica(work))
-    server = await loop.create_server(lambda: Client(link), "127.0.0.1", port, backlog=2048)
+    links = [(await loop.create_unix_connection(Link, sock=start_replica(work)))[1] for _ in range(backends)]
+    server = await loop.create_server(lambda: Client(links), "127.0.0.1", port, backlog=2048)
     gc.freeze()
     await server.serve_forever()
 
@@ -391,7 +396,8 @@ def main() -> None:
     elif sys.argv[1] == "handles":
         handle_calls.take_orders(int(sys.argv[2]), handle_calls.ways(Handle(), None))
     else:
-        uvloop.run(serve(sys.argv[1], int(sys.argv[2])))
+        wanted = asked()
+        uvloop.run(serve(wanted.work, wanted.port, wanted.number("backends", 1)))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ class Contender:
     freezes: bool = True  # its processes survive being stopped for a minute, and serve on
 
 
-# "As installed" differs from that in one thing: 100 requests at once, as Headgate takes, where Ray Serve's default of 5 makes others poll.
 # "As installed" differs from that in one thing: a replica takes 100 requests at once, since with Ray Serve's default of 5 all others poll.
 RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
 RAY_FAST = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_HA_PROXY": "1"}

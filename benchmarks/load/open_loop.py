@@ -39,9 +39,8 @@ REJECTED: Final = (429, 503)
 """Statuses by which a server says that it doesn't take a request now."""
 
 _SPIN_S = 0.0003  # a sleep may end that much late, so the last bit is spun
-_AHEAD_S = (
-    2.0  # connections for so many seconds of arrivals: none is waited for, none idles as long as the 5 s after which Uvicorn closes it
-)
+# Connections for so many seconds of arrivals: none is waited for, none idles as long as the 5 s after which Uvicorn closes it.
+_AHEAD_S = 2.0
 _APART_S = 0.0005  # between connections: of those that come at once, one process of a server may accept them all
 _NO_ANSWER, _CLOSED = -1, -2  # in place of a status
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import threading
 import time
@@ -801,6 +802,49 @@ def test_each_slow_call_gives_back_what_is_behind_it_also_beside_one_that_has_do
             let_go["first"].set()
             let_go["third"].set()
             await asyncio.gather(*(call.done for call in calls))
+
+    play(scene)
+
+
+class _Scarce:
+    """Stands for something with a method that finds no descriptor at first."""
+
+    def __init__(self, real: Any, method: str, times: int = 2) -> None:
+        self._real, self._method, self.left = real, method, times
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._method and self.left:
+            self.left -= 1
+            raise OSError(errno.EMFILE, "no descriptor is left")
+        return getattr(self._real, name)
+
+
+def test_a_router_without_a_free_descriptor_connects_once_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scarce = _Scarce(socket, "socket")
+
+    async def scene() -> None:
+        rig = Rig(tmp_path, lambda: "fine")
+        monkeypatch.setattr("headgate.router.link.socket", scarce)
+        async with rig:
+            call = rig.ask()
+            await call.done
+            assert call.value == "fine"
+            assert not scarce.left
+
+    play(scene)
+
+
+def test_a_replica_without_a_free_descriptor_takes_a_link_once_there_is_one(tmp_path: Path) -> None:
+    async def scene() -> None:
+        rig = Rig(tmp_path, lambda: "fine")
+        links = rig.replicas[0].links
+        scarce = _Scarce(links._listener, "accept")
+        links._listener = scarce  # type: ignore[assignment]  # it has all that is asked of it
+        async with rig:
+            call = rig.ask()
+            await call.done
+            assert call.value == "fine"
+            assert not scarce.left
 
     play(scene)
 
