@@ -32,10 +32,9 @@ import httptools
 import uvloop
 
 from benchmarks.servers import handle_calls
-from benchmarks.servers.asked import asked
+from benchmarks.servers.asked import BATCH, asked
 
 HEAD = struct.Struct("<II")  # body length, request id
-BATCH = 32
 IN_PLACE_BYTES = 64 * 1024  # a body longer than this is received straight into its buffer
 JOIN_BYTES = 64 * 1024  # what is shorter than this is joined before it is written
 
@@ -393,10 +392,11 @@ def main() -> None:
     """Be a replica, or start one and serve."""
     if sys.argv[1] == "replica":
         replica(sys.argv[2], int(sys.argv[3]))
-    elif sys.argv[1] == "handles":
-        handle_calls.take_orders(int(sys.argv[2]), handle_calls.ways(Handle(), None))
+        return
+    wanted = asked()
+    if wanted.work == "handles":
+        handle_calls.take_orders(wanted.port, handle_calls.ways(Handle(), None))
     else:
-        wanted = asked()
         uvloop.run(serve(wanted.work, wanted.port, wanted.number("backends", 1)))
 
 

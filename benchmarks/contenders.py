@@ -17,7 +17,6 @@ class Contender:
     path: str = "/"  # where it answers
     variables: Mapping[str, str] = field(default_factory=dict)  # beside the suite's own environment
     options: Mapping[str, str | int] = field(default_factory=dict)  # of the program, for every work
-    freezes: bool = True  # its processes survive being stopped for a minute, and serve on
 
 
 # "As installed" differs from that in one thing: a replica takes 100 requests at once, since with Ray Serve's default of 5 all others poll.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -21,6 +20,7 @@ PACKAGES = {
     "bentoml": ("bentoml", "uvicorn"),
     "fastapi": ("fastapi", "uvicorn", "uvloop", "httptools"),
 }
+COMPUTING = ("numpy", "scikit-learn", "onnxruntime")
 VERSIONS = """
 import importlib.metadata, json, sys
 found = {}
@@ -45,14 +45,11 @@ def describe() -> dict[str, object]:
     }
 
 
-def versions(chosen: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Of the packages that serve, in each of these environments."""
+def versions(chosen: Iterable[str], *, models: bool = False) -> dict[str, dict[str, str]]:
+    """Of the packages that serve, in each of these environments; and of those that compute."""
     found = {}
     for name in sorted(set(chosen)):
-        if name == "headgate":
-            found[name] = {package: importlib.metadata.version(package) for package in PACKAGES[name]}
-            continue
-        command = [str(environments.python(name)), "-c", VERSIONS, *PACKAGES[name]]
+        command = [str(environments.python(name, models=models)), "-c", VERSIONS, *PACKAGES[name], *(COMPUTING if models else ())]
         found[name] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return found
 

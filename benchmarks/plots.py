@@ -57,12 +57,12 @@ def main() -> None:
         cases = [case for case in work["cases"] if any(figures["medians"] for figures in case["figures"].values())]
         if not cases:
             continue
-        figure = lines(cases) if int(number) in LINES else bars(cases)
+        figure = lines(cases, work["titles"]) if int(number) in LINES else bars(cases, work["titles"])
         figure.savefig(folder / f"work-{number}.svg", transparent=True, metadata={"Date": None, "Creator": None})
         plt.close(figure)
 
 
-def bars(cases: list[Mapping[str, Any]]) -> Any:
+def bars(cases: list[Mapping[str, Any]], titles: Mapping[str, str]) -> Any:
     """A panel per case: the figure that had to agree, on a logarithmic scale where it spans more than a factor of ten."""
     names = list(dict.fromkeys(name for case in cases for name in case["figures"]))
     columns = 2 if len(cases) == 4 else min(COLUMNS, len(cases))
@@ -86,9 +86,9 @@ def bars(cases: list[Mapping[str, Any]]) -> Any:
             axis.set_xlim(0, max(values) * 1.3 or 1)
         for row, value in enumerate(values):
             axis.annotate(shortened(value), (value, row), (3, 0), textcoords="offset points", va="center", fontsize=8)
-        axis.set_yticks(range(len(shown)), shown)
-        for label in axis.get_yticklabels():
-            label.set_fontweight("bold" if label.get_text() == "headgate" else "normal")
+        axis.set_yticks(range(len(shown)), [titles.get(name, name) for name in shown])
+        for name, label in zip(shown, axis.get_yticklabels(), strict=True):
+            label.set_fontweight("bold" if name == "headgate" else "normal")
         axis.set_ylim(len(names) - 0.4, -0.6)
         axis.tick_params(length=0)
         axis.set_xticks([])
@@ -98,7 +98,7 @@ def bars(cases: list[Mapping[str, Any]]) -> Any:
     return figure
 
 
-def lines(cases: list[Mapping[str, Any]]) -> Any:
+def lines(cases: list[Mapping[str, Any]], titles: Mapping[str, str]) -> Any:
     """A panel per kind of case, the figure that had to agree over the level of load."""
     panels: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
     unit = ""
@@ -137,7 +137,8 @@ def lines(cases: list[Mapping[str, Any]]) -> Any:
         axis.grid(visible=True)
         axis.set_xlabel(unit)
         axis.set_title(f"{title}: {said(key, levels[0][1])}" if title else said(key, levels[0][1]), fontsize=9, loc="left")
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
+    labels = [titles.get(name, name) for name in handles]
+    figure.legend(handles.values(), labels, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=8)
     return figure
 
 

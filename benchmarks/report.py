@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatch
 from typing import Any
 
 from benchmarks import floors
@@ -17,15 +18,30 @@ HEAD = """# How fast is Headgate?
 Written by `python3 dev.py bench`, which anybody can run: see [`benchmarks/README.md`](../../benchmarks/README.md) for what each work is,
 and how it is measured. The figures with all their windows are in [`results.json`](results.json).
 
-A figure is the median of a contender's last three windows; `±` is half of what lies between the smallest and the largest of them. `*` marks
-figures where these three did not agree within 10 %. `x` is the ratio to Headgate in the same run.
+Windows of a contender are measured until three in a row agree within 10 % on the main figure of the work, and at most six times. A figure
+is the median of those three, or of all where they don't agree; `±` is half of what lies between the smallest and the largest of them. `*`
+marks what did not agree within 10 %, of whichever figure. `x` is the ratio to Headgate in the same run.
 """
+
+# What the first table shows: the number of a work, and which of its cases.
+HEADLINES = (
+    (1, "1 connection"),
+    (1, "64 connections"),
+    (2, "64 connections"),
+    (3, "*"),
+    (4, "*"),
+    (6, "*"),
+    (8, "1 user"),
+    (8, "64 users"),
+    (9, "*"),
+    (12, "*"),
+)
 
 
 def markdown(results: Mapping[str, Any]) -> str:
     """The report."""
     works: dict[str, Any] = dict(sorted(results["works"].items(), key=lambda item: int(item[0])))
-    parts = [HEAD, _machine(results["machine"], works), _floors(floors.outcomes(works))]
+    parts = [HEAD, _machine(results["machine"], works), _headlines(works), _floors(floors.outcomes(works))]
     parts += [_work(number, work) for number, work in works.items()]
     parts.append(_disagreeing(works))
     return "\n".join(parts)
@@ -61,20 +77,49 @@ def quantity(value: float, unit: str = "") -> str:
     return f"{value:,.{digits}f}{'' if unit in ('', '1/s', 'MB/s') else ' ' + unit}"
 
 
-def _machine(here: Mapping[str, Any], works: Mapping[str, Any]) -> str:
-    versions: dict[str, str] = {}
-    for work in works.values():
-        for found in work["versions"].values():
-            versions |= found
-    peers = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()) if name != "headgate")
-    commits = ", ".join(sorted({f"`{work['commit']}`" for work in works.values()}))
+def _headlines(works: Mapping[str, Any]) -> str:
+    """Who is how many times as fast."""
+    shown = [
+        (number, case)
+        for number, pattern in HEADLINES
+        for case in works.get(str(number), {"cases": []})["cases"]
+        if fnmatch(case["name"], pattern) and REFERENCE in case["figures"]
+    ]
+    names = [name for name in CONTENDERS if name != REFERENCE and any(name in case["figures"] for _, case in shown)]
+    rows = [
+        (str(number), f"{case['name']}: {case['agree_on']}", _cell(case, REFERENCE), *(_times_as_fast(case, name) for name in names))
+        for number, case in shown
+    ]
     return (
-        f"Machine: {here['cores']} cores of {here['cpu']}, {here['memory_gb']} GB, Linux {here['kernel']}, Python {here['python']}, "
-        f"wrk {here['wrk']}. Headgate at {commits} (`+`: with changes). {peers}.\n"
+        "## In short\n\nHow many times as fast Headgate is: its figure over the other's, or for times and memory the other's over its. "
+        "Above 1 Headgate is ahead.\n\n" + _table(("work", "", "Headgate", *map(_title, names)), rows, "ll" + "r" * (len(names) + 1))
     )
 
 
-def _floors(judged: Iterable[floors.Outcome]) -> str:
+def _times_as_fast(case: Mapping[str, Any], name: str) -> str:
+    key = case["agree_on"]
+    mine, other = (case["figures"].get(one, {"medians": {}})["medians"].get(key) for one in (REFERENCE, name))
+    if not mine or not other:
+        return ""
+    ratio = other / mine if case["units"].get(key) in ("ms", "s", "MB") else mine / other
+    sure = all(key not in case["figures"][one]["unsteady"] for one in (REFERENCE, name))
+    return (f"{ratio:,.0f}" if ratio >= 20 else f"{ratio:.1f}" if ratio >= 3 else f"{ratio:.2f}") + ("" if sure else "*")
+
+
+def _machine(here: Mapping[str, Any], works: Mapping[str, Any]) -> str:
+    versions: dict[str, dict[str, str]] = {}
+    for work in works.values():
+        for name, found in work["versions"].items():
+            versions.setdefault(name, {}).update(found)
+    peers = "; ".join(", ".join(f"{name} {version}" for name, version in found.items()) for found in versions.values())
+    commits = ", ".join(sorted({f"`{work['commit']}`" for work in works.values()}))
+    return (
+        f"Machine: {here['cores']} cores of {here['cpu']}, {here['memory_gb']} GB, Linux {here['kernel']}, Python {here['python']}, "
+        f"wrk {here['wrk']}. Headgate at {commits} (`+`: with changes). By environment: {peers}.\n"
+    )
+
+
+def _floors(judged: Sequence[floors.Outcome]) -> str:
     rows = [
         (
             str(outcome.floor.work),
@@ -83,8 +128,11 @@ def _floors(judged: Iterable[floors.Outcome]) -> str:
             f"**{_verdict(outcome)}**" if outcome.met is False else _verdict(outcome),
         )
         for outcome in judged
+        if outcome.met is not None
     ]
-    return "## Floors\n\n" + _table(("work", "asked for", "measured", ""), rows, "rlrl")
+    unknown = sorted({outcome.floor.work for outcome in judged if outcome.met is None})
+    rest = f"\nNot measured: floors of work {', '.join(map(str, unknown))}.\n" if unknown else ""
+    return "## Floors\n\nWhat Headgate has to reach.\n\n" + _table(("work", "asked for", "measured", ""), rows, "rlrl") + rest
 
 
 def _work(number: str, work: Mapping[str, Any]) -> str:
@@ -121,7 +169,7 @@ def _disagreeing(works: Mapping[str, Any]) -> str:
                 values = " ".join(quantity(window[case["agree_on"]]) for window in figures["windows"] if case["agree_on"] in window)
                 rows.append((number, case["name"], _title(name), values, "; ".join(figures["void"])))
     if not rows:
-        return "## What did not agree\n\nNothing: the last three windows of every figure are within 10 %.\n"
+        return "## What did not agree\n\nNothing: on the main figure three windows in a row of everybody are within 10 %.\n"
     return "## What did not agree\n\n" + _table(("work", "case", "", "windows", "windows that don't count"), rows, "rllll")
 
 
@@ -146,7 +194,7 @@ def _spread(case: Mapping[str, Any], name: str, key: str) -> str:
     figures = case["figures"][name]
     if key not in figures["medians"]:
         return ""
-    mark = "*" if key == case["agree_on"] and not figures["agreed"] else ""
+    mark = "*" if key in figures["unsteady"] else ""
     return f"{quantity(figures['medians'][key], case['units'].get(key, ''))}{mark} ±{figures['spread'][key] / 2:.0%}"
 
 
@@ -159,7 +207,7 @@ def _verdict(outcome: floors.Outcome) -> str:
 
 
 def _value(outcome: floors.Outcome) -> str:
-    return "" if outcome.value is None else quantity(outcome.value, outcome.floor.unit)
+    return "" if outcome.value is None else quantity(outcome.value, outcome.floor.unit) + ("" if outcome.steady else "*")
 
 
 def _title(name: str) -> str:

@@ -7,6 +7,8 @@ background is no part of another's figure.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import http.client
 import os
 import random
 import shutil
@@ -19,21 +21,24 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks import environments
 from benchmarks.contenders import CONTENDERS, MODEL_WORKS, Contender
+from benchmarks.servers.asked import PR_SET_CHILD_SUBREAPER
 
 ROOT = Path(__file__).resolve().parent.parent
 NOOP = b'{"x":1}'
 
+REFERENCE = "headgate"  # to which the others are compared
 MAX_ROUNDS = 6
 MAX_ROUNDS_QUICK = 3
 AGREE = 1.10  # the largest of three windows may be this many times the smallest
 AGREEING = 3  # windows that have to
+VOID_IN_A_ROW = 3  # so many, and the round goes on without
 START_S = 60.0
 SETTLE_S = 0.2  # what the last window has left behind ends before the servers are stopped; what came due meanwhile, before the next
 END_S = 4.0  # for a server to end by itself after SIGTERM; mosec doesn't always, once it was stopped
@@ -45,6 +50,10 @@ class VoidWindow(Exception):  # noqa: N818 - not an error: the window is repeate
 
 class NotThereError(RuntimeError):
     """A server program ended, or didn't answer in time."""
+
+
+NO_WINDOW = (VoidWindow, NotThereError, OSError, http.client.HTTPException, subprocess.SubprocessError)
+"""What a window, and what comes before it, may end by."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +70,11 @@ class Figures:
     """What was measured of one contender in one case."""
 
     windows: list[dict[str, float]] = field(default_factory=list)
-    agreed: bool = False
+    agreed: bool = False  # the last three windows on the figure that has to
     void: list[str] = field(default_factory=list)  # why windows didn't count
-    medians: dict[str, float] = field(default_factory=dict)  # of the last three windows
+    medians: dict[str, float] = field(default_factory=dict)  # of the last three windows, or of all where those didn't agree
     spread: dict[str, float] = field(default_factory=dict)  # of the same: (largest - smallest) / median
+    unsteady: list[str] = field(default_factory=list)  # figures on which these windows don't agree
 
 
 @dataclass
@@ -94,6 +104,8 @@ class Session:
         self.measured: dict[int, Measured] = {}
         self.folder = Path(tempfile.mkdtemp(prefix="hgb-"))  # logs and sockets: a short name, since those of sockets are limited
         self._running: dict[str, _Running] = {}
+        # What a server has started and left behind becomes a child of this process, which ends it.
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         # Some contenders keep files in the user's home: identities, tokens, models. Here they keep them for the session.
         self._home = os.environ.get("HOME")
         os.environ["HOME"] = str(self.folder)
@@ -122,19 +134,22 @@ class Session:
         probe: bytes | None = NOOP,
         content_type: str = "application/json",
         path: str | None = None,
+        attempts: int = 2,
         **options: str | int,
     ) -> Iterator[Server]:
         """Run a contender's server program for one work in its environment; ends it and all that it started.
 
         `work` and `options` are what `benchmarks/servers/` understands. `name` tells servers of one contender apart. The server is there
         when a POST of `probe` to `path` (the contender's own, where none is given) is answered 2xx; with None, when the port accepts.
-        Raises `NotThereError` with the end of its log where it isn't there within a minute, also at a second attempt.
+        Raises `NotThereError` with the end of its log where it isn't there within a minute, also at the last of `attempts`.
         """
         name = name or contender
         assert name not in self._running, f"{name} runs already; give the second one a name of its own"
         try:
             server, running = self._started(contender, name, work, path, probe, content_type, options)
         except NotThereError as error:
+            if attempts < 2:
+                raise
             _say(f"once more: {error}")
             server, running = self._started(contender, name, work, path, probe, content_type, options)
         try:
@@ -146,6 +161,38 @@ class Session:
         finally:
             del self._running[name]
             running.end()
+
+    def serving_all(
+        self,
+        stack: contextlib.ExitStack,
+        number: int,
+        names: Sequence[str],
+        work: str,
+        ready: Callable[[str, str], object] | None = None,
+        *,
+        probes: Mapping[str, bytes] | None = None,
+        **settings: Any,
+    ) -> dict[str, str]:
+        """Run these contenders for one work until the stack ends; returns their addresses.
+
+        `ready` is called with each contender's name and address before the next is started. Whoever doesn't start, or isn't ready, is left
+        out of work `number`, with a note. `probes` has those that differ by contender; `settings` are what `serving` takes.
+        """
+        urls: dict[str, str] = {}
+        for name in names:
+            attempt = contextlib.ExitStack()
+            try:
+                probe = settings | ({"probe": probes[name]} if probes else {})
+                urls[name] = attempt.enter_context(self.serving(name, work, **probe)).url
+                if ready is not None:
+                    ready(name, urls[name])
+            except NO_WINDOW as error:
+                urls.pop(name, None)
+                attempt.close()
+                self.leave_out(number, name, error)
+                continue
+            stack.push(attempt)
+        return urls
 
     def _started(
         self,
@@ -160,7 +207,7 @@ class Session:
         known = CONTENDERS[contender]
         port = _free_port()
         log = self.folder / f"{len(list(self.folder.iterdir()))}-{contender}-{work}.log"
-        running = self._running[name] = _Running(_start(known, work, port, {**known.options, **options}, log), known.freezes, log)
+        running = self._running[name] = _Running(_start(known, work, port, {**known.options, **options}, log), log)
         server = Server(name, f"http://127.0.0.1:{port}{path or known.path}", running.process.pid)
         try:
             _wait_until_there(server, port, probe, content_type, running)
@@ -181,37 +228,51 @@ class Session:
     ) -> None:
         """Call each contender's window in turn, round after round, and keep every figure.
 
-        A contender is done when its last three windows agree within 10 % on the figure `agree_on`, or after 6 rounds (3 in quick mode); the
-        report says which. `windows` has a callable per name of a server (or of a contender where nothing is served). It returns figures by
-        name; `units` has theirs. It may raise `VoidWindow`, which costs that contender this round. While one is called, the other servers
-        are stopped.
+        A contender is done when its last three windows agree within 10 % on the figure `agree_on`, or after 6 rounds (3 in quick mode);
+        Headgate goes on as long as anybody does, so that there is one of its windows beside each. `windows` has a callable per name of a
+        server (or of a contender where nothing is served). It returns figures by name; `units` has theirs. One that raises, such as a
+        `VoidWindow`, is called twice more. While one is called, the other servers are stopped.
         """
         row = Case(case, agree_on, dict(units))
         self._work(work).cases.append(row)
         rounds = MAX_ROUNDS_QUICK if self.quick else MAX_ROUNDS
         try:
             for _ in range(rounds):
+                if row.figures and all(figures.agreed for figures in row.figures.values()):
+                    break
                 for name, window in windows.items():
                     figures = row.figures.setdefault(name, Figures())
-                    if figures.agreed:
+                    if figures.agreed and name != REFERENCE:
                         continue
                     self._leave_alone(name)
-                    try:
-                        figures.windows.append(dict(window()))
-                    except VoidWindow as reason:
-                        figures.void.append(str(reason))
-                    _summarise(figures, agree_on)
+                    _take_window(figures, window)
+                    summarise(figures, agree_on)
         finally:
             for running in self._running.values():
                 running.thaw()
-        for name, figures in row.figures.items():
-            _say(f"work {work:2}  {case:32} {name:16} {_in_words(figures, row)}")
+        _say_all(work, row)
+
+    def record(
+        self, work: int, case: str, windows: Mapping[str, Sequence[Mapping[str, float]]], *, agree_on: str, units: Mapping[str, str]
+    ) -> None:
+        """Keep a case whose windows were measured elsewhere, by contender."""
+        row = Case(case, agree_on, dict(units))
+        self._work(work).cases.append(row)
+        for name, measured in windows.items():
+            figures = row.figures[name] = Figures([dict(window) for window in measured])
+            summarise(figures, agree_on)
+        _say_all(work, row)
 
     def note(self, work: int, text: str) -> None:
         """Say something in the report beside the work's figures, once."""
         notes = self._work(work).notes
         if text not in notes:
             notes.append(text)
+
+    def leave_out(self, work: int, contender: str, reason: Exception) -> None:
+        """Say that a contender takes no part in the rest of a work."""
+        _say(f"work {work:2}: {contender} is left out: {reason}")
+        self.note(work, f"{CONTENDERS[contender].title} is left out: {str(reason).splitlines()[0]}")
 
     def results(self, work: int) -> dict[str, Any]:
         """What was measured of a work, as it goes into the JSON file."""
@@ -256,14 +317,13 @@ def descendants(pid: int) -> list[int]:
 class _Running:
     """The processes of one server."""
 
-    def __init__(self, process: subprocess.Popen[bytes], freezes: bool, log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self.process = process
-        self.freezes = freezes
         self.log = log
         self.frozen = False
 
     def freeze(self) -> None:
-        if not self.freezes or self.frozen:
+        if self.frozen:
             return
         self.frozen = True
         stopped: set[int] = set()
@@ -291,6 +351,7 @@ class _Running:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        tree |= {pid: _start_time(pid) for pid in _orphans(self.process.pid)}
         deadline = time.monotonic() + END_S
         while left := [pid for pid, started in tree.items() if started is not None and _start_time(pid) == started]:
             for pid in left:
@@ -353,16 +414,41 @@ def _free_port() -> int:
         return port
 
 
-def _summarise(figures: Figures, agree_on: str) -> None:
-    last = figures.windows[-AGREEING:]
-    if not last:
+def _take_window(figures: Figures, window: Callable[[], Mapping[str, float]]) -> None:
+    for _ in range(VOID_IN_A_ROW):
+        try:
+            figures.windows.append(dict(window()))
+        except NO_WINDOW as reason:
+            figures.void.append(str(reason))
+        else:
+            return
+
+
+def agree(values: Sequence[float]) -> bool:
+    """Whether three windows, or what else they are, are within 10 % of each other."""
+    return len(values) >= AGREEING and max(values) <= AGREE * min(values)
+
+
+def summarise(figures: Figures, agree_on: str) -> None:
+    """Bring all but the windows up to date."""
+    counted = figures.windows[-AGREEING:]
+    if not counted:
         return
-    decisive = [window[agree_on] for window in last]
-    figures.agreed = len(last) == AGREEING and max(decisive) <= AGREE * min(decisive)
-    for key in dict.fromkeys(key for window in last for key in window):
-        values = [window[key] for window in last if key in window]
+    figures.agreed = agree([window[agree_on] for window in counted])
+    if not figures.agreed:
+        counted = figures.windows
+    figures.unsteady = []
+    for key in dict.fromkeys(key for window in counted for key in window):
+        values = [window[key] for window in counted if key in window]
         figures.medians[key] = statistics.median(values)
         figures.spread[key] = (max(values) - min(values)) / figures.medians[key] if figures.medians[key] else 0.0
+        if not agree(values):
+            figures.unsteady.append(key)
+
+
+def _say_all(work: int, row: Case) -> None:
+    for name, figures in row.figures.items():
+        _say(f"work {work:2}  {row.name:32} {name:16} {_in_words(figures, row)}")
 
 
 def _in_words(figures: Figures, case: Case) -> str:
@@ -370,6 +456,11 @@ def _in_words(figures: Figures, case: Case) -> str:
         return f"nothing that counts: {figures.void[-1] if figures.void else 'no window'}"
     said = "  ".join(f"{key} {value:,.4g} {case.units.get(key, '')}" for key, value in figures.medians.items())
     return said + ("" if figures.agreed else f"  (spread {figures.spread[case.agree_on]:.0%})")
+
+
+def _orphans(pid: int) -> list[int]:
+    """What this server, which has ended, has left to this process: those that run in its session."""
+    return [child for child in descendants(os.getpid()) if (fields := _stat(child)) is not None and int(fields[3]) == pid]
 
 
 def _parent(pid: int) -> int | None:

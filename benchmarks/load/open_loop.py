@@ -340,6 +340,8 @@ def run(url: str, *arguments: str | float) -> Result:
 
     command = [sys.executable, __file__, url, *map(str, arguments)]
     result: Result = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=120).stdout)
+    if not any(status.startswith("2") for status in result["by_status"]):
+        raise VoidWindow(f"nothing was answered: {result['by_status']}")
     if result["void"]:
         raise VoidWindow(f"the generator was {result['lateness_p99_ms']:.2f} ms late at p99, over {LATE_S * 1000:g} ms")
     return result

@@ -25,13 +25,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
+from benchmarks.session import AGREEING, ROOT, agree
+
 BODY: Final = b'{"x":1}'
 TIMEOUT_S: Final = 60.0
 LEAD_S: Final = 0.3
 """Before the first window, beside the time after which everyone waits behind everyone else."""
-AGREE: Final = 1.10
-"""The largest of the windows that have to agree may be this many times the smallest."""
-AGREEING: Final = 3
 PAUSE_S: Final = 0.1
 """How long a user waits after a failure, so that refusals don't become a load of their own."""
 
@@ -115,7 +114,7 @@ def measure(
     for thread in threads:
         thread.start()
     windows: list[dict[str, float]] = []
-    while len(windows) < most and not agree(windows):
+    while len(windows) < most and not agree([window["requests/s"] for window in windows[-AGREEING:]]):
         end = start + window_s
         time.sleep(max(0.0, end - time.perf_counter()))
         # A window ends with an answer, unless none comes any more.
@@ -128,12 +127,6 @@ def measure(
         for thread in threads:
             thread.join()
     return windows
-
-
-def agree(windows: Sequence[dict[str, float]]) -> bool:
-    """Whether the last three say the same, within 10 %."""
-    last = [window["requests/s"] for window in windows[-AGREEING:]]
-    return len(last) == AGREEING and max(last) <= AGREE * min(last)
 
 
 def figures(answers: Sequence[Answer], start: float, window_s: float) -> dict[str, float]:
@@ -166,7 +159,8 @@ def run(
     """Run this program, by another interpreter where one is given: windows by number of users."""
     command = [str(python or sys.executable), __file__, target, "--capacity", str(capacity), "--most", str(most)]
     command += ["--levels", ",".join(map(str, levels))]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=300, env={**os.environ, **(variables or {})})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(variables or {})}
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=300, env=environment)
     return {int(level): measured for level, measured in json.loads(done.stdout.splitlines()[-1]).items()}
 
 

@@ -19,7 +19,9 @@ LARGEST_BODY = 16 * 1024 * 1024  # bytes that every server must take
 LONGEST_S = 30  # how long every server may take over a request, where it asks
 PR_SET_CHILD_SUBREAPER = 36
 
-SLEEP_MS = "HEADGATE_BENCHMARK_SLEEP_MS"  # the option `sleep_ms`, where all processes of a program find it
+# Where all processes of a program find the option `sleep_ms`, and the work.
+SLEEP_MS = "HEADGATE_BENCHMARK_SLEEP_MS"
+WORK = "HEADGATE_BENCHMARK_WORK"
 
 
 class Asked(NamedTuple):
@@ -43,6 +45,7 @@ def asked() -> Asked:
     _, work, port, *options = sys.argv
     del sys.argv[1:]
     wanted = Asked(work, int(port), dict(option.split("=", 1) for option in options))
+    os.environ[WORK] = work
     os.environ[SLEEP_MS] = wanted.options.get("sleep_ms", "100")
     return wanted
 

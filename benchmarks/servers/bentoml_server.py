@@ -24,9 +24,9 @@ class Noop:
     """Work `noop`."""
 
     @bentoml.api(route="/")
-    async def noop(self, x: int) -> str:
-        """Answer the one number that is posted."""
-        return "hello"
+    async def noop(self, data: Content, /) -> Content:
+        """Answer without a look at the body."""
+        return b"hello"
 
 
 class Batch:

@@ -1,6 +1,6 @@
 """How does LitServe serve the works? One worker and one API server, unless the option `replicas` says otherwise.
 
-Only `echo` takes bytes, which it doesn't for JSON's content type. Queues: ZeroMQ (`fast_queue`), which its documentation advises above
+`noop` and `echo` take bytes, which it doesn't for JSON's content type. Queues: ZeroMQ (`fast_queue`), which its documentation advises above
 100 requests a second. Batches wait 1 ms: with the default of 0 the worker polls without a pause, which takes a core from the rest.
 """
 # No postponed annotations here: LitServe and FastAPI read them.
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import litserve
 from fastapi import Body, Response
 
-from benchmarks.servers.asked import BATCH, CHUNK, CHUNKS, LONGEST_S, MODEL_BATCH, MODEL_WAIT_S, Asked, asked, sleep, unknown
+from benchmarks.servers.asked import BATCH, CHUNK, CHUNKS, LONGEST_S, MODEL_BATCH, MODEL_WAIT_S, WORK, Asked, asked, sleep, unknown
 
 Content = Annotated[bytes, Body(media_type="application/octet-stream")]
 
@@ -29,10 +29,18 @@ class Answering(litserve.LitAPI):
         return Response(output)
 
 
-class Noop(Answering):
+class Bytes(Answering):
+    """Takes bytes, answers bytes."""
+
+    def decode_request(self, request: Content) -> bytes:
+        """As it is."""
+        return request
+
+
+class Noop(Bytes):
     """Work `noop`."""
 
-    def predict(self, x: object) -> bytes:
+    def predict(self, x: bytes) -> bytes:
         """Answer without a look at the body."""
         return b"hello"
 
@@ -53,12 +61,8 @@ class Batch(Answering):
         return output
 
 
-class Echo(Answering):
+class Echo(Bytes):
     """Work `echo`."""
-
-    def decode_request(self, request: Content) -> bytes:
-        """As it is."""
-        return request
 
     def predict(self, x: bytes) -> bytes:
         """Answer the body."""
@@ -88,7 +92,7 @@ class Modelled(litserve.LitAPI):
         """Make the model, in the worker."""
         from benchmarks.servers.model import Model
 
-        self.model = Model(os.environ[MODEL])
+        self.model = Model(os.environ[WORK])
 
     def batch(self, inputs: list[Any]) -> list[Any]:
         """As it is."""
@@ -121,7 +125,7 @@ class Drip(Batch):
         return [str(len(x)).encode()] * len(x)
 
 
-class Exponential(Echo):
+class Exponential(Bytes):
     """Work `exponential`."""
 
     def predict(self, x: bytes) -> bytes:
@@ -129,8 +133,6 @@ class Exponential(Echo):
         time.sleep(float(x))
         return b"hello"
 
-
-MODEL = "HEADGATE_BENCHMARK_MODEL"  # which one, for workers
 
 WORKS: dict[str, type[litserve.LitAPI]] = {
     "noop": Noop,
@@ -162,7 +164,6 @@ def main() -> None:
     wanted = asked()
     if wanted.work not in WORKS:
         raise unknown(wanted.work)
-    os.environ[MODEL] = wanted.work
     server = litserve.LitServer(
         api(wanted),
         accelerator="cpu",

@@ -13,9 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-LARGEST_BATCH = 16
-WAIT_S = 0.001  # for a batch to fill, where a contender asks for it
-
 Probabilities = Callable[[NDArray[np.float32]], NDArray[Any]]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from mosec import Server, SSEWorker, Worker
 
-from benchmarks.servers.asked import BATCH, CHUNK, CHUNKS, LARGEST_BODY, LONGEST_S, MODEL_BATCH, asked, sleep, unknown
+from benchmarks.servers.asked import BATCH, CHUNK, CHUNKS, LARGEST_BODY, LONGEST_S, MODEL_BATCH, WORK, asked, sleep, unknown
 
 
 class Raw(Worker):
@@ -77,7 +77,7 @@ class Modelled(Worker):
         from benchmarks.servers.model import Model
 
         super().__init__()
-        self.model = Model(os.environ[MODEL])
+        self.model = Model(os.environ[WORK])
 
     def forward(self, data: list[dict[str, list[float]]]) -> list[dict[str, object]]:
         """Answer a batch of scans."""
@@ -111,8 +111,6 @@ class Exponential(Raw):
         return b"hello"
 
 
-MODEL = "HEADGATE_BENCHMARK_MODEL"  # which one, for workers
-
 WORKS: dict[str, Callable[[], Any]] = {
     "noop": Noop,
     "batch": Batch,
@@ -140,7 +138,6 @@ def main() -> None:
         "max_request_size": LARGEST_BODY,
     }
     os.environ.update({f"MOSEC_{key.upper()}": str(value) for key, value in settings.items()})
-    os.environ[MODEL] = wanted.work
     size = {"batch": BATCH, "drip": BATCH, "classifier": MODEL_BATCH, "network": MODEL_BATCH}.get(wanted.work, 1)
     server = Server()
     server.append_worker(

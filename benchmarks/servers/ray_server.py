@@ -119,6 +119,15 @@ class Slow:
         return "hello"
 
 
+class SlowFast:
+    """Work `slow`: a synchronous sleep, in a thread."""
+
+    async def __call__(self, request: object) -> str:
+        """Sleep."""
+        await asyncio.to_thread(sleep)
+        return "hello"
+
+
 class Drip:
     """Work `drip`."""
 
@@ -157,7 +166,7 @@ WORKS: dict[str, type[Any]] = {
     "drip": Drip,
     "exponential": Exponential,
 }
-FAST = WORKS | {"noop": NoopFast, "stream": StreamFast}
+FAST = WORKS | {"noop": NoopFast, "stream": StreamFast, "slow": SlowFast}
 
 
 def apart(port: int) -> None:

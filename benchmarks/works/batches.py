@@ -15,4 +15,4 @@ def measure(session: Session) -> None:
     session.note(NUMBER, "FastAPI and Uvicorn have no batches.")
     if "bentoml" in names:
         session.note(NUMBER, 'BentoML takes batches only as lists: its body is `{"x":[1]}`, 9 bytes.')
-    noop.compare(session, NUMBER, "batch", names)
+    noop.compare(session, NUMBER, "batch", names, noop.JSON)

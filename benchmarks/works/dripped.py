@@ -28,14 +28,15 @@ UNITS: Final = {"p50": "ms", "max": "ms", "batches": "", "largest": "", "smalles
 
 def measure(session: Session) -> None:
     """Work 6."""
-    names = session.choose("headgate", "mosec", "litserve", "ray-serve", "bentoml")
+    names = session.choose("headgate", "mosec", "litserve", "ray-serve-fast", "ray-serve", "bentoml")
     with contextlib.ExitStack() as stack:
-        windows: dict[str, Callable[[], dict[str, float]]] = {}
-        for name in names:
-            body = BODIES.get(name, NOOP)
-            url = stack.enter_context(session.serving(name, "drip", probe=body, **OPTIONS)).url
-            windows[name] = partial(drip, url, body)
-            drip(url, body)  # not counted: some learn from the first batches how long to wait
+        bodies = {name: BODIES.get(name, NOOP) for name in names}
+
+        def warm_up(name: str, url: str) -> None:
+            drip(url, bodies[name])  # not counted: some learn from the first batches how long to wait
+
+        urls = session.serving_all(stack, NUMBER, names, "drip", warm_up, probes=bodies, **OPTIONS)
+        windows: dict[str, Callable[[], dict[str, float]]] = {name: partial(drip, url, bodies[name]) for name, url in urls.items()}
         session.interleave(NUMBER, f"{REQUESTS} requests, one every {EVERY_S * 1000:g} ms", windows, agree_on="max", units=UNITS)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from benchmarks.load import wrk
-from benchmarks.session import Session, post
+from benchmarks.session import NO_WINDOW, Session, VoidWindow, post
 
 NUMBER = 3
 TITLE = "echo of a body, 8 connections, 1 replica, 1 ingress"
@@ -20,15 +20,19 @@ SIZES = {"10 KB": 10_000, "1 MB": 1_000_000, "10 MB": 10_000_000}
 def measure(session: Session) -> None:
     """All sizes, with what comes back compared once for each."""
     names = session.choose("headgate", "ceiling", "mosec", "ray-serve-fast", "ray-serve", "litserve", "bentoml", "fastapi", "uvicorn")
+    session.note(NUMBER, "MB/s are those of the bodies, one way.")
     with contextlib.ExitStack() as stack:
-        urls = {name: stack.enter_context(session.serving(name, "echo", probe=b"\0" * 1000, content_type=BINARY)).url for name in names}
+        urls = session.serving_all(stack, NUMBER, names, "echo", probe=b"\0" * 1000, content_type=BINARY)
         for case, size in SIZES.items():
             body = bytes(range(256)) * (size // 256) + bytes(size % 256)
             windows: dict[str, Callable[[], dict[str, float]]] = {}
             for name, url in urls.items():
-                if post(url, body, content_type=BINARY) != body:
-                    session.note(NUMBER, f"{name} is left out at {case}: it sends back something else")
+                try:
+                    if post(url, body, content_type=BINARY) != body:
+                        raise VoidWindow(f"it sends back something else at {case}")
+                    wrk.warm_up(url, CONNECTIONS, body=body, content_type=BINARY)
+                except NO_WINDOW as error:
+                    session.leave_out(NUMBER, name, error)
                     continue
-                wrk.warm_up(url, CONNECTIONS, body=body, content_type=BINARY)
                 windows[name] = partial(wrk.closed_loop, url, CONNECTIONS, body=body, content_type=BINARY)
             session.interleave(NUMBER, case, windows, agree_on="requests/s", units=wrk.UNITS)

@@ -34,10 +34,12 @@ def measure(session: Session) -> None:
     )
     names = session.choose("headgate", "ceiling", "ray-serve-fast", "ray-serve")
     with contextlib.ExitStack() as stack:
-        urls = {name: stack.enter_context(session.serving(name, "handles", path="/")).url for name in names}
-        for name, url in urls.items():
+
+        def warm_up(name: str, url: str) -> None:
             for way in ways(name):
                 order(url, way, WARM_UP_S)
+
+        urls = session.serving_all(stack, NUMBER, names, "handles", warm_up, path="/")
         for way, title in CASES.items():
             windows: dict[str, Callable[[], dict[str, float]]] = {
                 name: partial(order, url, way) for name, url in urls.items() if way in ways(name)

@@ -12,7 +12,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.load import open_loop
 from benchmarks.session import Session
@@ -36,22 +36,17 @@ def measure(session: Session) -> None:
     session.note(
         NUMBER, "`to central`: mean wait over that in one queue for all replicas (`central`) under the same arrivals and service times."
     )
-    session.note(NUMBER, f"In the long run that queue's mean wait is {in_the_long_run_ms:.1f} ms.")
-    names = session.choose("headgate", "mosec", "litserve", "ray-serve", "bentoml")
+    session.note(NUMBER, f"In the long run that queue's mean wait is {in_the_long_run_ms:.1f} ms. FastAPI and Uvicorn have no replicas.")
+    names = session.choose("headgate", "mosec", "litserve", "ray-serve-fast", "ray-serve", "bentoml")
+    settings: dict[str, Any] = {"probe": b"0.001", "content_type": BYTES, "replicas": REPLICAS, "at_once": 1}
     with contextlib.ExitStack() as stack:
-        cases: dict[str, dict[str, str]] = {"one ingress": {}, "two ingresses": {}}
-        for name in names:
-            server = session.serving(name, "exponential", probe=b"0.001", content_type=BYTES, replicas=REPLICAS, at_once=1)
-            cases["one ingress"][name] = stack.enter_context(server).url
+        cases = {"one ingress": session.serving_all(stack, NUMBER, names, "exponential", **settings)}
         if "headgate" in names:
-            server = session.serving(
-                "headgate", "exponential", name="headgate-2", probe=b"0.001", content_type=BYTES, replicas=REPLICAS, at_once=1, ingresses=2
-            )
-            cases["two ingresses"]["headgate-2"] = stack.enter_context(server).url
+            server = session.serving("headgate", "exponential", name="headgate-2", ingresses=2, **settings)
+            cases["two ingresses"] = {"headgate-2": stack.enter_context(server).url}
         for case, urls in cases.items():
             windows: Mapping[str, Callable[[], dict[str, float]]] = {name: Windows(url) for name, url in urls.items()}
-            if windows:
-                session.interleave(NUMBER, case, windows, agree_on="to central", units=UNITS)
+            session.interleave(NUMBER, case, windows, agree_on="to central", units=UNITS)
 
 
 class Windows:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from benchmarks.load import wrk
-from benchmarks.session import Session, post
+from benchmarks.session import Session, VoidWindow, post
 
 NUMBER = 12
 CONNECTIONS = 32
@@ -34,13 +34,17 @@ def measure(session: Session) -> None:
     for work, title in WORKS.items():
         with contextlib.ExitStack() as stack:
             bodies = {name: json.dumps({"pixels": [PIXELS] if name == "bentoml" else PIXELS}).encode() for name in names}
-            urls = {name: stack.enter_context(session.serving(name, work, probe=bodies[name])).url for name in names}
-            answers = {name: json.loads(post(url, bodies[name])) for name, url in urls.items()}
-            found = {name: (answer[0] if name == "bentoml" else answer)["probabilities"] for name, answer in answers.items()}
-            if any(abs(one - other) > 0.001 for row in found.values() for one, other in zip(row, found[names[0]], strict=True)):
-                raise RuntimeError(f"the contenders don't compute the same: {found}")
-            for name, url in urls.items():
+            expected: list[float] = []
+
+            def warm_up(name: str, url: str, bodies: dict[str, bytes] = bodies, expected: list[float] = expected) -> None:
+                answer = json.loads(post(url, bodies[name]))
+                found = (answer[0] if name == "bentoml" else answer)["probabilities"]
+                expected[:] = expected or found
+                if any(abs(one - other) > 0.001 for one, other in zip(found, expected, strict=True)):
+                    raise VoidWindow(f"it computes {found}, not {expected}")
                 wrk.warm_up(url, body=bodies[name])
+
+            urls = session.serving_all(stack, NUMBER, names, work, warm_up, probes=bodies)
             windows: dict[str, Callable[[], dict[str, float]]] = {
                 name: partial(wrk.closed_loop, url, CONNECTIONS, body=bodies[name]) for name, url in urls.items()
             }

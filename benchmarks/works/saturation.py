@@ -7,14 +7,14 @@ sleep, and until 64 users wait behind each other takes as long as they wait, eve
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from benchmarks import environments
 from benchmarks.contenders import CONTENDERS
 from benchmarks.load import users
-from benchmarks.session import MAX_ROUNDS, MAX_ROUNDS_QUICK, NOOP, Session, post
+from benchmarks.session import AGREEING, MAX_ROUNDS, MAX_ROUNDS_QUICK, NO_WINDOW, NOOP, Session, post
 
 NUMBER = 5
 TITLE = "a 100 ms handler and more users than it can serve"
@@ -41,12 +41,11 @@ class Setting(NamedTuple):
     by_handle: tuple[str, ...]
 
 
+ALL: Final = ("headgate", "mosec", "litserve", "ray-serve-fast", "ray-serve", "bentoml")
 SETTINGS: Final = (
-    Setting("1 replica", 1, {"at_once": 1}, ("headgate", "mosec", "litserve", "ray-serve", "bentoml"), ("headgate", "ray-serve")),
-    Setting(
-        "5 replicas", 5, {"at_once": 1, "replicas": 5}, ("headgate", "mosec", "litserve", "ray-serve", "bentoml"), ("headgate", "ray-serve")
-    ),
-    Setting("1 replica, 5 at once", 5, {"at_once": 5}, ("headgate", "ray-serve"), ()),
+    Setting("1 replica", 1, {"at_once": 1}, ALL, ("headgate", "ray-serve")),
+    Setting("5 replicas", 5, {"at_once": 1, "replicas": 5}, ALL, ("headgate", "ray-serve")),
+    Setting("1 replica, 5 at once", 5, {"at_once": 5}, ("headgate", "ray-serve-fast", "ray-serve"), ()),
 )
 QUICK: Final = ("5 replicas",)
 
@@ -55,9 +54,10 @@ def measure(session: Session) -> None:
     """Work 5."""
     session.note(
         NUMBER,
-        "`of peak`: throughput over that of the contender's best level; `p99 to ideal`: p99 over users / capacity, the least it can be.",
+        "`of peak`: throughput over that of the contender's best level; `p99 to ideal`: p99 over users / capacity, the least it can be. "
+        "A window has 10 to 50 answers, so its p99 is its slowest.",
     )
-    session.note(NUMBER, "FastAPI has no replicas and takes no part.")
+    session.note(NUMBER, "FastAPI and Uvicorn have no replicas.")
     levels = LEVELS_QUICK if session.quick else LEVELS
     most = MAX_ROUNDS_QUICK if session.quick else MAX_ROUNDS
     for setting in SETTINGS:
@@ -67,18 +67,21 @@ def measure(session: Session) -> None:
         over_http: dict[str, Ladder] = {}
         by_handle: dict[str, Ladder] = {}
         for name in session.choose(*setting.over_http):
-            with session.serving(name, "slow", sleep_ms=SLEEP_MS, **setting.options) as server:
-                over_http[name] = users.run(server.url, capacity=capacity, levels=levels, most=most)
-                if name in setting.by_handle and not session.quick:
-                    post(server.url, NOOP, timeout_s=60.0)  # answered after what the last users have left behind
-                    by_handle[name] = users.run(
-                        HANDLES[name].format(port=urlsplit(server.url).port),
-                        capacity=capacity,
-                        levels=levels,
-                        most=most,
-                        python=environments.python(CONTENDERS[name].environment),
-                        variables={**CONTENDERS[name].variables, "TMPDIR": str(session.folder)},
-                    )
+            try:
+                with session.serving(name, "slow", sleep_ms=SLEEP_MS, **setting.options) as server:
+                    over_http[name] = users.run(server.url, capacity=capacity, levels=levels, most=most)
+                    if name in setting.by_handle and not session.quick:
+                        post(server.url, NOOP, timeout_s=60.0)  # answered after what the last users have left behind
+                        by_handle[name] = users.run(
+                            HANDLES[name].format(port=urlsplit(server.url).port),
+                            capacity=capacity,
+                            levels=levels,
+                            most=most,
+                            python=environments.python(CONTENDERS[name].environment),
+                            variables={**CONTENDERS[name].variables, "TMPDIR": str(session.folder)},
+                        )
+            except NO_WINDOW as error:
+                session.leave_out(NUMBER, name, error)
         for way, ladders in (("HTTP", over_http), ("handles", by_handle)):
             if ladders:
                 record(session, f"{setting.title}, {way}", ladders, capacity)
@@ -88,16 +91,17 @@ def record(session: Session, title: str, ladders: Mapping[str, Ladder], capacity
     """Keep what was measured, each level as a case."""
     peaks = {name: max(statistics.median(pick(windows, "requests/s")) for windows in ladder.values()) for name, ladder in ladders.items()}
     for level in next(iter(ladders.values())):
-        windows: dict[str, Callable[[], dict[str, float]]] = {}
+        windows: dict[str, list[dict[str, float]]] = {}
         for name, ladder in ladders.items():
             for window in ladder[level]:
-                if level > capacity * SLEEP_MS / 1000 and "p99" in window:  # past saturation, and answered
+                if level > capacity * SLEEP_MS / 1000 and peaks[name]:  # past saturation
                     window["of peak"] = window["requests/s"] / peaks[name]
-                    window["p99 to ideal"] = window["p99"] / (level / capacity * 1000)
-            windows[name] = iter(ladder[level]).__next__
-        session.interleave(NUMBER, f"{title}, {level} user{'s' if level > 1 else ''}", windows, agree_on="requests/s", units=UNITS)
+                    if "p99" in window:  # where anything was answered
+                        window["p99 to ideal"] = window["p99"] / (level / capacity * 1000)
+            windows[name] = ladder[level]
+        session.record(NUMBER, f"{title}, {level} user{'s' if level > 1 else ''}", windows, agree_on="requests/s", units=UNITS)
 
 
 def pick(windows: Sequence[Mapping[str, float]], key: str) -> list[float]:
     """This figure of the last windows, those that count."""
-    return [window[key] for window in windows[-users.AGREEING :]]
+    return [window[key] for window in windows[-AGREEING:]]

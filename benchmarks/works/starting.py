@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.servers import handle_calls
 from benchmarks.session import Session, descendants
 from benchmarks.works.handles import order
+from benchmarks.works.noop import BYTES
 
 NUMBER = 9
 TITLE = "start, memory, one more replica"
@@ -29,8 +30,8 @@ def measure(session: Session) -> None:
     session.interleave(NUMBER, "start to first answer", starts, agree_on="first answer", units={"first answer": "s", "memory": "MB"})
     with contextlib.ExitStack() as stack:
         growing: dict[str, Callable[[], dict[str, float]]] = {}
-        for name in session.choose("headgate", "ray-serve"):
-            url = stack.enter_context(session.serving(name, "handles", path="/")).url
+        urls = session.serving_all(stack, NUMBER, session.choose("headgate", "ray-serve"), "handles", path="/")
+        for name, url in urls.items():
             growing[name] = partial(order, url, handle_calls.REPLICA)
         session.interleave(NUMBER, "one more replica", growing, agree_on="ms", units={"ms": "ms"})
 
@@ -38,7 +39,7 @@ def measure(session: Session) -> None:
 def start(session: Session, name: str) -> dict[str, float]:
     """Start a contender, and end it."""
     began = time.perf_counter()
-    with session.serving(name, "noop") as server:
+    with session.serving(name, "noop", content_type=BYTES, attempts=1) as server:
         first_answer_s = time.perf_counter() - began
         return {"first answer": first_answer_s, "memory": sum(map(pss_mb, (server.pid, *descendants(server.pid))))}
 
