@@ -7,6 +7,7 @@ import errno
 import socket
 import threading
 import time
+import types
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import uvloop
 from headgate.config import BackendConfig
 from headgate.core import wire
 from headgate.core.messages import BrokenReplica, Idle
+from headgate.replica.links import ReplicaLink
 from headgate.router import payload
 from headgate.router.context import context
 from tests.data_path.rig import Asked, Rig
@@ -553,6 +555,113 @@ def test_the_time_limit_of_a_stream_counts_from_each_chunk_to_the_next(tmp_path:
             assert call.info is not None
             assert call.info.kind == "DeadlineExceededError"
             go_on.set()
+
+    play(scene)
+
+
+def test_a_lowered_time_limit_holds_for_streams_that_run(tmp_path: Path) -> None:
+    go_on = threading.Event()
+
+    def handler() -> Iterator[bytes]:
+        yield b"one"
+        assert go_on.wait(10)
+        yield b"two"
+        go_on.clear()
+        go_on.wait(10)
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, request_timeout=50.0) as rig:
+            router, real, ahead_s = rig.router, time.monotonic, 0.0
+            router.now = lambda: real() + ahead_s
+            call = rig.ask(web=True)
+            await until(lambda: call.chunks == [b"one"])
+            rig.config = msgspec.structs.replace(rig.config, request_timeout=5.0)
+            rig.apply()
+            go_on.set()
+            await until(lambda: call.chunks == [b"one", b"two"])
+            ahead_s = 6.0
+            router._ring()
+            assert call.info is not None
+            assert "within 5 s" in call.info.message
+            go_on.set()
+
+    play(scene)
+
+
+def test_parts_that_follow_each_other_leave_also_where_no_tick_went_on(tmp_path: Path) -> None:
+    begin, end = threading.Event(), threading.Event()
+
+    def handler() -> Iterator[bytes]:
+        assert begin.wait(10)
+
+        def parts() -> Iterator[bytes]:
+            yield b"one"
+            yield b"two"
+            assert end.wait(10)
+
+        return parts()
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler) as rig:
+            call = rig.ask(web=True)
+            runner = rig.replicas[0].runner
+            await until(lambda: runner._submitted and not runner._ticking, "ticks have ended")
+            begin.set()
+            await until(lambda: call.chunks == [b"one", b"two"])
+            end.set()
+            await call.done
+
+    play(scene)
+
+
+def test_calls_of_one_read_are_handed_over_together() -> None:
+    handed: list[list[int]] = []
+
+    class Takes:
+        def submit(self, members: list[Any]) -> None:
+            handed.append([member.number for member in members])
+
+    def record(number: int) -> tuple[object, ...]:
+        return (number, 0, 0, wire.NO_LIMIT, "e", "", "id", b"", 0, ())
+
+    link = ReplicaLink.__new__(ReplicaLink)
+    link.members, link._welcomed = {}, True
+    link._links = types.SimpleNamespace(runner=Takes())  # type: ignore[assignment]  # it has all that is asked of it
+    encode = msgspec.msgpack.encode
+    decoder = wire.Decoder()
+    data = b"".join(
+        (
+            wire.encode(wire.CALL, 0, meta=encode(record(1)), body=b"x" * 20_000),
+            wire.encode(wire.CALLS, 0, body=encode([(*record(2), b""), (*record(3), b"")])),
+            wire.encode(wire.CALL, 0, meta=encode(record(4)), body=b"x" * 20_000),
+            wire.encode(wire.CANCEL, 9),
+            wire.encode(wire.CALLS, 0, body=encode([(*record(5), b"")])),
+        )
+    )
+    decoder.buffer()[: len(data)] = data
+    link._receive_all(decoder.received(len(data)))
+    assert handed == [[1, 2, 3, 4], [5]]
+
+
+def test_a_router_that_is_closed_ends_what_still_waits_for_a_replica_to_be_seen_dead(tmp_path: Path) -> None:
+    let_go = threading.Event()
+
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda: let_go.wait(10)) as rig:
+            await rig.linked()
+            link = rig.router._backends["b"].links[rig.replicas[0].id]
+            running = rig.ask()
+            await until(lambda: any(link._page[: wire.PLACES]), "one has started")
+            behind = Asked()
+            rig.router.submit(behind)
+            rig.router._backends["b"].dispatcher.drain()
+            link.send(behind, time.monotonic())
+            link._lost()  # its process, which is this one, lives
+            assert running.info is not None
+            await rig.router.close(0)
+            assert behind.info is not None
+            assert behind.info.kind == "UnavailableError"
+            let_go.set()
 
     play(scene)
 

@@ -64,6 +64,21 @@ def test_arguments_and_answers_go_both_ways_as_they_are(deploy: Any) -> None:
     assert handle.remote().result(10)[1] == {}
 
 
+def test_names_of_a_class_of_their_own_travel_as_plain_strings(shared_instance: Instance, deploy: Any) -> None:
+    class Name(str):
+        __slots__ = ()
+
+    handle = deploy(echo)
+    named = shared_instance.get_handle(Name(handle._endpoint)).options(method_name=Name("__call__"))
+    others = [handle.remote(number) for number in range(20)]
+    assert named.remote(**{Name("x"): 1}).result(10) == ([], {"x": 1})
+    assert [reply.result(10) for reply in others] == [([number], {}) for number in range(20)]
+
+
+def test_an_answer_can_be_waited_for_longer_than_the_kernel_waits(deploy: Any) -> None:
+    assert deploy(echo).remote().result(1e9)[1] == {}
+
+
 def test_large_arrays_arrive_whole_and_can_be_written_to(deploy: Any) -> None:
     handle = deploy(lambda array: array * 2)
     array = np.arange(500_000, dtype=np.float64)

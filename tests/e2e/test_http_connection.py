@@ -700,6 +700,51 @@ def test_a_stream_leaves_chunk_by_chunk_without_waiting_for_its_end(holding: Ing
         assert client.ask(GET[:4] + b"/nowhere" + GET[9:]).status == 404
 
 
+def test_small_parts_of_a_stream_leave_in_order_with_large_ones(holding: IngressServer) -> None:
+    with holding.client() as client:
+        client.send(GET)
+        (call,) = holding.calls(1)
+        large = b"y" * 50_000
+
+        def stream() -> None:
+            call.chunk(chunk(b"one", first=True))
+            call.small_chunk(b"3\r\ntwo\r\n")
+            call.chunk(chunk(large))
+            call.small_chunk(b"5\r\nthree\r\n")
+            call.ended()
+
+        holding.call(stream)
+        answer = client.answer()
+        assert (answer.body, answer.whole) == (b"onetwo" + large + b"three", True)
+        assert holding.call(lambda: holding.service.admission.held_bytes) == 0
+
+
+def test_small_parts_of_a_stream_that_breaks_off_are_sent_before_the_end(holding: IngressServer) -> None:
+    with holding.client() as client:
+        client.send(GET)
+        (call,) = holding.calls(1)
+        holding.call(lambda: (call.chunk(chunk(b"one", first=True)), call.small_chunk(b"3\r\ntwo\r\n"), call.failed(error_info())))
+        answer = client.answer()
+        assert (answer.body, answer.whole) == (b"onetwo", False)
+        assert client.at_end()
+
+
+def test_small_parts_of_a_stream_wait_for_its_turn_and_are_counted(holding: IngressServer) -> None:
+    part = b"%x\r\n%b\r\n" % (10_000, b"x" * 10_000)
+    with holding.client() as client:
+        client.send(GET * 2)
+        first, second = holding.calls(2)
+        holding.call(lambda: (second.chunk(chunk(b"one", first=True)), *(second.small_chunk(part) for _ in range(10))))
+        assert holding.router.credits == []
+        assert holding.call(lambda: holding.service.admission.held_bytes) > 100_000
+        holding.call(lambda: first.answered(an_answer(b"first")))
+        assert client.answer().body == b"first"
+        wait_until(lambda: sum(holding.router.credits) > 100_000)
+        holding.call(second.ended)
+        assert client.answer().body == b"one" + b"x" * 100_000
+    wait_until(lambda: holding.call(lambda: holding.service.admission.held_bytes) == 0)
+
+
 def test_a_stream_that_breaks_off_closes_the_connection_without_the_last_chunk(holding: IngressServer) -> None:
     with holding.client() as client:
         client.send(GET * 2)

@@ -351,6 +351,33 @@ def test_heads_that_differ_in_their_shard_key_alone_are_parsed_once() -> None:
     assert [dict(head_of(call).headers)[b"x-serve-shard-key"].decode() for call in router.calls] == [c.shard_key for c in router.calls]
 
 
+def _parses(requests: list[bytes]) -> int:
+    """How many reads of one connection the parser gets."""
+    fed: list[bytes] = []
+
+    async def serve() -> None:
+        connection = Connection(_service())
+        connection.connection_made(FakeTransport())  # type: ignore[arg-type]  # it has all that a connection uses
+        parse = connection._feed_data
+        connection._feed_data = lambda data: (fed.append(bytes(data)), parse(data))[1]
+        for request in requests:
+            connection.data_received(request)
+
+    asyncio.run(serve())
+    return len(fed)
+
+
+def test_a_head_that_came_in_two_reads_does_not_keep_others_from_being_known() -> None:
+    request = HEADS[2] + b"hello"
+    assert _parses([request[:3], request[3:]] + [request] * 100) == 3
+
+
+def test_shard_keys_under_names_of_different_spelling_are_all_known() -> None:
+    request = b"GET /echo?1 HTTP/1.1\r\nHost: a\r\n%b: user-%d\r\n\r\n"
+    names = (b"X-Serve-Shard-Key", b"x-serve-shard-key", b"X-SERVE-SHARD-KEY")
+    assert _parses([request % (names[number % 3], number) for number in range(300)]) == 3
+
+
 def test_of_requests_whose_heads_are_known_no_more_are_under_way_than_of_others() -> None:
     async def serve() -> None:
         service = _service()

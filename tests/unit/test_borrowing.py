@@ -205,3 +205,25 @@ def test_ctrl_c_still_cancels_the_main_task_of_asyncio_run() -> None:
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(main())
     assert time.monotonic() - began < 5
+
+
+def test_a_handler_of_ctrl_c_that_sets_another_is_followed() -> None:
+    def first(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    before = signal.signal(signal.SIGINT, first)
+    try:
+        with Shield() as shield:
+            shield.lifted = True
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_child_that_was_forked_while_the_parent_was_shielded_has_the_handler_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Shield():
+        assert signal.getsignal(signal.SIGINT) != before
+        Shield.forked()
+        assert signal.getsignal(signal.SIGINT) == before

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from headgate.core import traffic
 from headgate.core.traffic import TrafficPolicy, check_proportion, check_weights
 from headgate.errors import HeadgateError
 
@@ -120,3 +121,15 @@ def test_each_shadow_is_drawn_apart() -> None:
     draws = iter([0.4, 0.6, 0.999])
     assert policy.shadows(lambda: next(draws)) == ["x", "z"]
     assert next(draws, None) is None
+
+
+def test_policies_that_share_a_memory_of_keys_remember_only_so_many_and_choose_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traffic, "MOST_KEYS", 10)
+    keys = traffic.KeyMemory()
+    weights = {"a": 0.5, "b": 0.5}
+    sharing = [TrafficPolicy(name, weights, keys=keys) for name in ("e1", "e2")]
+    fresh = [TrafficPolicy(name, weights) for name in ("e1", "e2")]
+    for number in [*range(25), *range(25)]:
+        for policy, other in zip(sharing, fresh, strict=True):
+            assert policy.choose(0.0, f"k{number}") == other._choose_by_key(f"k{number}")
+        assert sum(len(policy._remembered) for policy in sharing) <= 10

@@ -20,24 +20,51 @@ from headgate.errors import InvalidTypeError, InvalidValueError
 TOLERANCE: Final = 1e-6
 """How far the sum of the weights may be off 1."""
 
-MOST_KEYS: Final = 16_384
+MOST_KEYS: Final = 65_536
 LONGEST_KEY: Final = 64
-"""Up to so many keys, of up to so many characters, are remembered with their backends; what is full begins anew."""
+"""Of up to so many characters: longer keys are worked out each time."""
 
 _NO_SHADOWS: Mapping[str, float] = {}
 
 
-class TrafficPolicy:
-    """The weights of the backends behind one endpoint, and its shadows. Never changes: a new policy is a new object."""
+class KeyMemory:
+    """Which backends keys led to, in several policies; so many keys in all, and when it is full it begins anew."""
 
-    __slots__ = ("_bounds", "_hashers", "_remembered", "_shadows", "_weights", "only", "tags")
+    __slots__ = ("_count", "_filled")
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._filled: list[dict[str, str]] = []
+
+    def add(self, remembered: dict[str, str], key: str, tag: str) -> None:
+        """Keep one key of the policy that remembers there."""
+        if self._count >= MOST_KEYS:
+            for each in self._filled:
+                each.clear()
+            self._filled.clear()
+            self._count = 0
+        if not remembered:
+            self._filled.append(remembered)
+        remembered[key] = tag
+        self._count += 1
+
+
+class TrafficPolicy:
+    """The weights of the backends behind one endpoint, and its shadows. Never changes: a new policy is a new object.
+
+    `keys` says how much those policies that share it may remember.
+    """
+
+    __slots__ = ("_bounds", "_hashers", "_keys", "_remembered", "_shadows", "_weights", "only", "tags")
 
     tags: tuple[str, ...]
     """The backends that may be chosen (weight above 0), sorted."""
     only: str | None
     """The backend that gets every request, where there is just one."""
 
-    def __init__(self, endpoint: str, weights: Mapping[str, float], shadows: Mapping[str, float] = _NO_SHADOWS) -> None:
+    def __init__(
+        self, endpoint: str, weights: Mapping[str, float], shadows: Mapping[str, float] = _NO_SHADOWS, keys: KeyMemory | None = None
+    ) -> None:
         self.tags = tuple(sorted(tag for tag, weight in weights.items() if weight > 0))
         self._weights = [float(weights[tag]) for tag in self.tags]
         self._shadows = sorted((tag, float(proportion)) for tag, proportion in shadows.items() if proportion > 0)
@@ -45,6 +72,7 @@ class TrafficPolicy:
         # Draws are scaled to the sum: it may be off 1 by the tolerance.
         self._bounds = list(itertools.accumulate(self._weights))
         self._hashers = [blake2b(f"{endpoint}\0{tag}\0".encode()) for tag in self.tags]
+        self._keys = keys or KeyMemory()
         self._remembered: dict[str, str] = {}
 
     def choose(self, draw: float, shard_key: str | None) -> str | None:
@@ -52,14 +80,11 @@ class TrafficPolicy:
         if self.only is not None or not self.tags:
             return self.only
         if shard_key is not None:
-            remembered = self._remembered
-            tag = remembered.get(shard_key)
+            tag = self._remembered.get(shard_key)
             if tag is None:
                 tag = self._choose_by_key(shard_key)
                 if len(shard_key) <= LONGEST_KEY:
-                    if len(remembered) >= MOST_KEYS:
-                        remembered.clear()
-                    remembered[shard_key] = tag
+                    self._keys.add(self._remembered, shard_key, tag)
             return tag
         index = bisect.bisect_right(self._bounds, draw * self._bounds[-1])
         return self.tags[min(index, len(self.tags) - 1)]

@@ -13,9 +13,9 @@ import msgspec
 
 from headgate.errors import WireError
 
-VERSION: Final = 1
+VERSION: Final = 2
 
-# Kinds of frames. A router sends those up to CREDIT, a replica the others.
+# Kinds of frames. A router sends those up to CREDIT, and CALLS; a replica the others.
 HELLO: Final = 1  # metadata: `Hello`
 CALL: Final = 2  # metadata: `Call` without its body, which follows
 CANCEL: Final = 3  # number: nobody waits for this call any more
@@ -203,5 +203,5 @@ def encode(
     meta: bytes = b"",
     body: bytes = b"",
 ) -> bytes:
-    """One small frame as bytes. Where bodies are large, send `head(...)`, metadata and body apart instead."""
+    """One small frame as bytes. Where bodies are large, send `HEAD.pack(...)`, metadata and body apart instead."""
     return HEAD.pack(len(meta), len(body), number, micros, millis, place, code, kind, flags) + meta + body

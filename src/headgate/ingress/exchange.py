@@ -62,7 +62,7 @@ class Exchange(Call):
         self.connection = connection
         self.request_id = request_id
         self.endpoint = known.endpoint
-        self.shard_key = known.shard_key
+        self.shard_key = None
         self.method = known.method
         self.caller_timeout_s = known.caller_timeout_s
         self.positional = 0

@@ -139,7 +139,10 @@ class Connection(asyncio.Protocol):
         if self._at_start and self._patience and not self._paused and not self._quiet_bytes:
             head = self._head  # most likely the same again
             if not data.startswith(head):
-                head = self._head = data[: data.find(b"\r\n\r\n") + 4]
+                ends = data.find(b"\r\n\r\n") + 4
+                head = data[:ends]
+                if ends > 4:
+                    self._head = head
             known, key = self._known.get(head), b""
             if known is None:
                 known, key = self.service.memory.find_keyed(head) or (None, b"")
@@ -185,9 +188,11 @@ class Connection(asyncio.Protocol):
 
     def _take(self, known: KnownHead, key: bytes, body: bytes) -> bool:
         """Begin what the parser would make of a head that is known, and its body. False: leave it to the parser."""
-        service, slots, http = self.service, self.slots, known.http + self._client_packed
+        service, slots = self.service, self.slots
         if key:
             http = b"%b\xc4%c%b%b%b" % (known.http, len(key), key, known.http_rest, self._client_packed)
+        else:
+            http = known.http + self._client_packed
         admission, held_bytes = service.admission, len(http) + known.length
         if admission.held_bytes + held_bytes > admission.limit_bytes or self._waiting or len(slots) >= service.limits.pipelined:
             return False

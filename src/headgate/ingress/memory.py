@@ -36,7 +36,7 @@ _head_decoder: Final = msgspec.msgpack.Decoder(wire.HttpHead)
 class KnownHead:
     """What a head asks for. Never changed once it is made."""
 
-    __slots__ = ("bare", "caller_timeout_s", "endpoint", "http", "http_rest", "length", "method", "shard_key")
+    __slots__ = ("bare", "caller_timeout_s", "endpoint", "http", "http_rest", "length", "method")
 
     def __init__(self) -> None:
         self.endpoint = ""
@@ -44,16 +44,15 @@ class KnownHead:
         self.http_rest = b""  # … and on from there
         self.length = 0  # of the body
         self.method = ""
-        self.shard_key: str | None = None
         self.caller_timeout_s: float | None = None
         self.bare = False  # HEAD
 
     @classmethod
     def of(cls, exchange: Exchange, http: bytes) -> KnownHead:
-        """What the exchange was made from."""
+        """What the exchange was made from, but for its shard key."""
         known = cls()
         known.endpoint, known.http, known.length = exchange.endpoint, http, exchange.length
-        known.method, known.shard_key, known.caller_timeout_s = exchange.method, exchange.shard_key, exchange.caller_timeout_s
+        known.method, known.caller_timeout_s = exchange.method, exchange.caller_timeout_s
         known.bare = exchange.bare
         return known
 
@@ -61,12 +60,11 @@ class KnownHead:
 class Memory:
     """The heads that one ingress knows, up to their empty line included."""
 
-    __slots__ = ("_bytes", "_key_header", "_keyed", "known")
+    __slots__ = ("_bytes", "_keyed", "known")
 
     def __init__(self) -> None:
         self.known: dict[bytes, KnownHead] = {}
         self._keyed: dict[bytes, KnownHead] = {}  # under what is left without the key
-        self._key_header = b""  # as clients spell it, who did so last
         self._bytes = 0
 
     def add(self, head: bytes, known: KnownHead) -> None:
@@ -80,23 +78,21 @@ class Memory:
         start = at + len(_KEY_HEADER)
         stop = head.find(b"\r\n", start)
         key = head[start:stop]
-        if at < 0 or not _PLAIN_KEY(key) or not self._has_room(head):  # it may be spelled in another way
+        rest = head[:start] + head[stop:]
+        if at < 0 or not _PLAIN_KEY(key) or rest in self._keyed or not self._has_room(head):  # it may be spelled in another way
             return
         whole = _head_decoder.decode(known.http + client)
         headers = [(name, _STAND_IN if name == _KEY_NAME else value) for name, value in whole.headers]
         http = msgspec.msgpack.encode(msgspec.structs.replace(whole, headers=headers))[: -len(client)]
         known.http, _, known.http_rest = http.partition(_PACKED_STAND_IN)
-        known.shard_key = None
-        self._key_header = head[at:start]
-        self._keyed[head[:start] + head[stop:]] = known
+        self._keyed[rest] = known
 
     def find_keyed(self, head: bytes) -> tuple[KnownHead, bytes] | None:
         """What came of the same head with whatever key, and the key of this one."""
-        header = self._key_header
-        at = head.find(header) if header else -1
+        at = head.lower().find(_KEY_HEADER) if self._keyed else -1
         if at < 0:
             return None
-        start = at + len(header)
+        start = at + len(_KEY_HEADER)
         stop = head.find(b"\r\n", start)
         known = self._keyed.get(head[:start] + head[stop:])
         key = head[start:stop]

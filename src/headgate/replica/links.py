@@ -71,15 +71,21 @@ class ReplicaLink:
 
     def _receive_all(self, frames: list[wire.Frame]) -> None:
         now = time.monotonic()
+        calls: list[Member] = []  # of one read: they are handed over together
         for frame in frames:
             if frame.kind == wire.CALLS and self._welcomed:
-                self._submit(_decode_calls(frame.body), now)
+                calls += _decode_calls(frame.body)
             elif frame.kind == wire.CALL and self._welcomed:
                 member = _decode_call(frame.meta)
                 member.body = cast(bytes, frame.body)
-                self._submit([member], now)
+                calls.append(member)
             else:
+                if calls:
+                    self._submit(calls, now)
+                    calls = []
                 self._receive(frame)
+        if calls:
+            self._submit(calls, now)
 
     def _submit(self, calls: list[Member], now: float) -> None:
         members = self.members
@@ -168,7 +174,9 @@ class ReplicaLink:
             self.channel.put(head + meta + body if len(body) <= SMALL_BYTES else [head + meta, body], now)
         stream.spent_bytes += len(body)
         stream.last_chunk_at = now
-        if now - self._chunks_left_at >= _CHUNKS_TOGETHER_S:
+        if first:
+            self._links.runner.look_after()
+        if now - self._chunks_left_at >= _CHUNKS_TOGETHER_S or self._links.runner.ticks_late:
             self._chunks_left_at = now
             self.channel.flush()
 

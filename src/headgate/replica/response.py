@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections.abc
 import datetime as dt
 import http
+import operator
 import pickle
 import re
 import sys
@@ -456,7 +457,7 @@ def _foreign_response(result: Any) -> Encoded | None:
 def _foreign(status: int, headers: Iterable[tuple[Any, Any]], body: bytes | bytearray | memoryview) -> Encoded:
     if not 200 <= status <= 599:
         raise EncodeError(f"a response's status must be 200 to 599, got {status}")
-    return Encoded(status, _header_lines(headers)[0], b"" if status in _WITHOUT_BODY else bytes(body))
+    return Encoded(operator.index(status), _header_lines(headers)[0], b"" if status in _WITHOUT_BODY else bytes(body))
 
 
 def _not_ready(result: Any) -> EncodeError:

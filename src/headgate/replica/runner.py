@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 FLUSH_AFTER_S = 0.001
-"""An answer is written at the latest that long after it was made."""
+"""A tick writes an answer that was made so long ago. Ticks come as often, so one waits for twice as long at most."""
 SLOW_CALL_S = 0.005
 """A call that has run so long stands in the way of what waits; that is given back."""
 _EAGER_FLUSH_S = 0.0005
@@ -108,6 +108,17 @@ class Runner:
         self._submitted += len(members)  # before the question, as `_tick` asks the other way round
         if not self._ticking:
             self._start_ticks()
+
+    def look_after(self) -> None:
+        """Something has begun that ticks are to see to, whoever had it begin."""
+        self._submitted += 1  # before the question, as in `submit`
+        if not self._ticking:
+            self._start_ticks()
+
+    @property
+    def ticks_late(self) -> bool:
+        """Whether the next tick may be later than what is put and not written should wait."""
+        return self._tick_s > FLUSH_AFTER_S
 
     def cancel(self, member: Member) -> None:
         """Nobody waits for this request any more."""
@@ -247,7 +258,7 @@ class Runner:
     def _work(self, slot: int) -> None:
         """One slot: take what is next, run it, and see that answers leave in time."""
         inbox, call, links = self._inbox, self._caller.call, self.links
-        shape, reading = inbox.shape, self._reads_itself()
+        shape, reading = -1, None  # so that it looks first at how it is to work
         while True:
             members = None  # not kept while there is nothing to do
             members = inbox.wait(shape, reading)
@@ -264,7 +275,7 @@ class Runner:
                 self._check_health()
                 continue
             run_s = call(members, slot)
-            if run_s > _EAGER_FLUSH_S or inbox.empty:
+            if run_s > _EAGER_FLUSH_S or inbox.empty or self.ticks_late:
                 links.flush()
             else:
                 channel = members[0].link.channel

@@ -200,5 +200,14 @@ class Shield:
 
     def __exit__(self, *error: object) -> None:
         if self._handler is not None:
-            _signal.signal(_signal.SIGINT, self._handler)
+            before = _signal.signal(_signal.SIGINT, self._handler)
+            if before != self._note:  # the handler has set another meanwhile
+                _signal.signal(_signal.SIGINT, before)
             self.check()
+
+    @staticmethod
+    def forked() -> None:
+        """In a forked child: if another thread of the parent was shielded, its handler is put back, since nobody else will."""
+        shield = getattr(_signal.getsignal(_signal.SIGINT), "__self__", None)
+        if isinstance(shield, Shield):
+            _signal.signal(_signal.SIGINT, shield._handler)

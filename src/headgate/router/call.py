@@ -1,7 +1,7 @@
 """What is one request on its way from a caller to a replica and back?
 
 A `Call` is made by the ingress or a handle, given to `Router.submit`, and ends exactly once: by `answered`, by `ended`
-after its chunks, or by `failed`. Everything about it happens on the event loop of its router.
+after its chunks, or by `failed`. Everything about it happens on the event loop of its router, or while that is borrowed.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Call:
     method: str  # "" is the function itself, or __call__
     request_id: str
     shard_key: str | None
-    http: bytes  # msgpack of `wire.HttpHead`, or NIL for a call from Python
+    http: bytes  # msgpack of `wire.HttpHead`; empty for a call from Python
     positional: int
     keywords: tuple[str, ...]
     body: bytes | bytearray | list[bytes]

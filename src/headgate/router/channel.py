@@ -22,7 +22,7 @@ from headgate.core import wire
 Part = bytes | bytearray | memoryview
 
 SMALL_BYTES: Final = 16 * 1024
-"""Records with bodies up to this travel many to a frame; larger bodies have a frame of their own, and are not copied."""
+"""Records with bodies up to this travel many to a frame; larger bodies have a frame of their own."""
 _JOIN_BYTES: Final = 64 * 1024
 _MOST_RECORDS: Final = 128  # in one frame: they are read when all of it has come
 _encode: Final = msgspec.msgpack.Encoder().encode

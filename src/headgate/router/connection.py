@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 import secrets
 import sys
@@ -39,6 +38,8 @@ T = TypeVar("T")
 
 _LOOK_S = 1.0
 """How often a thread that waits for a verb looks whether the loop still runs."""
+_LONGEST_POLL_S = 3600.0
+"""More than some 24 days can't be asked of the kernel; who has waited so long begins again."""
 _FEW = 4
 """With fewer calls to an endpoint under way, one more is sent at once; with more, many leave in one write."""
 _JOIN_S = 5.0
@@ -184,10 +185,10 @@ class Connection:
             left = until - time.monotonic()
             if left <= 0:
                 return
-            shield.lifted = True
-            shield.check()
             try:
-                events = reading.poll(idle, None if left == math.inf else left)
+                shield.lifted = True
+                shield.check()
+                events = reading.poll(idle, min(left, _LONGEST_POLL_S))
             finally:
                 shield.lifted = False
             if events:

@@ -12,6 +12,7 @@ import threading
 
 from headgate.errors import NotRunningError
 from headgate.router import whereabouts
+from headgate.router.borrowing import Shield
 from headgate.router.connection import FORKED, Connection
 
 _guard = threading.Lock()
@@ -109,6 +110,7 @@ def _forget(connection: Connection) -> None:
 def _after_fork() -> None:
     global _guard, _adopted
     _guard = threading.Lock()
+    Shield.forked()
     for connection in [*_all, *([_adopted] if _adopted is not None else [])]:
         _child_of.add(connection.name)
         connection.disown()

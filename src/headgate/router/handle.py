@@ -1,7 +1,7 @@
 """How does Python code call an endpoint, and get its answer in whichever thread or event loop it waits?
 
-`Handle.remote` makes a call and posts it to the connection's thread; nothing else happens in the caller's. The answer is set
-there, as it came; whoever waits is woken, and opens the answer in the thread that asked for it.
+`Handle.remote` makes a call and gives it to the connection, which sends it, or has its own thread do so. The answer is set as it
+came, by whichever thread reads; whoever waits is woken, and opens the answer in the thread that asked for it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ _MOST_NAMES_CHARACTERS: Final = 128 * 1024
 """In the names of a call's arguments, together: they travel beside the body, where there is less room."""
 
 _ids = partial(next, itertools.count(1))
+_exact: Final = str.__str__
+"""A string without what a subclass adds, such as NumPy's: on the wire there are only plain ones."""
 
 
 class Handle:
@@ -52,8 +54,8 @@ class Handle:
         self, instance: str, endpoint: str, method_name: str | None = None, shard_key: str | None = None, timeout_s: float | None = None
     ) -> None:
         self._instance = instance
-        self._endpoint = endpoint
-        self._method = method_name
+        self._endpoint = _exact(endpoint)
+        self._method = None if method_name is None else _exact(method_name)
         self._shard_key = shard_key
         self._timeout_s = timeout_s
         self._connection: Connection | None = None
@@ -79,7 +81,7 @@ class Handle:
         call.shard_key = self._shard_key
         call.http = b""
         call.positional = len(args)
-        call.keywords = tuple(sorted(kwargs)) if kwargs else ()
+        call.keywords = tuple(sorted(map(_exact, kwargs))) if kwargs else ()
         call.body = body = payload.dump_call(args, kwargs)
         call.body_bytes = len(body)
         if kwargs:
@@ -245,8 +247,11 @@ class Reply:
     def _next_chunk(self) -> Any:
         assert self._call.chunks is not None
         body = self._call.chunks.popleft()
-        if not self._call.over:
-            self._call.connection.credit(self._call, len(body))
+        call = self._call
+        call.owed_bytes += len(body)
+        if call.owed_bytes >= wire.STREAM_CREDIT // 4 and not call.over:
+            call.connection.credit(call, call.owed_bytes)
+            call.owed_bytes = 0
         return payload.load(body)
 
     def _check_end(self) -> None:
@@ -310,24 +315,25 @@ _NOTHING: Final = object()
 
 
 class _PyCall(Call):
-    """A call from Python. Its end is set on the connection's loop and read anywhere.
+    """A call from Python. Its end is set on the connection's loop, or while that is borrowed, and read anywhere.
 
     Whoever waits adds a function to `waiters`, looks once more whether something has come or `waiters` was swapped, and
     then sleeps; whoever sets something sets it first, then swaps `waiters` and calls them. So nobody sleeps through it.
     """
 
-    __slots__ = ("answer", "chunks", "connection", "error", "over", "streams", "waiters")
+    __slots__ = ("answer", "chunks", "connection", "error", "over", "owed_bytes", "streams", "waiters")
 
     def __init__(self) -> None:
         self.over = False
         self.answer: wire.Answer | None = None
         self.error: ErrorInfo | None = None
         self.streams = False
+        self.owed_bytes = 0  # of a stream: read, and not yet credited
         self.chunks: deque[bytes | bytearray] | None = None  # of a stream
         self.waiters: list[Callable[[], object]] = []
         self.connection: Connection
 
-    # On the loop, or on any thread once the loop has ended.
+    # On the loop, while it is borrowed, or on any thread once it has ended.
 
     def answered(self, answer: wire.Answer) -> None:
         self.answer = answer

@@ -62,6 +62,8 @@ class Link:
         self._pid_fd = -1
         self._connecting: asyncio.Task[None] | None = None
         self._dead: asyncio.TimerHandle | None = None
+        self.unstarted: list[Call] = []
+        """What it had not started when it was lost, until its replica is seen dead."""
         descriptor = os.open(page_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(descriptor, wire.PLACES)
@@ -299,20 +301,22 @@ class Link:
         started = [call for call in self.calls.values() if self._page[call.place]]
         rest = [call for call in self.calls.values() if not self._page[call.place]]
         self.calls.clear()
+        self.unstarted = rest
         self._backend.lost(self, started)
         if self._pid_fd < 0:
             # Without a pidfd the closed socket is all the news there is.
-            self._settle(rest)
+            self._settle()
         else:
-            self._loop.add_reader(self._pid_fd, self._settle, rest)
+            self._loop.add_reader(self._pid_fd, self._settle)
             self._dead = self._loop.call_later(_DEATH_WAIT_S, self._still_alive)
 
     def _still_alive(self) -> None:
         self._dead = None
         self._backend.report_broken(self.replica, "its link closed while the process lives")
 
-    def _settle(self, rest: list[Call]) -> None:
+    def _settle(self) -> None:
         """The process is dead: what had not started runs elsewhere. It may have started some since its link closed."""
+        rest, self.unstarted = self.unstarted, []
         late = [call for call in rest if self._page[call.place]]
         rest = [call for call in rest if not self._page[call.place]]
         self._release()

@@ -21,17 +21,18 @@ from typing import Final
 
 CAN_SHARE: Final = hasattr(select, "epoll") and hasattr(os, "eventfd")
 """Elsewhere the loop's thread always reads."""
+_AGAIN_S: Final = 0.01
 
 
 class Reading:
-    """The sockets of links, and who waits for them. Made and closed in the loop's thread, which reads until another calls `wait`."""
+    """The sockets of links, and who waits for them. The loop's thread reads until another calls `wait`, and closes this."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.waiting = False
         """A thread other than the loop's waits here."""
         self._loop = loop
         self._readers: dict[int, Callable[[], None]] = {}
-        self._lock = threading.Lock()  # over switching
+        self._lock = threading.RLock()  # over switching and the bell; a signal's handler may come back for it
         self._loop_reads = True
         if CAN_SHARE:
             self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -55,7 +56,9 @@ class Reading:
     def wake(self) -> None:
         """Have the thread that waits return from there, if one does."""
         if self.waiting:
-            os.eventfd_write(self._bell, 1)
+            with self._lock:
+                if self._bell >= 0:
+                    os.eventfd_write(self._bell, 1)
 
     @property
     def pending(self) -> bool:
@@ -72,8 +75,8 @@ class Reading:
         """As `wait`, for at most so long, and without reading: what `read` is to be given. Exact to a millisecond."""
         if self._loop_reads:
             with self._lock:
-                self._loop_reads = False
                 self._switch.modify(self._sockets.fileno(), 0)
+                self._loop_reads = False
         self.waiting = True
         try:
             if not idle():  # asked after `waiting` is set: whoever changes the answer then sees it and wakes this thread
@@ -93,12 +96,15 @@ class Reading:
                     os.eventfd_read(self._bell)
                 except BlockingIOError:
                     pass
-                self.wake()  # it may have rung for one who waits only now
+                if self._loop_reads and self.waiting:  # a signal's handler has interrupted who waits: again soon, but not at once
+                    self._loop.call_later(_AGAIN_S, self.wake)
+                else:
+                    self.wake()  # it may have rung for one who waits only now
 
     def leave(self, *, while_waiting: bool = False) -> None:
         """No other thread will wait here for a while: the loop reads, even `while_waiting` where that is asked for."""
         with self._lock:
-            if not self._loop_reads and (while_waiting or not self.waiting):
+            if while_waiting or not (self._loop_reads or self.waiting):
                 self._loop_reads = True
                 self._switch.modify(self._sockets.fileno(), select.EPOLLIN)
 
@@ -121,4 +127,6 @@ class Reading:
             self._loop.remove_reader(self._switch.fileno())
             self._switch.close()
             self._sockets.close()
-            os.close(self._bell)
+            with self._lock:
+                bell, self._bell = self._bell, -1
+                os.close(bell)

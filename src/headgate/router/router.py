@@ -19,6 +19,7 @@ from headgate.core import wire
 from headgate.core.deadlines import DeadlineWheel
 from headgate.core.messages import Applied, BackendEntry, Idle, Message, RoutingTable
 from headgate.core.reports import Counters, QueueDepth, RequestCount
+from headgate.core.traffic import KeyMemory
 from headgate.errors import ErrorInfo
 from headgate.router.call import OVER, SENT, WAITING, Call
 from headgate.router.link import page_paths
@@ -32,7 +33,7 @@ _SHADOW_S = 60.0
 
 
 class Router:
-    """Takes calls, and sees each to exactly one end. Made on a running event loop, and used only from it.
+    """Takes calls, and sees each to exactly one end. Made on a running event loop, and used only from it, or while it is borrowed.
 
     `report` takes messages for the controller; they may be dropped while it is away.
     """
@@ -46,6 +47,7 @@ class Router:
         self._loop = asyncio.get_running_loop()
         self.now = time.monotonic
         self.draw = random.Random(os.urandom(16)).random
+        self._keys = KeyMemory()
         self._endpoints: dict[str, EndpointRoute] = {}
         self._backends: dict[str, BackendRoute] = {}
         self._old_endpoints: list[EndpointRoute] = []
@@ -74,7 +76,7 @@ class Router:
         for name, endpoint in table.endpoints.items():
             known = self._endpoints.get(name)
             if known is None:
-                self._endpoints[name] = EndpointRoute(endpoint)
+                self._endpoints[name] = EndpointRoute(endpoint, self._keys)
             elif known.entry != endpoint:
                 known.update(endpoint)
         for tag in [tag for tag in self._backends if tag not in table.backends]:
@@ -233,10 +235,15 @@ class Router:
 
     def extend(self, call: Call, now: float) -> None:
         """A chunk of its stream has come: the limit counts from now to the next. The wheel hears of it when it reports the call."""
-        if call.deadline != math.inf:
-            call.deadline = now + call.backend_route.timeout_s
-            if call.deadline == math.inf:
-                self._wheel.discard(call, call.bucket)
+        if call.deadline == math.inf:
+            return
+        deadline = now + call.backend_route.timeout_s
+        if deadline < call.deadline or deadline == math.inf:  # the limit was changed
+            self._wheel.discard(call, call.bucket)
+            call.bucket = self._wheel.add(call, deadline)
+            if deadline < self._alarm_at:
+                self._set_alarm()
+        call.deadline = deadline
 
     def _count(self, call: Call, status: int, now: float) -> None:
         if call.shadow:
@@ -270,7 +277,7 @@ class Router:
                 continue
             what = "it was still queued and never started" if call.state == WAITING else "it may still be running"
             self._abandon(call)
-            limit = call.deadline - call.admitted_at
+            limit = call.backend_route.timeout_s if call.started_stream else call.deadline - call.admitted_at
             self.fail(call, ErrorInfo("DeadlineExceededError", f"endpoint {call.endpoint!r}: no answer within {limit:.3g} s; {what}"), now)
         self._set_alarm()
 
@@ -341,6 +348,7 @@ class Router:
         for backend in [*self._backends.values(), *self._old_backends]:
             waiting = backend.dispatcher.drain()
             sent = [call for link in backend.links.values() for call in link.calls.values()]
+            sent += [call for link in backend.dying for call in link.unstarted]
             for call in [*waiting, *sent]:
                 self.fail(call, unavailable("its router was closed", "shutting down", None), now)
             backend.close()
@@ -349,7 +357,7 @@ class Router:
 class _Shadow(Call):
     """A copy of a call whose answer nobody reads."""
 
-    __slots__ = ()
+    __slots__ = ("_owed_bytes",)
 
     def __init__(self, call: Call, tag: str, deadline: float) -> None:
         self.endpoint, self.backend, self.method = call.endpoint, tag, call.method
@@ -357,6 +365,7 @@ class _Shadow(Call):
         self.positional, self.keywords = call.positional, call.keywords
         self.body, self.body_bytes = call.body, call.body_bytes
         self.admitted_at, self.caller_timeout_s, self.deadline = call.admitted_at, None, deadline
+        self._owed_bytes = 0
         self.state, self.deaths, self.link, self.shadow, self.started_stream = WAITING, MOST_DEATHS, None, True, False
 
     def answered(self, answer: wire.Answer) -> None:
@@ -366,8 +375,10 @@ class _Shadow(Call):
         self.small_chunk(cast(bytes, frame.body))
 
     def small_chunk(self, body: bytes) -> None:
-        if self.link is not None:
-            self.link.credit(self, len(body))
+        self._owed_bytes += len(body)
+        if self._owed_bytes >= wire.STREAM_CREDIT // 4 and self.link is not None:
+            self.link.credit(self, self._owed_bytes)
+            self._owed_bytes = 0
 
     def ended(self) -> None:
         pass

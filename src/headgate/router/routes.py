@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from headgate.core.dispatch import Dispatcher, Limits
 from headgate.core.messages import BackendEntry, BrokenReplica, EndpointEntry
-from headgate.core.traffic import TrafficPolicy
+from headgate.core.traffic import KeyMemory, TrafficPolicy
 from headgate.errors import ErrorInfo
 from headgate.router.call import OVER, SENT, WAITING, Call
 from headgate.router.link import Link
@@ -26,15 +26,16 @@ MOST_DEATHS = 3
 class EndpointRoute:
     """An endpoint as this router sees it."""
 
-    __slots__ = ("entry", "has_shadows", "in_flight", "only", "policy")
+    __slots__ = ("_keys", "entry", "has_shadows", "in_flight", "only", "policy")
 
-    def __init__(self, entry: EndpointEntry) -> None:
+    def __init__(self, entry: EndpointEntry, keys: KeyMemory) -> None:
         self.in_flight = 0
+        self._keys = keys
         self.update(entry)
 
     def update(self, entry: EndpointEntry) -> None:
         self.entry = entry
-        self.policy = TrafficPolicy(entry.name, entry.weights, entry.shadows)
+        self.policy = TrafficPolicy(entry.name, entry.weights, entry.shadows, self._keys)
         self.has_shadows = bool(entry.shadows)
         self.only = self.policy.only
 
@@ -47,6 +48,8 @@ class BackendRoute:
         self.tag = entry.tag
         self.dispatcher: Dispatcher[Call, str] = Dispatcher(_limits(entry))
         self.links: dict[str, Link] = {}
+        self.dying: set[Link] = set()
+        """Links that are lost, whose replicas aren't seen dead yet."""
         self.in_flight = 0
         self._leaving: set[str] = set()  # replicas that get nothing new, but still have calls
         self.update(entry)
@@ -119,12 +122,14 @@ class BackendRoute:
         self._leaving.discard(link.replica)
         if self.links.get(link.replica) is link:
             del self.links[link.replica]
+        self.dying.add(link)
         self.dispatcher.forget(link.replica)
         self._send_elsewhere(link, self._not_failed(link, started, now), now)
 
     def settled(self, link: Link, late: list[Call], rest: list[Call]) -> None:
         """The process is seen dead: what had not started runs elsewhere; what it started `late`, after its link had closed, has failed."""
         now = self.router.now()
+        self.dying.discard(link)
         self._send_elsewhere(link, rest + self._not_failed(link, late, now), now)
 
     def _not_failed(self, link: Link, started: list[Call], now: float) -> list[Call]:
@@ -153,9 +158,10 @@ class BackendRoute:
         self.pump(now)
 
     def close(self) -> None:
-        for link in self.links.values():
+        for link in (*self.links.values(), *self.dying):
             link.close()
         self.links.clear()
+        self.dying.clear()
 
 
 def unavailable(why: str, reason: str, retry_after_s: float | None) -> ErrorInfo:
