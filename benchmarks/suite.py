@@ -40,6 +40,7 @@ WORKS = {
     12: "models",
 }
 QUICK_WORKS = (1, 2, 3, 6)
+FORMAT = 2  # of results.json
 MODELS = 12
 PUBLISHED = environments.ROOT / "docs" / "benchmarks"
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -121,13 +122,13 @@ def _options() -> argparse.Namespace:
 
 def _results_so_far(file: Path, here: dict[str, object]) -> dict[str, Any]:
     """What other runs have measured stays, as long as it was on this machine."""
-    results: dict[str, Any] = {"machine": here, "works": {}}
+    results: dict[str, Any] = {"format": FORMAT, "machine": here, "works": {}}
     if file.exists():
         before: dict[str, Any] = json.loads(file.read_text())
-        if before["machine"] == here:
+        if before["machine"] == here and before.get("format") == FORMAT:
             results["works"] = before["works"]
         else:
-            print(f"{file} is of another machine and will be replaced: {before['machine']}", file=sys.stderr)
+            print(f"{file} is of another machine or suite and will be replaced: {before['machine']}", file=sys.stderr)
     return results
 
 

@@ -13,7 +13,7 @@ from benchmarks.session import NOOP, VoidWindow, post
 SECONDS = 2
 WARM_UP_S = 1
 ENOUGH = 10  # answers for each connection, for percentiles
-UNITS = {"requests/s": "1/s", "p50": "ms", "p99": "ms", "MB/s": "MB/s"}
+UNITS = {"requests/s": "1/s", "p50": "ms", "p99": "ms"}
 
 # wrk prints rounded figures for people; its Lua interface has the exact ones. The body comes from a file because it may be of any size.
 SCRIPT = """
@@ -53,7 +53,7 @@ def closed_loop(
     timeout_s: float = 30.0,
     lua: str = "",
 ) -> dict[str, float]:
-    """POST `body` over so many connections for so long; returns `requests/s`, `p50` and `p99` in ms, and `MB/s` of bodies sent.
+    """POST `body` over so many connections for so long; returns `requests/s`, and `p50` and `p99` in ms.
 
     `lua` is for wrk, too, where not all requests are to be the same. Before it begins, what an earlier window has left behind is answered.
     Percentiles are left out where a connection got fewer than 10 answers: those that wrk doesn't wait for would be missing in them.
@@ -75,7 +75,7 @@ def closed_loop(
     if wrong or not counted["requests"]:
         raise NotAnswered(f"of {counted['requests']} requests to {url}: {wrong or 'none was answered'}")
     elapsed_s = counted["us"] / 1e6
-    figures = {"requests/s": counted["requests"] / elapsed_s, "MB/s": counted["requests"] * len(body) / elapsed_s / 1e6}
+    figures = {"requests/s": counted["requests"] / elapsed_s}
     if counted["requests"] >= ENOUGH * connections:
         figures |= {"p50": counted["p50_us"] / 1e3, "p99": counted["p99_us"] / 1e3}
     return figures

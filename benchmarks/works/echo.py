@@ -34,5 +34,11 @@ def measure(session: Session) -> None:
                 except NO_WINDOW as error:
                     session.leave_out(NUMBER, name, error)
                     continue
-                windows[name] = partial(wrk.closed_loop, url, CONNECTIONS, body=body, content_type=BINARY)
-            session.interleave(NUMBER, case, windows, agree_on="requests/s", units=wrk.UNITS)
+                windows[name] = partial(echoes, url, body)
+            session.interleave(NUMBER, case, windows, agree_on="requests/s", units={**wrk.UNITS, "MB/s": "MB/s"})
+
+
+def echoes(url: str, body: bytes) -> dict[str, float]:
+    """One window."""
+    figures = wrk.closed_loop(url, CONNECTIONS, body=body, content_type=BINARY)
+    return figures | {"MB/s": figures["requests/s"] * len(body) / 1e6}
