@@ -9,8 +9,8 @@ import asyncio
 import logging
 import os
 import sys
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -36,6 +36,7 @@ from headgate.router import payload
 from headgate.router.context import CallFacts, enter
 
 _log = logging.getLogger("headgate.replica")
+_LONGEST_S = wire.MAX_MICROS / 1e6
 _head_decoder = msgspec.msgpack.Decoder(wire.HttpHead)
 
 
@@ -107,11 +108,11 @@ class Caller:
 
     def call(self, members: list[Member], slot: int) -> float:
         """Run one call in this thread and answer its members. Returns the seconds that user code took."""
-        if members[0].binding is not None:
-            return self._call_batch_here(members, slot)
         member = members[0]
-        start = time.monotonic()
-        if member.cancelled or member.deadline <= start:
+        if member.binding is not None:
+            return self._call_batch_here(members, slot)
+        start = monotonic()
+        if member.cancelled or (member.millis != wire.NO_LIMIT and member.deadline <= start):
             member.link.give_back(member, dropped=True)
             return 0.0
         handler = self._only or self._handler_of(member)
@@ -129,16 +130,16 @@ class Caller:
             del self.running[slot]
             self.ended += 1
             enter(None)
-        return time.monotonic() - start
+        return monotonic() - start
 
     def _invoke(self, handler: Handler | None, member: Member) -> Any:
         if handler is None:
             raise SignatureError(_no_method(member))
-        if member.web:
+        if member.http:
             if handler.http_error:
                 raise SignatureError(handler.http_error)
             if handler.takes_request:
-                return handler.call(_request_of(member))
+                return handler.call(Request(member.http, member.body))
             return handler.call()
         args, kwargs = payload.load(member.body)
         if not args and handler.binder.bind(0, member.keywords).placeholder:
@@ -147,13 +148,16 @@ class Caller:
 
     def _answer(self, member: Member, result: Any, start: float) -> float:
         """Answer with what user code returned; returns the seconds since `start`."""
-        now = time.monotonic()
+        now = monotonic()
         run_s = now - start
         self._send(member, result, _micros(run_s), now)
         return run_s
 
     def _send(self, member: Member, result: Any, micros: int, now: float) -> None:
-        if member.web:
+        if member.http:
+            if type(result) is bytes:  # as `encode_http` would, without its record
+                member.link.answer(member, 200, response.OCTETS, result, micros, now)
+                return
             encoded = response.encode_http(result)
             member.link.answer(member, encoded.status, encoded.header_lines, encoded.body, micros, now)
         else:
@@ -185,7 +189,7 @@ class Caller:
         if member.web and (member.stream is None or not member.stream.begun):
             stands_for = response.answer_of(error, member.request_id)
             if stands_for is not None:
-                now = time.monotonic()
+                now = monotonic()
                 member.link.answer(member, stands_for.status, stands_for.header_lines, stands_for.body, micros, now)
                 return
         member.link.fail(member, self._describe(error, member), micros)
@@ -207,7 +211,7 @@ class Caller:
             await self._call_batch(members, id(members))
             return
         member = members[0]
-        start = time.monotonic()
+        start = monotonic()
         if member.cancelled or member.deadline <= start:
             member.link.give_back(member, dropped=True)
             return
@@ -259,17 +263,17 @@ class Caller:
     # Batches.
 
     def _call_batch_here(self, members: list[Member], slot: int) -> float:
-        start = time.monotonic()
+        start = monotonic()
         run = self._call_batch(members, slot)
         try:
             run.send(None)
         except StopIteration:
-            return time.monotonic() - start
+            return monotonic() - start
         raise AssertionError("synchronous user code can't wait on an event loop")
 
     async def _call_batch(self, members: list[Member], slot: int) -> None:
         """Call a batch handler; where it raises and may run again, split the batch to find the bad members."""
-        start = time.monotonic()
+        start = monotonic()
         live: list[Member] = []
         for member in members:
             if member.cancelled or member.deadline <= start:
@@ -345,7 +349,7 @@ class Caller:
         return gather(bindings, calls, placeholders)
 
     def _answer_all(self, members: list[Member], values: list[Any], start: float) -> None:
-        now = time.monotonic()
+        now = monotonic()
         micros = _micros(now - start)
         for member, value in zip(members, values, strict=True):
             try:
@@ -424,11 +428,11 @@ def _no_method(member: Member) -> str:
 
 
 def _micros_since(start: float) -> int:
-    return _micros(time.monotonic() - start)
+    return _micros(monotonic() - start)
 
 
 def _micros(seconds: float) -> int:
-    return min(int(seconds * 1e6), wire.MAX_MICROS)
+    return int(seconds * 1e6) if seconds < _LONGEST_S else wire.MAX_MICROS
 
 
 def _exit(error: SystemExit) -> None:

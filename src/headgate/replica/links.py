@@ -131,9 +131,10 @@ class ReplicaLink:
         size = sum(map(len, body)) if isinstance(body, list) else len(body)
         if size > wire.MAX_BODY_BYTES:
             raise EncodeError(f"the answer has {size} bytes, over the limit of {wire.MAX_BODY_BYTES}; send it in parts, as a generator")
-        if self.members.pop(member.number, None) is None:
+        number, members, links = member.number, self.members, self._links
+        if members.pop(number, None) is None:
             return
-        record = (member.number, code, micros, self._links.load(), meta)
+        record = (number, code, micros, len(members) if links.only is self else links.load(), meta)
         if size <= SMALL_BYTES:
             self.channel.put((*record, b"".join(body) if isinstance(body, list) else body), now)
             return
@@ -176,7 +177,7 @@ class ReplicaLink:
         stream.last_chunk_at = now
         if first:
             self._links.runner.look_after()
-        if now - self._chunks_left_at >= _CHUNKS_TOGETHER_S or self._links.runner.ticks_late:
+        if now - self._chunks_left_at >= _CHUNKS_TOGETHER_S:
             self._chunks_left_at = now
             self.channel.flush()
 
@@ -213,7 +214,8 @@ class Links:
         self.token = token
         self.runner = runner
         self.all: set[ReplicaLink] = set()
-        self._only: ReplicaLink | None = None  # the one link, where there is but one
+        self.only: ReplicaLink | None = None
+        """The one link, where there is but one."""
         self.reading: Reading
         self._listener: socket.socket | None = None
 
@@ -243,7 +245,7 @@ class Links:
             return
         link = ReplicaLink(self, sock, self._loop)
         self.all.add(link)
-        self._only = link if len(self.all) == 1 else None
+        self.only = link if len(self.all) == 1 else None
         self.reading.add(link.channel.fd, link.readable)
 
     def forget(self, link: ReplicaLink) -> bool:
@@ -251,12 +253,12 @@ class Links:
         if link not in self.all:
             return False
         self.all.discard(link)
-        self._only = next(iter(self.all)) if len(self.all) == 1 else None
+        self.only = next(iter(self.all)) if len(self.all) == 1 else None
         return True
 
     def load(self) -> int:
         """Calls that are here and not answered, over all routers; as it travels in frames."""
-        only = self._only
+        only = self.only
         count = len(only.members) if only is not None else sum(len(link.members) for link in list(self.all))
         return min(count, 0xFFFF)
 

@@ -33,7 +33,7 @@ from headgate.errors import (
 )
 from headgate.router import byvalue, payload
 
-_OCTETS: Final = b"content-type: application/octet-stream\r\n"
+OCTETS: Final = b"content-type: application/octet-stream\r\n"
 _TEXT: Final = b"content-type: text/plain; charset=utf-8\r\n"
 _JSON: Final = b"content-type: application/json\r\n"
 _PROBLEM: Final = "application/problem+json"
@@ -144,7 +144,7 @@ def encode_http(result: Any) -> Encoded:
     """Encode what a handler returned. Raises `EncodeError` that names the type that can't be sent, and where it is."""
     kind = type(result)
     if kind is bytes:
-        return Encoded(200, _OCTETS, result)
+        return Encoded(200, OCTETS, result)
     if kind is str:
         return Encoded(200, _TEXT, _utf8(result))
     if kind is dict or kind is list:
@@ -199,7 +199,7 @@ class StreamEncoder:
         body = encode_chunk(chunk)
         if self.first:
             is_text = isinstance(chunk, str)
-            lines = _TEXT if is_text else _OCTETS
+            lines = _TEXT if is_text else OCTETS
             self.header_lines = lines if self._response is None else _with_content_type(self._response, lines, text=is_text)
         return body
 
@@ -274,7 +274,7 @@ def _content(body: Any) -> tuple[bytes, bytes]:
     if isinstance(body, str):
         return _TEXT, _utf8(body)
     if isinstance(body, bytes | bytearray | memoryview):
-        return _OCTETS, bytes(body)
+        return OCTETS, bytes(body)
     return _JSON, _json(body)
 
 

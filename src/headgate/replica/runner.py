@@ -27,14 +27,17 @@ if TYPE_CHECKING:
 
 
 FLUSH_AFTER_S = 0.001
-"""A tick writes an answer that was made so long ago. Ticks come as often, so one waits for twice as long at most."""
+"""A tick writes an answer that was made so long ago."""
 SLOW_CALL_S = 0.005
 """A call that has run so long stands in the way of what waits; that is given back."""
 _EAGER_FLUSH_S = 0.0005
 _LEFT_ALONE_S = 0.001
 """A call that has run so long has the I/O thread read in place of the user thread."""
 _LONGEST_TICK_S = 0.008
-"""Ticks that find nothing to look after come half as often each, down to this; so an instance of many replicas doesn't drown in them."""
+"""Ticks that find nothing to look after come half as often each, down to this; so an instance of many replicas doesn't drown in them.
+An answer that was not written yet when a slow call began, the first for long, may wait for so long."""
+_WARY_CALLS = 1000
+"""After a slow call so many answers are written at once: the next call may be slow, too."""
 _QUIET_TICKS = 4
 """So many of those in which nothing has come either, and there are no more until something comes."""
 _HELD_S = 0.05
@@ -114,11 +117,6 @@ class Runner:
         self._submitted += 1  # before the question, as in `submit`
         if not self._ticking:
             self._start_ticks()
-
-    @property
-    def ticks_late(self) -> bool:
-        """Whether the next tick may be later than what is put and not written should wait."""
-        return self._tick_s > FLUSH_AFTER_S
 
     def cancel(self, member: Member) -> None:
         """Nobody waits for this request any more."""
@@ -259,6 +257,7 @@ class Runner:
         """One slot: take what is next, run it, and see that answers leave in time."""
         inbox, call, links = self._inbox, self._caller.call, self.links
         shape, reading = -1, None  # so that it looks first at how it is to work
+        wary = 0
         while True:
             members = None  # not kept while there is nothing to do
             members = inbox.wait(shape, reading)
@@ -275,8 +274,11 @@ class Runner:
                 self._check_health()
                 continue
             run_s = call(members, slot)
-            if run_s > _EAGER_FLUSH_S or inbox.empty or self.ticks_late:
+            if run_s > SLOW_CALL_S:
+                wary = _WARY_CALLS
+            if run_s > _EAGER_FLUSH_S or wary or inbox.empty:
                 links.flush()
+                wary -= wary > 0
             else:
                 channel = members[0].link.channel
                 since = channel.since
