@@ -48,8 +48,8 @@ class Controller:
         self._thread.start()
 
     def say(self, message: Message) -> None:
-        assert self._socket is not None
-        self._socket.sendall(messages.encode(message))
+        connected: socket.socket = wait_until(lambda: self._socket)  # type: ignore[assignment]  # never None when true
+        connected.sendall(messages.encode(message))
 
     def heard(self, kind: type[M]) -> M:
         """The latest message of this kind, once there is one."""

@@ -46,6 +46,7 @@ SLICE_BYTES: Final = 4096
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
 _ESTABLISHED: Final = 1  # the first byte of TCP_INFO
 _encode: Final = msgspec.msgpack.Encoder().encode
+_BIN_8: Final = [b"\xc4%c" % size for size in range(256)]  # what stands before so many bytes in msgpack
 
 
 class Connection(asyncio.Protocol):
@@ -137,18 +138,16 @@ class Connection(asyncio.Protocol):
         if self._deaf:
             return
         if self._at_start and self._patience and not self._paused and not self._quiet_bytes:
-            head = self._head  # most likely the same again
-            if not data.startswith(head):
-                ends = data.find(b"\r\n\r\n") + 4
-                head = data[:ends]
-                if ends > 4:
+            head, key = self._head, b""
+            if data.startswith(head):  # most likely the same again
+                known = self._known.get(head)
+            else:
+                known, key, head = self.service.memory.find(data)
+                if head and not key:
                     self._head = head
-            known, key = self._known.get(head), b""
-            if known is None:
-                known, key = self.service.memory.find_keyed(head) or (None, b"")
             if known is None:
                 self._patience -= 1
-                if len(head) > 4 and head[0] > 32:  # whole, and with no empty lines before it, which the parser skips
+                if head and data[0] > 32:  # with no empty lines before it, which the parser skips
                     self._unknown = head
             elif len(data) == len(head) + known.length and self._take(known, key, data[len(head) :]):
                 return
@@ -190,7 +189,7 @@ class Connection(asyncio.Protocol):
         """Begin what the parser would make of a head that is known, and its body. False: leave it to the parser."""
         service, slots = self.service, self.slots
         if key:
-            http = b"%b\xc4%c%b%b%b" % (known.http, len(key), key, known.http_rest, self._client_packed)
+            http = b"".join((known.http, _BIN_8[len(key)], key, known.http_rest, self._client_packed))
         else:
             http = known.http + self._client_packed
         admission, held_bytes = service.admission, len(http) + known.length

@@ -60,11 +60,12 @@ class KnownHead:
 class Memory:
     """The heads that one ingress knows, up to their empty line included."""
 
-    __slots__ = ("_bytes", "_keyed", "known")
+    __slots__ = ("_bytes", "_keyed", "_last", "known")
 
     def __init__(self) -> None:
         self.known: dict[bytes, KnownHead] = {}
         self._keyed: dict[bytes, KnownHead] = {}  # under what is left without the key
+        self._last: tuple[bytes, bytes, KnownHead] | None = None  # of those: what is before the key, and behind it
         self._bytes = 0
 
     def add(self, head: bytes, known: KnownHead) -> None:
@@ -87,16 +88,34 @@ class Memory:
         known.http, _, known.http_rest = http.partition(_PACKED_STAND_IN)
         self._keyed[rest] = known
 
-    def find_keyed(self, head: bytes) -> tuple[KnownHead, bytes] | None:
-        """What came of the same head with whatever key, and the key of this one."""
-        at = head.lower().find(_KEY_HEADER) if self._keyed else -1
-        if at < 0:
-            return None
-        start = at + len(_KEY_HEADER)
-        stop = head.find(b"\r\n", start)
-        known = self._keyed.get(head[:start] + head[stop:])
-        key = head[start:stop]
-        return (known, key) if known is not None and _PLAIN_KEY(key) else None
+    def find(self, data: bytes) -> tuple[KnownHead | None, bytes, bytes]:
+        """What came of the head that `data` begins with, where that is known; its shard key, where it is known for any; and the head.
+
+        The head is empty where there is none, or not all of it.
+        """
+        if self._last is not None:  # most likely the same again, but for the key
+            before, after, known = self._last
+            if data.startswith(before):
+                start = len(before)
+                stop = data.find(b"\r\n", start)
+                key = data[start:stop]
+                if data.startswith(after, stop) and _PLAIN_KEY(key):
+                    return known, key, data[: stop + len(after)]
+        ends = data.find(b"\r\n\r\n")
+        if ends <= 0:
+            return None, b"", b""
+        head = data[: ends + 4]
+        found = self.known.get(head)
+        at = head.lower().find(_KEY_HEADER) if found is None and self._keyed else -1
+        if at >= 0:
+            start = at + len(_KEY_HEADER)
+            stop = head.find(b"\r\n", start)
+            key, before, after = head[start:stop], head[:start], head[stop:]
+            found = self._keyed.get(before + after) if _PLAIN_KEY(key) else None
+            if found is not None:
+                self._last = (before, after, found)
+                return found, key, head
+        return found, b"", head
 
     def _has_room(self, head: bytes) -> bool:
         size = len(head)
@@ -111,4 +130,5 @@ class Memory:
         """Routes or limits have changed: what came of a head before need not come of it now."""
         self.known.clear()
         self._keyed.clear()
+        self._last = None
         self._bytes = 0
