@@ -77,10 +77,11 @@ FLOORS = (
 
 def outcomes(works: dict[str, Any]) -> list[Outcome]:
     """Judge every floor by what results.json holds under `works`."""
-    return [_judge(floor, works.get(str(floor.work), {}).get("cases", [])) for floor in FLOORS]
+    return [judge(floor, works.get(str(floor.work), {}).get("cases", [])) for floor in FLOORS]
 
 
-def _judge(floor: Floor, cases: list[dict[str, Any]]) -> Outcome:
+def judge(floor: Floor, cases: list[dict[str, Any]]) -> Outcome:
+    """What the cases of its work say about one floor."""
     values = []
     steady = True
     for case in cases:

@@ -93,7 +93,8 @@ def exponential(mean_s: float, count: int, seed: int) -> list[float]:
     """Service times in seconds, scaled to have exactly this mean, for the same reason; the same for the same arguments."""
     chance = random.Random(f"service {seed}")
     drawn = [chance.expovariate(1.0) for _ in range(count)]
-    return [value * mean_s * count / sum(drawn) for value in drawn]
+    scale = mean_s * count / sum(drawn) if drawn else 0.0
+    return [value * scale for value in drawn]
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:

@@ -40,6 +40,9 @@ _LOOK_S = 1.0
 """How often a thread that waits for a verb looks whether the loop still runs."""
 _LONGEST_POLL_S = 3600.0
 """More than some 24 days can't be asked of the kernel; who has waited so long begins again."""
+_MOMENT_S = 150e-6
+_PATIENCE = 15
+"""Where nothing came within that moment, the reader of that many waits sleeps at once: a slow call costs it little to look."""
 _FEW = 4
 """With fewer calls to an endpoint under way, one more is sent at once; with more, many leave in one write."""
 _JOIN_S = 5.0
@@ -76,6 +79,7 @@ class Connection:
         self._reader = threading.Lock()  # held by the thread that reads the links in the loop's place
         self._reader_is = 0
         self._no_readers = False  # it ends
+        self._patience = 0  # so many more times the reader sleeps at once
         self._thread: threading.Thread | None = None
         self._links: list[ControlLink] = []
         self._control: ControlLink | None = None
@@ -111,12 +115,14 @@ class Connection:
 
     def submit(self, call: Call) -> None:
         """Hand a call to the router; never blocks. Raises `NotRunningError` where this connection is over."""
+        if self._inbox:  # what has waited leaves first
+            self._post(call)
+            return
         if self._routes is None:
             self._open_routes()
         loop, router = self._loop, self._router
         if (
-            self._inbox  # what has waited leaves first
-            or not self._routed
+            not self._routed
             or loop is None
             or router is None
             or not loop.asleep
@@ -188,7 +194,7 @@ class Connection:
             try:
                 shield.lifted = True
                 shield.check()
-                events = reading.poll(idle, min(left, _LONGEST_POLL_S))
+                events = self._look_again(idle, left, reading) or reading.poll(idle, min(left, _LONGEST_POLL_S))
             finally:
                 shield.lifted = False
             if events:
@@ -197,6 +203,19 @@ class Connection:
                     reading.read(events)
                 finally:
                     loop.give_back()
+
+    def _look_again(self, idle: Callable[[], bool], left: float, reading: Reading) -> list[tuple[int, int]]:
+        """What arrives in a moment, without sleeping for it: a quick call is answered sooner than a thread falls asleep and wakes."""
+        if self._patience:
+            self._patience -= 1
+            return []
+        until = time.monotonic() + min(left, _MOMENT_S)
+        while idle() and time.monotonic() < until:
+            events = reading.poll(idle, 0.0)
+            if events:
+                return events
+        self._patience = _PATIENCE
+        return []
 
     def wait_for_routes(self) -> RoutingTable:
         """Wait for the first routing table, so that the first call finds its way at once; return the latest."""
