@@ -9,6 +9,7 @@ import threading
 import time
 import types
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -530,18 +531,20 @@ def test_a_stream_waits_for_its_reader(tmp_path: Path, is_async: bool) -> None:
     play(scene)
 
 
+def two_parts(go_on: threading.Event) -> Iterator[bytes]:
+    """User code that sends one part, the next when it may go on, and then no more until it may again."""
+    yield b"one"
+    assert go_on.wait(10)
+    yield b"two"
+    go_on.clear()
+    go_on.wait(10)
+
+
 def test_the_time_limit_of_a_stream_counts_from_each_chunk_to_the_next(tmp_path: Path) -> None:
     go_on = threading.Event()
 
-    def handler() -> Iterator[bytes]:
-        yield b"one"
-        assert go_on.wait(10)
-        yield b"two"
-        go_on.clear()
-        go_on.wait(10)
-
     async def scene() -> None:
-        async with Rig(tmp_path, handler, request_timeout=50.0) as rig:
+        async with Rig(tmp_path, partial(two_parts, go_on), request_timeout=50.0) as rig:
             router, real, ahead_s = rig.router, time.monotonic, 0.0
             router.now = lambda: real() + ahead_s
             call = rig.ask(web=True)
@@ -562,15 +565,8 @@ def test_the_time_limit_of_a_stream_counts_from_each_chunk_to_the_next(tmp_path:
 def test_a_lowered_time_limit_holds_for_streams_that_run(tmp_path: Path) -> None:
     go_on = threading.Event()
 
-    def handler() -> Iterator[bytes]:
-        yield b"one"
-        assert go_on.wait(10)
-        yield b"two"
-        go_on.clear()
-        go_on.wait(10)
-
     async def scene() -> None:
-        async with Rig(tmp_path, handler, request_timeout=50.0) as rig:
+        async with Rig(tmp_path, partial(two_parts, go_on), request_timeout=50.0) as rig:
             router, real, ahead_s = rig.router, time.monotonic, 0.0
             router.now = lambda: real() + ahead_s
             call = rig.ask(web=True)

@@ -21,8 +21,9 @@ TOLERANCE: Final = 1e-6
 """How far the sum of the weights may be off 1."""
 
 MOST_KEYS: Final = 65_536
+"""So many are remembered with their backends, by all policies that share a memory."""
 LONGEST_KEY: Final = 64
-"""Of up to so many characters: longer keys are worked out each time."""
+"""Characters of a key that is remembered: longer ones are worked out each time."""
 
 _NO_SHADOWS: Mapping[str, float] = {}
 

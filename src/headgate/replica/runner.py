@@ -278,7 +278,7 @@ class Runner:
                 wary = _WARY_CALLS
             if run_s > _EAGER_FLUSH_S or wary or inbox.empty:
                 links.flush()
-                wary -= wary > 0
+                wary = max(wary - 1, 0)
             else:
                 channel = members[0].link.channel
                 since = channel.since
