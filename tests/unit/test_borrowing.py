@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import select
 import signal
 import socket
 import threading
@@ -114,7 +115,8 @@ def test_a_socket_is_read_by_the_loop_but_while_another_thread_waits_for_it(loop
         wait_until(lambda: len(read) == 1)
         assert reading.poll(lambda: True, 0.001) == []
         theirs.send(b"2")
-        time.sleep(0.05)
+        assert select.select([ours], [], [], 10)[0]
+        assert not loop.has_work()
         assert len(read) == 1
         loop.borrow(wait=True)
         reading.read(reading.poll(lambda: True))

@@ -28,7 +28,7 @@ from headgate.errors import (
 from headgate.router import connections, payload
 from headgate.router.call import Call
 from headgate.router.handle import Handle
-from tests.support import wait_until
+from tests.support import until, wait_until
 
 
 def part(value: object) -> wire.Frame:
@@ -212,7 +212,7 @@ def test_tasks_of_every_kind_wait_are_cancelled_and_go_on(fake: FakeConnection, 
         tasks = [asyncio.ensure_future(wait_for_it(reply)) for reply in replies]
         stream = handle.remote()
         chunks = asyncio.ensure_future(read(stream))
-        await asyncio.sleep(0.01)
+        await until(lambda: len(fake.calls) == 4 and all(call.waiters for call in fake.calls))  # type: ignore[attr-defined]  # calls of handles
         assert all(isinstance(each, task) for each in tasks)
         elsewhere(answer(fake.calls[0], 0))
         elsewhere(lambda: fake.calls[3].chunk(part("a")))
@@ -220,7 +220,7 @@ def test_tasks_of_every_kind_wait_are_cancelled_and_go_on(fake: FakeConnection, 
         assert tasks[1].cancel("enough")
         fake.calls[2].answered(entire(2))
         assert tasks[2].cancel("late")  # in the same turn as its answer
-        await asyncio.sleep(0.01)
+        await until(lambda: "enough" in told)
         assert not tasks[1].done()
         elsewhere(answer(fake.calls[1], 1))
         elsewhere(fake.calls[3].ended)
