@@ -42,6 +42,7 @@ _BAND = 1.25  # the window is computed anew when the mean has moved by this fact
 _BELIEVED = 10.0
 _RATE_ANSWERS = 8  # fewer don't say how fast the queue moves
 _RATE_S = 5.0  # the rate is that of the last one or two such periods
+_RATE_STANDS_S = 0.001  # it is computed once in so long, not for every request of a burst
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -93,6 +94,8 @@ class Dispatcher(Generic[Item, Id]):
         "_queue",
         "_ready",
         "_replicas",
+        "_request_s",
+        "_request_s_until",
         "_serial",
         "_waiting",
     )
@@ -114,6 +117,9 @@ class Dispatcher(Generic[Item, Id]):
         self._answers = 0
         self._mark_at = self._older_at = 0.0
         self._mark_answers = self._older_answers = 0
+        # How long the queue takes to move by one request, where known; and until when that stands.
+        self._request_s: float | None = None
+        self._request_s_until = -math.inf
 
     def set_limits(self, limits: Limits) -> None:
         """Follow changed limits from now on. What is queued beyond a smaller bound stays queued."""
@@ -296,16 +302,23 @@ class Dispatcher(Generic[Item, Id]):
         The rate is the measured one where requests have waited for a while; else what the replicas can do at best, so
         that nothing is refused for want of recent traffic.
         """
+        if now >= self._request_s_until:
+            self._request_s = self._measured_request_s(now)
+            self._request_s_until = now + _RATE_STANDS_S
+        request_s = self._request_s
+        return None if request_s is None else (self._waiting + 1) * request_s
+
+    def _measured_request_s(self, now: float) -> float | None:
         if now - self._mark_at > _RATE_S:
             self._older_at, self._older_answers = self._mark_at, self._mark_answers
             self._mark_at, self._mark_answers = now, self._answers
         answers, span_s = self._answers - self._older_answers, now - self._older_at
         if self._waiting and answers >= _RATE_ANSWERS and span_s > 0:
-            return (self._waiting + 1) * span_s / answers
+            return span_s / answers
         limits = self._limits
         calls = limits.concurrency * (limits.max_batch_size if limits.is_batch else 1)
         rate = sum(calls / replica.mean_s for replica in self._ready if replica.mean_s)
-        return (self._waiting + 1) / rate if rate else None
+        return 1 / rate if rate else None
 
     def _choose(self, now: float, draw: float) -> _Replica[Id] | None:
         """A replica with room, or None."""
@@ -381,6 +394,7 @@ class Dispatcher(Generic[Item, Id]):
     def _forget_room(self) -> None:
         self._only = self._ready[0] if len(self._ready) == 1 else None
         self._filling = None
+        self._request_s_until = -math.inf
 
     def _pop_again(self) -> Item:
         while True:

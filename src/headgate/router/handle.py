@@ -338,8 +338,11 @@ class _PyCall(Call):
     def answered(self, answer: wire.Answer) -> None:
         self.answer = answer
         self.over = True
-        if self.waiters:
-            self._wake()
+        waiters = self.waiters
+        if waiters:
+            self.waiters = []
+            for waiter in waiters:
+                waiter()
 
     def chunk(self, frame: wire.Frame) -> None:
         self.small_chunk(frame.body)
@@ -397,7 +400,7 @@ class _PyCall(Call):
         """False where something has come in the meantime: look again instead of sleeping."""
         waiters = self.waiters
         waiters.append(waiter)
-        return not self.ready() and self.waiters is waiters
+        return not (self.over or self.chunks) and self.waiters is waiters
 
 
 class _Wait:
@@ -414,7 +417,11 @@ class _Wait:
     def __init__(self, call: _PyCall) -> None:
         if call.connection.forked:
             call.connection.forbid_waiting()
-        self.bell = _bell()
+        loop = asyncio.get_running_loop()
+        bell = getattr(_of_thread, "bell", None)
+        if bell is None or bell.loop is not loop:
+            bell = _of_thread.bell = _Bell(loop)
+        self.bell: _Bell = bell
         self._go_on: Callable[[_Wait], object] | None = None  # the task's
         self._cancelled = False
         self._asyncio_future_blocking = True
@@ -500,14 +507,6 @@ class _Bell:
 
 
 _of_thread = threading.local()
-
-
-def _bell() -> _Bell:
-    loop = asyncio.get_running_loop()
-    bell: _Bell | None = getattr(_of_thread, "bell", None)
-    if bell is None or bell.loop is not loop:
-        bell = _of_thread.bell = _Bell(loop)
-    return bell
 
 
 def _check_timeout(timeout_s: object) -> None:

@@ -159,12 +159,27 @@ class Link:
         millis = (int(left * 1000) + 1 if left > 0 else 1) if left < 4_000_000 else wire.NO_LIMIT
         micros = int(age * 1e6) if age < 4000 else wire.MAX_MICROS
         body = call.body
-        record = (number, place, micros, millis, call.endpoint, call.method, call.request_id, call.http, call.positional, call.keywords)
-        if type(body) is bytes and len(body) <= SMALL_BYTES:
-            self._put((*record, body), now)
-        elif isinstance(body, list) and call.body_bytes <= SMALL_BYTES:
-            self._put((*record, body[0] if len(body) == 1 else b"".join(body)), now)
+        if call.body_bytes <= SMALL_BYTES:
+            if type(body) is list:
+                body = body[0] if len(body) == 1 else b"".join(body)
+            self._put(
+                (
+                    number,
+                    place,
+                    micros,
+                    millis,
+                    call.endpoint,
+                    call.method,
+                    call.request_id,
+                    call.http,
+                    call.positional,
+                    call.keywords,
+                    body,
+                ),
+                now,
+            )
         else:
+            record = (number, place, micros, millis, call.endpoint, call.method, call.request_id, call.http, call.positional, call.keywords)
             meta = _encode(record)
             head = wire.HEAD.pack(len(meta), call.body_bytes, 0, 0, 0, 0, 0, wire.CALL, 0)
             self._put([head + meta, *body] if isinstance(body, list) else [head + meta, body], now)
@@ -270,7 +285,8 @@ class Link:
             raise WireError(f"a replica must not send frames of kind {kind}")
 
     def _answered(self, answer: wire.Answer, now: float) -> None:
-        call = self._take(answer.number)
+        call = self.calls.pop(answer.number)
+        self._free.append(call.place)
         backend = self._backend
         backend.dispatcher.answered(self.replica, answer.micros / 1e6, answer.load, now)
         if call.state != OVER:

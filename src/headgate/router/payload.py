@@ -11,7 +11,7 @@ them as soon as `dump` has returned, and not at all by the receiver. A payload i
     pickle, buffers    each padded to a multiple of 8 bytes
 
 all little-endian. Values without parts (numbers, strings) are marshalled instead, which takes a third of the time; a count of
-0xFFFFFFFF says so, and the rest is in version 4 of that format, the same in all Pythons that Headgate runs on.
+0xFFFFFFFF says so, and the rest is in version 2 of that format, the same in all Pythons that Headgate runs on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from headgate.router import byvalue
 
 _PLAIN: Final = b"\0\0\0\0"
 _ATOMIC: Final = b"\xff\xff\xff\xff"
-_MARSHAL_VERSION: Final = 4
+_MARSHAL_VERSION: Final = 2  # later ones look for what stands in it twice, which takes as long as all else
 _COUNT = struct.Struct("<I")
 _IN_BAND_BYTES = 1024
 """Buffers smaller than this go into the pickle: their bookkeeping would cost more than the copy."""
@@ -94,9 +94,13 @@ def load(data: bytes | bytearray) -> Any:
     Arrays can be written to. Over a bytearray they are views of it: it lives as long as any of them, and belongs to them.
     Raises `WireError` where the payload is cut, and whatever the pickle raises.
     """
-    if data[:4] == _ATOMIC:
-        return _unmarshalled(data)
-    if data[:4] == _PLAIN:
+    kind = data[:4]
+    if kind == _ATOMIC:
+        try:
+            return marshal.loads(data[4:] if len(data) < _SHORT_BYTES else memoryview(data)[4:])  # from a peer that may send pickles
+        except (EOFError, ValueError, TypeError) as error:
+            raise WireError(f"not a payload: {error}") from error
+    if kind == _PLAIN:
         return pickle.loads(data[4:] if len(data) < _SHORT_BYTES else memoryview(data)[4:])  # to copy little is quicker
     if len(data) < 16:
         raise WireError(f"not a payload: {len(data)} bytes")
@@ -114,13 +118,6 @@ def load(data: bytes | bytearray) -> Any:
         pieces.append(view[at : at + size])
         at += size + -size % 8
     return pickle.loads(pieces[0], buffers=pieces[1:])
-
-
-def _unmarshalled(data: bytes | bytearray) -> Any:
-    try:
-        return marshal.loads(data[4:] if len(data) < _SHORT_BYTES else memoryview(data)[4:])  # from a peer that may send pickles
-    except (EOFError, ValueError, TypeError) as error:
-        raise WireError(f"not a payload: {error}") from error
 
 
 def culprit(value: object, name: str = "", names: tuple[str, ...] = ()) -> str:
