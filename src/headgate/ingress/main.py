@@ -23,6 +23,7 @@ from headgate.errors import rebuild
 from headgate.ingress.http1 import Connection
 from headgate.ingress.service import Limits, Service
 from headgate.router.control import ControlLink
+from headgate.router.heap import keep_freed
 from headgate.router.router import Router
 
 _log = logging.getLogger("headgate.ingress")
@@ -39,6 +40,7 @@ def run(spec: IngressSpec, listener: socket.socket) -> None:
     """Serve until `Drain` or SIGTERM. `listener` listens already, and is closed at the end."""
     import uvloop
 
+    keep_freed()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)  # exchanges make no cycles: look less often
     uvloop.run(_Ingress(spec, listener).serve())

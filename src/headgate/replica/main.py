@@ -23,6 +23,7 @@ from headgate.replica.links import Links
 from headgate.replica.runner import Runner
 from headgate.router.connections import adopt_process, constructed
 from headgate.router.control import ControlLink
+from headgate.router.heap import keep_freed
 
 T = TypeVar("T")
 
@@ -34,6 +35,7 @@ _DRAIN_LOOK_S = 0.005
 def run(spec: ReplicaSpec) -> None:
     """Be this replica until it is drained, and return then; where construction fails, tell the controller and exit with 1."""
     sys.setswitchinterval(_SWITCH_S)
+    keep_freed()
     connection = adopt_process(spec.folder, spec.instance, spec.id, spec.backend)
     io = _IoThread(spec)
     try:
