@@ -2,7 +2,8 @@
 
 Through cloudpickle: classes and functions of `__main__`, notebooks and function bodies travel as their definitions.
 `msgspec.Struct` classes need a reducer of their own, since their fields live in slots that cloudpickle doesn't know of; so do
-functions and properties that cache, which cloudpickle takes for importable or for locks.
+functions and properties that cache, which cloudpickle takes for importable or for locks. Code keeps the name of its file, which
+cloudpickle 3.1.3 leaves out: without it a traceback from elsewhere has no lines of source.
 A class that comes back to a process that has it already is that class again.
 """
 
@@ -45,6 +46,8 @@ _CONFIG = (
     "tag",
     "tag_field",
 )
+_NO_FILE = "<dynamic-code>"
+"""What cloudpickle writes instead of the name of a file."""
 _MADE_BY_THE_CLASS = frozenset(
     ("__dict__", "__weakref__", "__slots__", "__annotations__", "__module__", "__qualname__", "__orig_bases__", "__parameters__")
 )
@@ -67,6 +70,9 @@ def _pickler_class() -> Callable[..., Any]:
                 return _reduce_cached_function(obj)
             if type(obj) is functools.cached_property:
                 return _make_cached_property, (obj.func, obj.attrname)
+            if type(obj) is types.CodeType:
+                make, args = self.dispatch_table[types.CodeType](obj)
+                return make, tuple(obj.co_filename if type(arg) is str and arg == _NO_FILE else arg for arg in args)
             reduced = super().reducer_override(obj)
             if not isinstance(obj, type) or reduced is NotImplemented or len(reduced) < 6:
                 return reduced
