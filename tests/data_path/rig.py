@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import msgspec
 import uvloop
@@ -145,7 +145,7 @@ class Asked(Call):
         """What a Python caller would get."""
         assert self.info is None, self.info
         assert self.frame is not None
-        return payload.load(self.frame.body)
+        return payload.load(cast("bytes | bytearray", self.frame.body))
 
 
 class Rig:

@@ -26,21 +26,19 @@ server.bind(sys.argv[1])
 server.listen()
 print("listening", flush=True)
 link, _ = server.accept()
-decoder, frames = wire.Decoder(), []
+decoder = wire.Decoder()
 
-def receive(count):
-    while len(frames) < count:
-        frames.extend(decoder.received(link.recv_into(decoder.buffer())))
+def receive():
+    return decoder.received(link.recv_into(decoder.buffer()))
 
-receive(1)
-hello = msgspec.msgpack.decode(frames[0].meta, type=wire.Hello)
+(hello,) = receive()
+hello = msgspec.msgpack.decode(hello.meta, type=wire.Hello)
 with open(hello.page, "r+b") as file:
     page = mmap.mmap(file.fileno(), wire.PLACES)
 link.sendall(wire.encode(wire.WELCOME, os.getpid()))
 calls = []
 while len(calls) < 2:
-    receive(len(frames) + 1)
-    calls = [call for frame in frames[1:] for call in msgspec.msgpack.decode(frame.body, type=list[wire.Call])]
+    calls += [call for frame in receive() for call in msgspec.msgpack.decode(frame.body, type=list[wire.Call])]
 page[calls[0].place] = 1
 server.close()
 link.close()

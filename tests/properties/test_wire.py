@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -59,7 +60,8 @@ def feed(decoder: wire.Decoder, data: bytes, chunks: Iterable[int]) -> list[wire
         assert count
         buffer[:count] = view[:count]
         view = view[count:]
-        out += decoder.received(count)
+        # A view holds only until the next buffer, so each body is read before that.
+        out += [msgspec.structs.replace(frame, body=bytes(frame.body)) for frame in decoder.received(count)]
     return out
 
 
@@ -145,6 +147,7 @@ def test_a_large_body_is_received_in_place(body_bytes: int) -> None:
     data = written(frame)
     assert feed(decoder, data[:100], [100]) == []
     assert len(decoder.buffer()) == len(data) - 100
-    (received,) = feed(decoder, data[100:], [1 << 20])
+    decoder.buffer()[:] = data[100:]
+    (received,) = decoder.received(len(data) - 100)
     assert received == frame
     assert isinstance(received.body, bytearray)

@@ -55,7 +55,10 @@ _IN_PLACE_BYTES = 64 * 1024
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
-    """One frame as it was received. `body` is a bytearray where it was large, so that it was received in place."""
+    """One frame as it was received. `body` is a bytearray where it was large, so that it was received in place.
+
+    That of CALLS and ANSWERS may be a view, which holds until the decoder is asked for its next buffer.
+    """
 
     kind: int
     flags: int
@@ -65,7 +68,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     micros: int
     millis: int
     meta: bytes
-    body: bytes | bytearray
+    body: bytes | bytearray | memoryview
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True):
@@ -127,7 +130,7 @@ class Decoder:
         """Bodies over this are refused; a peer that has not proved who it is gets little."""
         self._scratch = bytearray(_SCRATCH_BYTES)
         self._view = memoryview(self._scratch)
-        self._filled = 0
+        self._begin = self._filled = 0  # what is there and not handed out yet
         # A large body on its way: its frame's head and metadata, its buffer, and how much of it has arrived.
         self._large: tuple[tuple[int, ...], bytes, bytearray] | None = None
         self._large_filled = 0
@@ -136,36 +139,41 @@ class Decoder:
         """Where the next bytes go; never empty."""
         if self._large is not None:
             return memoryview(self._large[2])[self._large_filled :]
+        if self._begin:
+            if self._begin < self._filled:
+                rest = self._view[self._begin : self._filled]
+                self._view[: len(rest)] = rest
+            self._begin, self._filled = 0, self._filled - self._begin
         return self._view[self._filled :]
 
     def received(self, count: int) -> list[Frame]:
         """Take note of `count` bytes in the last `buffer()`; return the frames that are now complete."""
         if self._large is not None:
             return self._received_large(count)
-        end = self._filled + count
-        data = bytes(self._view[:end])
+        end = self._filled = self._filled + count
+        scratch, view = self._scratch, self._view
         frames: list[Frame] = []
         offset = 0
         while end - offset >= HEAD_BYTES:
-            head = HEAD.unpack_from(data, offset)
+            head = HEAD.unpack_from(scratch, offset)
             meta_bytes, body_bytes, number, micros, millis, place, code, kind, flags = head
             if not 0 < kind <= LAST_KIND or meta_bytes > MAX_META_BYTES or body_bytes > self.max_body_bytes:
                 raise WireError(f"not a frame: kind {kind}, {meta_bytes} bytes of metadata, {body_bytes} bytes of body; close this link")
-            body_at = offset + HEAD_BYTES + meta_bytes
+            meta_at = offset + HEAD_BYTES
+            body_at = meta_at + meta_bytes
             stop = body_at + body_bytes
             if stop > end:
-                self._grow_for(meta_bytes)
                 if body_bytes > _IN_PLACE_BYTES and body_at <= end:
-                    self._begin_large(head, data[offset + HEAD_BYTES : body_at], data[body_at:])
-                    self._filled = 0
-                    return frames
+                    self._receive_in_place(head, bytes(view[meta_at:body_at]), view[body_at:end])
+                    offset = end
+                else:
+                    self._grow_for(meta_bytes)
                 break
-            meta = data[offset + HEAD_BYTES : body_at]
-            frames.append(Frame(kind, flags, number, place, code, micros, millis, meta, data[body_at:stop]))
+            meta = bytes(view[meta_at:body_at]) if meta_bytes else b""
+            body = view[body_at:stop] if kind >= CALLS else bytes(view[body_at:stop])
+            frames.append(Frame(kind, flags, number, place, code, micros, millis, meta, body))
             offset = stop
-        self._filled = end - offset
-        if offset:
-            self._view[: self._filled] = data[offset:]
+        self._begin = offset
         return frames
 
     def _grow_for(self, meta_bytes: int) -> None:
@@ -175,7 +183,7 @@ class Decoder:
             grown[: len(self._scratch)] = self._scratch
             self._scratch, self._view = grown, memoryview(grown)
 
-    def _begin_large(self, head: tuple[int, ...], meta: bytes, start: bytes) -> None:
+    def _receive_in_place(self, head: tuple[int, ...], meta: bytes, start: memoryview) -> None:
         body = bytearray(head[1])
         body[: len(start)] = start
         self._large, self._large_filled = (head, meta, body), len(start)

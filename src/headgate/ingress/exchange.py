@@ -6,7 +6,7 @@ until it is their turn. What is kept is counted as held.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from headgate.core import wire
 from headgate.errors import ErrorInfo
@@ -112,7 +112,7 @@ class Exchange(Call):
 
     def chunk(self, frame: wire.Frame) -> None:
         """A piece of a streamed answer; the first also brings its head."""
-        out, body = self.out, frame.body
+        out, body = self.out, cast("bytes | bytearray", frame.body)  # only CALLS and ANSWERS come as views
         if frame.flags & wire.FIRST:
             self.started_stream = True
             self._begin_stream(frame.code, frame.meta)

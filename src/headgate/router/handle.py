@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextvars import Context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, overload
+from typing import TYPE_CHECKING, Any, Final, cast, overload
 
 from headgate.core import wire
 from headgate.errors import EncodeError, ErrorInfo, InvalidTypeError, InvalidValueError, ReplyTimeoutError, rebuild
@@ -345,7 +345,7 @@ class _PyCall(Call):
                 waiter()
 
     def chunk(self, frame: wire.Frame) -> None:
-        self.small_chunk(frame.body)
+        self.small_chunk(cast("bytes | bytearray", frame.body))
 
     def small_chunk(self, body: bytes | bytearray) -> None:
         self.streams = True
