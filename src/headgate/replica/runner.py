@@ -30,7 +30,8 @@ FLUSH_AFTER_S = 0.001
 """A tick writes an answer that was made so long ago."""
 SLOW_CALL_S = 0.005
 """A call that has run so long stands in the way of what waits; that is given back."""
-_EAGER_FLUSH_S = 0.0005
+_EAGER_FLUSH_S = 0.0003
+"""After so long the answers of quick calls leave, though more calls wait: so that whoever gets them isn't idle until all are run."""
 _LEFT_ALONE_S = 0.001
 """A call that has run so long has the I/O thread read in place of the user thread."""
 _LONGEST_TICK_S = 0.008

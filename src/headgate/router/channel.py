@@ -84,14 +84,16 @@ class Channel:
 
     # Writing.
 
-    def put(self, frame: bytes | list[Part] | tuple[object, ...], now: float) -> None:
-        """Add one frame, whole or in parts, or a record; it leaves with the next flush. `now` is by time.monotonic().
+    def put(self, frame: bytes | list[Part] | tuple[object, ...], now: float) -> int:
+        """Add one frame, whole or in parts, or a record, and return how many wait. `now` is by time.monotonic().
 
-        A record is the tuple of the fields of a `wire.Call` or `wire.Answer`; those that follow each other leave in one frame.
+        They leave with the next flush. A record is the tuple of the fields of a `wire.Call` or `wire.Answer`; those that follow
+        each other leave in one frame.
         """
         self._pending.append(frame)
         if not self.since:
             self.since = now
+        return len(self._pending)
 
     def flush(self) -> None:
         """Write what waits, as far as the socket takes it."""

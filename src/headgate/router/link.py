@@ -31,6 +31,8 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode_answer = msgspec.msgpack.Decoder(wire.Answer).decode
 _decode_answers = msgspec.msgpack.Decoder(list[wire.Answer]).decode
 _error_decoder = msgspec.msgpack.Decoder(ErrorInfo)
+_LEAVE_TOGETHER = 32
+"""So many calls leave before the turn of the loop is over, so that the replica begins while the rest is still read."""
 _RETRY_S = 0.02
 _DEATH_WAIT_S = 1.0
 
@@ -200,10 +202,12 @@ class Link:
     def _put(self, frame: bytes | list[Part] | tuple[object, ...], now: float) -> None:
         channel = self._channel
         assert channel is not None  # nothing is sent before the replica has accepted the link, nor after it is closed
-        channel.put(frame, now)
+        waiting = channel.put(frame, now)
         if not self._flushing:
             self._flushing = True
             self._finally_call(self._flush)
+        elif waiting >= _LEAVE_TOGETHER:
+            channel.flush()
 
     def _flush(self) -> None:
         """What was sent in one turn of the loop leaves together."""
