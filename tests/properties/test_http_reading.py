@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from headgate.ingress.http1 import Connection
 from headgate.ingress.memory import MOST_BYTES, PATIENCE, KnownHead, Memory
-from headgate.ingress.service import Service
+from headgate.ingress.service import Service, request_ids
 from headgate.router.call import Call
 from tests.ingress_server import TABLE, FakeRouter, answer, body_of, echo, head_of, hold
 
@@ -73,7 +73,7 @@ def _service() -> Service:
     service = Service(FakeRouter(echo), _no_measure, server="here")
     service.apply(TABLE)
     service.set_date(0)
-    service.id_prefix = "id-"
+    service.next_id = request_ids("id-")
     return service
 
 

@@ -97,7 +97,7 @@ class Dispatcher(Generic[Item, Id]):
         "_request_s",
         "_request_s_until",
         "_serial",
-        "_waiting",
+        "queued",
     )
 
     def __init__(self, limits: Limits) -> None:
@@ -112,7 +112,8 @@ class Dispatcher(Generic[Item, Id]):
         self._again: set[Item] = set()
         self._again_heap: list[tuple[float, int, Item]] = []
         self._serial = 0
-        self._waiting = 0
+        self.queued = 0
+        """Requests that wait here."""
         # Answers in all, and at two moments since which requests have always waited: the rate at which the queue moves.
         self._answers = 0
         self._mark_at = self._older_at = 0.0
@@ -129,19 +130,14 @@ class Dispatcher(Generic[Item, Id]):
         self._forget_room()
 
     @property
-    def queued(self) -> int:
-        """Requests that wait here."""
-        return self._waiting
-
-    @property
     def full(self) -> bool:
         """Whether the queue is at its bound, so that a request that can't be sent at once must be refused."""
-        return self._waiting >= self._limits.max_queued_queries
+        return self.queued >= self._limits.max_queued_queries
 
     @property
     def half_full(self) -> bool:
         """Whether shadows must not be offered any more."""
-        return self._waiting * 2 >= self._limits.max_queued_queries
+        return self.queued * 2 >= self._limits.max_queued_queries
 
     def in_flight(self, id: Id) -> int:
         """Requests that are at one replica, which may be draining; 0 where it is unknown."""
@@ -185,7 +181,7 @@ class Dispatcher(Generic[Item, Id]):
 
         It is queued beyond the bound, too: where `full` says so, refuse the request instead of offering it.
         """
-        if not self._waiting:
+        if not self.queued:
             replica = self._only
             if replica is None:
                 replica = self._choose(now, draw)
@@ -194,13 +190,13 @@ class Dispatcher(Generic[Item, Id]):
                 return replica.id
             self._mark_at = self._older_at = now
             self._mark_answers = self._older_answers = self._answers
-        self._waiting += 1
+        self.queued += 1
         self._queue[item] = None
         return None
 
     def next(self, now: float, draw: float) -> tuple[Item, Id] | None:
         """The request that leaves the queue now, and the replica to send it to; None where nothing waits or all are full."""
-        if not self._waiting:
+        if not self.queued:
             return None
         replica = self._only
         if replica is None:
@@ -208,7 +204,7 @@ class Dispatcher(Generic[Item, Id]):
         if replica is None or replica.outstanding >= replica.window:
             return None
         replica.outstanding += 1
-        self._waiting -= 1
+        self.queued -= 1
         if self._again:
             return self._pop_again(), replica.id
         return self._queue.popitem(last=False)[0], replica.id
@@ -269,10 +265,10 @@ class Dispatcher(Generic[Item, Id]):
 
     def requeue(self, item: Item, admitted_at: float, now: float) -> None:
         """Queue a request that a replica had but did not start: before all new ones, in order of age, also beyond the bound."""
-        if not self._waiting:
+        if not self.queued:
             self._mark_at = self._older_at = now
             self._mark_answers = self._older_answers = self._answers
-        self._waiting += 1
+        self.queued += 1
         self._serial += 1
         self._again.add(item)
         heapq.heappush(self._again_heap, (admitted_at, self._serial, item))
@@ -285,7 +281,7 @@ class Dispatcher(Generic[Item, Id]):
             self._again.remove(item)
         else:
             return False
-        self._waiting -= 1
+        self.queued -= 1
         return True
 
     def drain(self) -> list[Item]:
@@ -293,7 +289,8 @@ class Dispatcher(Generic[Item, Id]):
         waiting = [self._pop_again() for _ in range(len(self._again))]
         waiting += self._queue
         self._queue.clear()
-        self._waiting = 0
+        self.queued = 0
+        """Requests that wait here."""
         return waiting
 
     def wait_estimate_s(self, now: float) -> float | None:
@@ -306,14 +303,14 @@ class Dispatcher(Generic[Item, Id]):
             self._request_s = self._measured_request_s(now)
             self._request_s_until = now + _RATE_STANDS_S
         request_s = self._request_s
-        return None if request_s is None else (self._waiting + 1) * request_s
+        return None if request_s is None else (self.queued + 1) * request_s
 
     def _measured_request_s(self, now: float) -> float | None:
         if now - self._mark_at > _RATE_S:
             self._older_at, self._older_answers = self._mark_at, self._mark_answers
             self._mark_at, self._mark_answers = now, self._answers
         answers, span_s = self._answers - self._older_answers, now - self._older_at
-        if self._waiting and answers >= _RATE_ANSWERS and span_s > 0:
+        if self.queued and answers >= _RATE_ANSWERS and span_s > 0:
             return span_s / answers
         limits = self._limits
         calls = limits.concurrency * (limits.max_batch_size if limits.is_batch else 1)

@@ -208,7 +208,10 @@ class Connection(asyncio.Protocol):
         if key:
             exchange.shard_key = key.decode()
         slots.append(exchange)
-        self._begin(exchange)
+        try:  # what `_begin` does, without the call
+            service.router.submit(exchange)
+        except Exception as error:  # noqa: BLE001  # as there
+            self._failed(exchange, error)
         return True
 
     def _remember(self, exchange: Exchange) -> None:
@@ -511,14 +514,17 @@ class Connection(asyncio.Protocol):
             try:
                 service.router.submit(exchange)
             except Exception as error:  # noqa: BLE001  # the ingress's root: the client gets an answer whatever failed
-                _log.exception("the router failed on request %s", exchange.request_id)
-                exchange.failed(describe(error))
+                self._failed(exchange, error)
         elif isinstance(instead, Target):
             service.show(instead.page, exchange)
         else:
             if isinstance(instead, Refusal):
                 service.count_refusal(instead.status)
             exchange.reply(instead)
+
+    def _failed(self, exchange: Exchange, error: Exception) -> None:
+        _log.error("the router failed on request %s", exchange.request_id, exc_info=error)
+        exchange.failed(describe(error))
 
     def _go_on(self) -> None:
         self._going_on = False

@@ -85,6 +85,11 @@ class StatusLines(dict[int, bytes]):
         return line
 
 
+def request_ids(prefix: str) -> Callable[[], str]:
+    """A source of ids with this prefix, in which no Python runs."""
+    return map(prefix.__add__, map(str, itertools.count(1))).__next__
+
+
 class Service:
     """Made on the running loop. `measure` asks the controller for the counters of all routers."""
 
@@ -113,7 +118,8 @@ class Service:
         self.loop = asyncio.get_running_loop()
         # Drawn here, after the fork: no two processes make the same ids.
         self.id_prefix = os.urandom(8).hex() + "-"
-        self.ids = itertools.count(1)
+        self.next_id = request_ids(self.id_prefix)
+        """Makes a request id that no other process makes."""
         self._measure = measure
         self._measuring: asyncio.Task[None] | None = None
         self._wait_for_measurement: list[Exchange] = []
@@ -183,10 +189,6 @@ class Service:
         self.connections.discard(connection)
         if not self.connections:
             self._empty.set()
-
-    def next_id(self) -> str:
-        """A request id that no other process makes."""
-        return self.id_prefix + str(next(self.ids))
 
     def show(self, page: str, exchange: Exchange) -> None:
         """Answer with a page under `/-/`."""

@@ -20,7 +20,7 @@ from headgate.core.messages import ReplicaEntry
 from headgate.errors import ErrorInfo, WireError
 from headgate.router.borrowing import SharedLoop
 from headgate.router.call import OVER, Call
-from headgate.router.channel import SMALL_BYTES, Channel, Part
+from headgate.router.channel import SMALL_BYTES, Channel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +57,6 @@ class Link:
         if isinstance(loop, SharedLoop):
             self._watch, self._unwatch, self._finally_call = loop.watch, loop.unwatch, loop.finally_call
         self._channel: Channel | None = None
-        self._flushing = False
         self._last = 0
         self._free: list[int] = []
         self._next_place = 0
@@ -161,10 +160,12 @@ class Link:
         millis = (int(left * 1000) + 1 if left > 0 else 1) if left < 4_000_000 else wire.NO_LIMIT
         micros = int(age * 1e6) if age < 4000 else wire.MAX_MICROS
         body = call.body
+        channel = self._channel
+        assert channel is not None  # nothing is sent before the replica has accepted the link, nor after it is closed
         if call.body_bytes <= SMALL_BYTES:
             if type(body) is list:
                 body = body[0] if len(body) == 1 else b"".join(body)
-            self._put(
+            waiting = channel.put(
                 (
                     number,
                     place,
@@ -184,7 +185,9 @@ class Link:
             record = (number, place, micros, millis, call.endpoint, call.method, call.request_id, call.http, call.positional, call.keywords)
             meta = _encode(record)
             head = wire.HEAD.pack(len(meta), call.body_bytes, 0, 0, 0, 0, 0, wire.CALL, 0)
-            self._put([head + meta, *body] if isinstance(body, list) else [head + meta, body], now)
+            waiting = channel.put([head + meta, *body] if isinstance(body, list) else [head + meta, body], now)
+        if waiting == 1 or waiting >= _LEAVE_TOGETHER:
+            self._see_off(waiting)
 
     def cancel(self, call: Call) -> None:
         """Tell the replica that nobody waits for this call; its place stays taken until the replica answers."""
@@ -196,22 +199,17 @@ class Link:
             self._send_small(wire.encode(wire.CREDIT, call.number, millis=count_bytes))
 
     def _send_small(self, frame: bytes) -> None:
-        if self.state == OPEN:
-            self._put(frame, self._backend.router.now())
+        if self.state == OPEN and self._channel is not None:
+            self._see_off(self._channel.put(frame, self._backend.router.now()))
 
-    def _put(self, frame: bytes | list[Part] | tuple[object, ...], now: float) -> None:
-        channel = self._channel
-        assert channel is not None  # nothing is sent before the replica has accepted the link, nor after it is closed
-        waiting = channel.put(frame, now)
-        if not self._flushing:
-            self._flushing = True
+    def _see_off(self, waiting: int) -> None:
+        """What was put in one turn of the loop leaves together at its end; or before, where it is much."""
+        if waiting == 1:
             self._finally_call(self._flush)
-        elif waiting >= _LEAVE_TOGETHER:
-            channel.flush()
+        elif waiting >= _LEAVE_TOGETHER and self._channel is not None:
+            self._channel.flush()
 
     def _flush(self) -> None:
-        """What was sent in one turn of the loop leaves together."""
-        self._flushing = False
         if self._channel is not None:
             self._channel.flush()
 
@@ -244,17 +242,9 @@ class Link:
     def _receive(self, frame: wire.Frame, now: float) -> None:
         kind = frame.kind
         if kind == wire.ANSWERS:
-            for answer in _decode_answers(frame.body):
-                if answer.code == wire.PART:
-                    call = self.calls[answer.number]
-                    if call.state != OVER:
-                        self._backend.router.extend(call, now)
-                        call.small_chunk(answer.body)
-                else:
-                    self._answered(answer, now)
+            self._answered(_decode_answers(frame.body), now)
         elif kind == wire.ANSWER:
-            answer = _decode_answer(frame.meta)
-            self._answered(msgspec.structs.replace(answer, body=frame.body), now)
+            self._answered([msgspec.structs.replace(_decode_answer(frame.meta), body=frame.body)], now)
         elif kind == wire.CHUNK:
             call = self.calls[frame.number]
             if call.state != OVER:
@@ -288,14 +278,23 @@ class Link:
         else:
             raise WireError(f"a replica must not send frames of kind {kind}")
 
-    def _answered(self, answer: wire.Answer, now: float) -> None:
-        call = self.calls.pop(answer.number)
-        self._free.append(call.place)
+    def _answered(self, answers: list[wire.Answer], now: float) -> None:
         backend = self._backend
-        backend.dispatcher.answered(self.replica, answer.micros / 1e6, answer.load, now)
-        if call.state != OVER:
-            backend.router.over(call, answer.code, now)
-            call.answered(answer)
+        router, dispatcher, replica, calls, free = backend.router, backend.dispatcher, self.replica, self.calls, self._free
+        for answer in answers:
+            code = answer.code
+            if code == wire.PART:
+                call = calls[answer.number]
+                if call.state != OVER:
+                    router.extend(call, now)
+                    call.small_chunk(answer.body)
+                continue
+            call = calls.pop(answer.number)
+            free.append(call.place)
+            dispatcher.answered(replica, answer.micros / 1e6, answer.load, now)
+            if call.state != OVER:
+                router.over(call, code, now)
+                call.answered(answer)
 
     def _take(self, number: int) -> Call:
         call = self.calls.pop(number)
