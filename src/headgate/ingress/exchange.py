@@ -27,11 +27,11 @@ KEEP_ALIVE: Final = b"connection: keep-alive\r\n"
 
 
 class _LengthLines(dict[int, bytes]):
-    """Size of a body -> the end of its head; small ones are kept."""
+    """Size of a body -> the end of its head; many are kept."""
 
     def __missing__(self, size: int) -> bytes:
         line = b"\r\ncontent-length: %d\r\n\r\n" % size
-        if size < 4096:
+        if len(self) < 4096:
             self[size] = line
         return line
 

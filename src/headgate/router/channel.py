@@ -25,7 +25,7 @@ SMALL_BYTES: Final = 16 * 1024
 """Records with bodies up to this travel many to a frame; larger bodies have a frame of their own."""
 _JOIN_BYTES: Final = 64 * 1024
 _MOST_RECORDS: Final = 128  # in one frame: they are read when all of it has come
-_encode: Final = msgspec.msgpack.Encoder().encode
+_encode_into: Final = msgspec.msgpack.Encoder().encode_into
 _BUFFER_BYTES: Final = 4 << 20  # asked of the kernel, which gives as much as it may
 
 
@@ -147,9 +147,11 @@ class Channel:
                 self._loop.call_soon_threadsafe(self._watch)
             return
 
-    def _frame_of(self, records: list[tuple[object, ...]]) -> bytes:
-        body = _encode(records)
-        return wire.HEAD.pack(0, len(body), 0, 0, 0, 0, 0, self._records_kind, 0) + body
+    def _frame_of(self, records: list[tuple[object, ...]]) -> bytearray:
+        frame = bytearray(wire.HEAD_BYTES)
+        _encode_into(records, frame, wire.HEAD_BYTES)
+        wire.HEAD.pack_into(frame, 0, 0, len(frame) - wire.HEAD_BYTES, 0, 0, 0, 0, 0, self._records_kind, 0)
+        return frame
 
     def _watch(self) -> None:
         if not self._closed:
