@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 RUNTIME_DIR = tempfile.mkdtemp(prefix="hg-", dir="/tmp")
 os.environ[RUNTIME_VARIABLE] = RUNTIME_DIR
 
+# A job in the background of a shell may ignore interruptions, and what tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # The first loop of a process opens a pipe that libuv keeps for all later ones: no test's leak.
 uvloop.new_event_loop().close()
 
