@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import socket
 import threading
 import time
@@ -22,7 +23,9 @@ from headgate.core import wire
 from headgate.core.messages import BrokenReplica, Idle
 from headgate.replica.links import ReplicaLink
 from headgate.router import payload
+from headgate.router.channel import Channel
 from headgate.router.context import context
+from headgate.router.link import Link
 from tests.data_path.rig import Asked, Rig
 from tests.support import until
 
@@ -637,6 +640,56 @@ def test_calls_of_one_read_are_handed_over_together() -> None:
     decoder.buffer()[: len(data)] = data
     link._receive_all(decoder.received(len(data)))
     assert handed == [[1, 2, 3, 4], [5]]
+
+
+def test_what_is_sent_in_one_turn_leaves_together_or_by_32() -> None:
+    async def scene() -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with ours, theirs:
+            theirs.setblocking(False)
+            turn: list[Callable[[], None]] = []  # what is called at its end
+            link = Link.__new__(Link)
+            link._channel = Channel(ours, asyncio.get_running_loop(), wire.Decoder(), wire.CALLS)
+            link._finally_call = turn.append
+            link._page, link.calls, link._free, link._next_place, link._last = bytearray(wire.PLACES), {}, [], 0, 0  # type: ignore[assignment]
+            decoder = wire.Decoder()
+
+            def send(count: int, now: float) -> None:
+                for _ in range(count):
+                    call = Asked()
+                    call.deadline = math.inf
+                    link.send(call, now)
+
+            def end_turn() -> None:
+                while turn:
+                    turn.pop()()
+
+            def arrived() -> list[int]:
+                try:
+                    frames = decoder.received(theirs.recv_into(decoder.buffer()))
+                except BlockingIOError:
+                    return []
+                return [call.number for frame in frames for call in msgspec.msgpack.decode(frame.body, type=list[wire.Call])]
+
+            now = time.monotonic()
+            send(31, now)
+            assert arrived() == []
+            end_turn()
+            assert arrived() == list(range(1, 32))
+            send(33, now)
+            assert arrived() == list(range(32, 64))
+            end_turn()
+            assert arrived() == [64]
+            # The end of a turn may be missed, where a signal's handler raises: what is sent a moment later takes it along.
+            send(2, now)
+            turn.clear()
+            send(1, now + 0.001)
+            assert not turn
+            send(1, now + 0.1)
+            end_turn()
+            assert arrived() == [65, 66, 67, 68]
+
+    play(scene)
 
 
 def test_a_router_that_is_closed_ends_what_still_waits_for_a_replica_to_be_seen_dead(tmp_path: Path) -> None:

@@ -290,7 +290,6 @@ class Dispatcher(Generic[Item, Id]):
         waiting += self._queue
         self._queue.clear()
         self.queued = 0
-        """Requests that wait here."""
         return waiting
 
     def wait_estimate_s(self, now: float) -> float | None:

@@ -15,7 +15,7 @@ from headgate.errors import WireError
 
 VERSION: Final = 2
 
-# Kinds of frames. A router sends those up to CREDIT, and CALLS; a replica the others.
+# Kinds of frames. A router sends those up to CREDIT, and CALLS; a replica the others. From CALLS on they are lists.
 HELLO: Final = 1  # metadata: `Hello`
 CALL: Final = 2  # metadata: `Call` without its body, which follows
 CANCEL: Final = 3  # number: nobody waits for this call any more

@@ -27,11 +27,11 @@ KEEP_ALIVE: Final = b"connection: keep-alive\r\n"
 
 
 class _LengthLines(dict[int, bytes]):
-    """Size of a body -> the end of its head; many are kept."""
+    """Size of a body -> the end of its head; those of small ones are kept, and of the first others."""
 
     def __missing__(self, size: int) -> bytes:
         line = b"\r\ncontent-length: %d\r\n\r\n" % size
-        if len(self) < 4096:
+        if size < 4096 or len(self) < 8192:
             self[size] = line
         return line
 

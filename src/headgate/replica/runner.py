@@ -31,7 +31,7 @@ FLUSH_AFTER_S = 0.001
 SLOW_CALL_S = 0.005
 """A call that has run so long stands in the way of what waits; that is given back."""
 _EAGER_FLUSH_S = 0.0003
-"""After so long the answers of quick calls leave, though more calls wait: so that whoever gets them isn't idle until all are run."""
+"""After so long, or a call of that length, answers leave though more calls wait: whoever gets them isn't idle until all are run."""
 _LEFT_ALONE_S = 0.001
 """A call that has run so long has the I/O thread read in place of the user thread."""
 _LONGEST_TICK_S = 0.008

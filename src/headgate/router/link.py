@@ -33,6 +33,8 @@ _decode_answers = msgspec.msgpack.Decoder(list[wire.Answer]).decode
 _error_decoder = msgspec.msgpack.Decoder(ErrorInfo)
 _LEAVE_TOGETHER = 32
 """So many calls leave before the turn of the loop is over, so that the replica begins while the rest is still read."""
+_OVERDUE_S = 0.01
+"""What has waited so long was forgotten: a signal's handler has raised before it was seen off, or on the way."""
 _RETRY_S = 0.02
 _DEATH_WAIT_S = 1.0
 
@@ -186,7 +188,7 @@ class Link:
             meta = _encode(record)
             head = wire.HEAD.pack(len(meta), call.body_bytes, 0, 0, 0, 0, 0, wire.CALL, 0)
             waiting = channel.put([head + meta, *body] if isinstance(body, list) else [head + meta, body], now)
-        if waiting == 1 or waiting >= _LEAVE_TOGETHER:
+        if waiting == 1 or waiting >= _LEAVE_TOGETHER or now - channel.since > _OVERDUE_S:
             self._see_off(waiting)
 
     def cancel(self, call: Call) -> None:
@@ -204,10 +206,10 @@ class Link:
 
     def _see_off(self, waiting: int) -> None:
         """What was put in one turn of the loop leaves together at its end; or before, where it is much."""
-        if waiting == 1:
+        if waiting >= _LEAVE_TOGETHER:
+            self._flush()
+        else:
             self._finally_call(self._flush)
-        elif waiting >= _LEAVE_TOGETHER and self._channel is not None:
-            self._channel.flush()
 
     def _flush(self) -> None:
         if self._channel is not None:
@@ -244,7 +246,10 @@ class Link:
         if kind == wire.ANSWERS:
             self._answered(_decode_answers(frame.body), now)
         elif kind == wire.ANSWER:
-            self._answered([msgspec.structs.replace(_decode_answer(frame.meta), body=frame.body)], now)
+            answer = _decode_answer(frame.meta)
+            if answer.code == wire.PART:
+                raise WireError("a part of a stream must come in a frame of parts, or of its own")
+            self._answered([msgspec.structs.replace(answer, body=frame.body)], now)
         elif kind == wire.CHUNK:
             call = self.calls[frame.number]
             if call.state != OVER:
