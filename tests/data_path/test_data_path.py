@@ -12,7 +12,7 @@ import types
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -20,7 +20,7 @@ import uvloop
 
 from headgate.config import BackendConfig
 from headgate.core import wire
-from headgate.core.messages import BrokenReplica, Idle
+from headgate.core.messages import BrokenReplica, Idle, ReplicaEntry
 from headgate.replica.links import ReplicaLink
 from headgate.router import payload
 from headgate.router.channel import Channel
@@ -642,23 +642,34 @@ def test_calls_of_one_read_are_handed_over_together() -> None:
     assert handed == [[1, 2, 3, 4], [5]]
 
 
-def test_what_is_sent_in_one_turn_leaves_together_or_by_32() -> None:
+class InterruptedChannel(Channel):
+    """A channel in which a signal's handler raises just behind a put, where `interrupt` is set."""
+
+    interrupt = False
+
+    def put(self, frame: Any, now: float) -> int:
+        waiting = super().put(frame, now)
+        if self.interrupt:
+            raise InterruptedError
+        return waiting
+
+
+def test_what_is_sent_in_one_turn_leaves_together_or_by_32(tmp_path: Path) -> None:
     async def scene() -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with ours, theirs:
             theirs.setblocking(False)
-            turn: list[Callable[[], None]] = []  # what is called at its end
-            link = Link.__new__(Link)
-            link._channel = Channel(ours, asyncio.get_running_loop(), wire.Decoder(), wire.CALLS)
+            turn: list[Callable[[], object]] = []  # what is called at its end
+            link = Link(cast(Any, None), ReplicaEntry("r", "", ""), "router", str(tmp_path / "page"))
+            link._channel = channel = InterruptedChannel(ours, asyncio.get_running_loop(), wire.Decoder(), wire.CALLS)
             link._finally_call = turn.append
-            link._page, link.calls, link._free, link._next_place, link._last = bytearray(wire.PLACES), {}, [], 0, 0  # type: ignore[assignment]
             decoder = wire.Decoder()
 
-            def send(count: int, now: float) -> None:
+            def send(count: int) -> None:
                 for _ in range(count):
                     call = Asked()
                     call.deadline = math.inf
-                    link.send(call, now)
+                    link.send(call, time.monotonic())
 
             def end_turn() -> None:
                 while turn:
@@ -671,23 +682,21 @@ def test_what_is_sent_in_one_turn_leaves_together_or_by_32() -> None:
                     return []
                 return [call.number for frame in frames for call in msgspec.msgpack.decode(frame.body, type=list[wire.Call])]
 
-            now = time.monotonic()
-            send(31, now)
+            send(31)
             assert arrived() == []
             end_turn()
             assert arrived() == list(range(1, 32))
-            send(33, now)
+            send(33)
             assert arrived() == list(range(32, 64))
             end_turn()
             assert arrived() == [64]
-            # The end of a turn may be missed, where a signal's handler raises: what is sent a moment later takes it along.
-            send(2, now)
-            turn.clear()
-            send(1, now + 0.001)
-            assert not turn
-            send(1, now + 0.1)
+            channel.interrupt = True
+            with pytest.raises(InterruptedError):
+                send(1)
+            channel.interrupt = False
             end_turn()
-            assert arrived() == [65, 66, 67, 68]
+            assert arrived() == [65]
+            link.close()
 
     play(scene)
 
@@ -1021,6 +1030,25 @@ def test_garbage_on_a_link_closes_that_link_alone(tmp_path: Path) -> None:
             await call.done
             assert call.value == "fine"
             assert not [message for message in rig.reported if isinstance(message, BrokenReplica)]
+
+    play(scene)
+
+
+def test_a_part_of_a_stream_in_the_place_of_an_answer_is_garbage(tmp_path: Path) -> None:
+    let_go = threading.Event()
+
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda: let_go.wait(10)) as rig:
+            call = rig.ask()
+            await until(lambda: rig.replicas[0].links.load() == 1)
+            (link,) = rig.replicas[0].links.all
+            (number,) = link.members
+            meta = msgspec.msgpack.encode((number, wire.PART, 0, 0, b""))
+            link.channel.put(wire.encode(wire.ANSWER, 0, meta=meta, body=b"x"), time.monotonic())
+            link.channel.flush()
+            await until(lambda: [message for message in rig.reported if isinstance(message, BrokenReplica)])
+            let_go.set()
+            rig.router.cancel(call)
 
     play(scene)
 

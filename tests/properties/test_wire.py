@@ -60,8 +60,11 @@ def feed(decoder: wire.Decoder, data: bytes, chunks: Iterable[int]) -> list[wire
         assert count
         buffer[:count] = view[:count]
         view = view[count:]
-        # A view holds only until the next buffer, so each body is read before that.
-        out += [msgspec.structs.replace(frame, body=bytes(frame.body)) for frame in decoder.received(count)]
+        for frame in decoder.received(count):
+            if isinstance(frame.body, memoryview):  # it holds only until the next buffer
+                assert frame.kind in (wire.CALLS, wire.ANSWERS)
+                frame = msgspec.structs.replace(frame, body=bytes(frame.body))
+            out.append(frame)
     return out
 
 

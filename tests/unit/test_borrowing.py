@@ -85,6 +85,25 @@ def test_a_loop_that_is_not_borrowed_calls_what_is_to_be_last_in_its_own_thread(
     assert ran != [threading.get_ident()]
 
 
+def test_what_is_to_be_last_is_not_lost_where_a_signal_handler_raises_in_it(loop: SharedLoop) -> None:
+    ran: list[int] = []
+
+    def raises_once() -> None:
+        ran.append(len(ran))
+        if len(ran) == 1:
+            raise InterruptedError
+
+    loop.borrow(wait=True)
+    loop.finally_call(raises_once)
+    loop.finally_call(lambda: ran.append(-1))
+    with pytest.raises(InterruptedError):
+        loop.give_back()
+    assert ran == [0]
+    assert loop.borrow(wait=True)
+    loop.give_back()
+    assert ran == [0, 1, -1]
+
+
 def test_a_loop_that_has_ended_can_be_given_back(loop: SharedLoop) -> None:
     loop.borrow(wait=True)
     loop.call_soon(math.floor, 1)

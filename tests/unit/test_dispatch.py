@@ -244,6 +244,23 @@ def test_the_wait_follows_the_rate_at_which_the_queue_moves() -> None:
     assert dispatcher.wait_estimate_s(now) == pytest.approx(40 * 0.2)
 
 
+def test_the_rate_stands_for_a_millisecond_unless_replicas_or_limits_change() -> None:
+    dispatcher = dispatcher_with(1, Limits(concurrency=1))
+    dispatcher.offer(object(), 0.0, 0.0)
+    dispatcher.answered(0, 0.1, 0, 0.1)
+    assert dispatcher.wait_estimate_s(0.1) == pytest.approx(0.1)
+    for _ in range(2):  # one runs, one waits
+        dispatcher.offer(object(), 0.1, 0.0)
+    assert dispatcher.wait_estimate_s(0.1) == pytest.approx(0.2)
+    dispatcher.answered(0, 0.9, 0, 0.1)
+    assert dispatcher.wait_estimate_s(0.1005) == pytest.approx(0.2)
+    later = dispatcher.wait_estimate_s(0.102)
+    assert later is not None
+    assert later > 0.21
+    dispatcher.set_limits(Limits(concurrency=2))
+    assert dispatcher.wait_estimate_s(0.102) == pytest.approx(later / 2)
+
+
 def test_an_hour_of_old_traffic_does_not_count_in_the_rate() -> None:
     dispatcher = dispatcher_with(1, Limits(concurrency=1))
     dispatcher.offer(object(), 0.0, 0.0)

@@ -63,6 +63,15 @@ def test_functions_without_a_name_go_by_value() -> None:
     assert through(lambda x: x * factor)(2) == 6
 
 
+def test_code_that_goes_by_value_keeps_the_name_of_its_file() -> None:
+    def outer() -> Any:
+        return lambda: None
+
+    arrived = through(outer)
+    assert arrived is not outer
+    assert [arrived.__code__.co_filename, arrived().__code__.co_filename] == [__file__] * 2
+
+
 def test_what_cannot_be_pickled_is_named_with_its_place() -> None:
     with pytest.raises(EncodeError, match=r"\[1\]\['deep'\]\[0\] \(of type _thread.lock\) can't be sent"):
         payload.dump(((1,), {"deep": [threading.Lock()]}))

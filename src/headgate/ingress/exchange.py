@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from headgate.ingress.http1 import Connection
 
 _JOIN_BYTES: Final = 32 * 1024  # bodies up to this are copied behind their head: one write
+_SMALL_BYTES: Final = 4096
 _CREDIT_BYTES: Final = wire.STREAM_CREDIT // 4
 _UNKNOWN: Final = KnownHead()
 _BODYLESS: Final = frozenset((204, 304))
@@ -27,11 +28,11 @@ KEEP_ALIVE: Final = b"connection: keep-alive\r\n"
 
 
 class _LengthLines(dict[int, bytes]):
-    """Size of a body -> the end of its head; those of small ones are kept, and of the first others."""
+    """Size of a body -> the end of its head; small ones are kept, and others while there is room."""
 
     def __missing__(self, size: int) -> bytes:
         line = b"\r\ncontent-length: %d\r\n\r\n" % size
-        if size < 4096 or len(self) < 8192:
+        if size < _SMALL_BYTES or len(self) < 2 * _SMALL_BYTES:
             self[size] = line
         return line
 

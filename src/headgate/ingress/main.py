@@ -20,10 +20,10 @@ from headgate.core.messages import PROTOCOL, Count, Counted, Drain, Hello, Measu
 from headgate.core.reports import Measurement
 from headgate.core.specs import IngressSpec
 from headgate.errors import rebuild
+from headgate.heap import keep_freed
 from headgate.ingress.http1 import Connection
 from headgate.ingress.service import Limits, Service
 from headgate.router.control import ControlLink
-from headgate.router.heap import keep_freed
 from headgate.router.router import Router
 
 _log = logging.getLogger("headgate.ingress")

@@ -117,8 +117,7 @@ class Service:
         self.status_lines = StatusLines()
         self.loop = asyncio.get_running_loop()
         # Drawn here, after the fork: no two processes make the same ids.
-        self.id_prefix = os.urandom(8).hex() + "-"
-        self.next_id = request_ids(self.id_prefix)
+        self.next_id = request_ids(os.urandom(8).hex() + "-")
         """Makes a request id that no other process makes."""
         self._measure = measure
         self._measuring: asyncio.Task[None] | None = None

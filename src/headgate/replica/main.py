@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 from headgate.core.messages import PROTOCOL, Configure, Drain, Hello, Message, Ping, Pong, ReplicaFailed, ReplicaReady
 from headgate.core.specs import ReplicaSpec
 from headgate.errors import ErrorInfo, HeadgateError, describe_user_error
+from headgate.heap import keep_freed
 from headgate.replica.calls import Caller
 from headgate.replica.definition import construct, load
 from headgate.replica.links import Links
 from headgate.replica.runner import Runner
 from headgate.router.connections import adopt_process, constructed
 from headgate.router.control import ControlLink
-from headgate.router.heap import keep_freed
 
 T = TypeVar("T")
 

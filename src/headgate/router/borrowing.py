@@ -114,7 +114,8 @@ class SharedLoop(asyncio.SelectorEventLoop):
         try:
             last = self._last
             while last:
-                last.pop()()
+                last[0]()  # where a signal's handler raises in it, it is called once more the next time
+                del last[0]
         finally:
             self.borrower = 0
             must_wake, self._must_wake = self._must_wake, False

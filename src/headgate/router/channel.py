@@ -53,7 +53,10 @@ class Channel:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
         self.fd = sock.fileno()
         self.reading = threading.Lock()
-        """Held from `read` until what was read has been made use of, so that frames keep their order."""
+        """For a replica, whose threads read in turns: held from `read` until what was read has been made use of.
+
+        So frames keep their order, and lists are decoded before the next read overwrites them.
+        """
         self.since = 0.0
         """When the oldest frame that waits was put (time.monotonic()); 0 where none waits."""
         self._sock = sock
@@ -70,7 +73,9 @@ class Channel:
     # Reading.
 
     def read(self) -> list[wire.Frame]:
-        """Receive what has arrived, and return the frames that are whole now. Never blocks; `reading` is held.
+        """Receive what has arrived, and return the frames that are whole now. Never blocks.
+
+        One thread at a time, and lists must be decoded before the next call: replicas hold `reading`, a router has its loop.
 
         Raises `ConnectionError` where the peer has closed its end, and `WireError` for what is not of the protocol.
         """

@@ -20,7 +20,7 @@ from headgate.core.messages import ReplicaEntry
 from headgate.errors import ErrorInfo, WireError
 from headgate.router.borrowing import SharedLoop
 from headgate.router.call import OVER, Call
-from headgate.router.channel import SMALL_BYTES, Channel
+from headgate.router.channel import SMALL_BYTES, Channel, Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,8 +33,6 @@ _decode_answers = msgspec.msgpack.Decoder(list[wire.Answer]).decode
 _error_decoder = msgspec.msgpack.Decoder(ErrorInfo)
 _LEAVE_TOGETHER = 32
 """So many calls leave before the turn of the loop is over, so that the replica begins while the rest is still read."""
-_OVERDUE_S = 0.01
-"""What has waited so long was forgotten: a signal's handler has raised before it was seen off, or on the way."""
 _RETRY_S = 0.02
 _DEATH_WAIT_S = 1.0
 
@@ -164,32 +162,32 @@ class Link:
         body = call.body
         channel = self._channel
         assert channel is not None  # nothing is sent before the replica has accepted the link, nor after it is closed
+        frame: tuple[object, ...] | list[Part]
         if call.body_bytes <= SMALL_BYTES:
             if type(body) is list:
                 body = body[0] if len(body) == 1 else b"".join(body)
-            waiting = channel.put(
-                (
-                    number,
-                    place,
-                    micros,
-                    millis,
-                    call.endpoint,
-                    call.method,
-                    call.request_id,
-                    call.http,
-                    call.positional,
-                    call.keywords,
-                    body,
-                ),
-                now,
+            frame = (
+                number,
+                place,
+                micros,
+                millis,
+                call.endpoint,
+                call.method,
+                call.request_id,
+                call.http,
+                call.positional,
+                call.keywords,
+                body,
             )
         else:
             record = (number, place, micros, millis, call.endpoint, call.method, call.request_id, call.http, call.positional, call.keywords)
             meta = _encode(record)
             head = wire.HEAD.pack(len(meta), call.body_bytes, 0, 0, 0, 0, 0, wire.CALL, 0)
-            waiting = channel.put([head + meta, *body] if isinstance(body, list) else [head + meta, body], now)
-        if waiting == 1 or waiting >= _LEAVE_TOGETHER or now - channel.since > _OVERDUE_S:
-            self._see_off(waiting)
+            frame = [head + meta, *body] if isinstance(body, list) else [head + meta, body]
+        if not channel.since:
+            self._finally_call(self._flush)  # first: a signal's handler may raise, and what is put then must not stay
+        if channel.put(frame, now) >= _LEAVE_TOGETHER:
+            channel.flush()
 
     def cancel(self, call: Call) -> None:
         """Tell the replica that nobody waits for this call; its place stays taken until the replica answers."""
@@ -201,17 +199,14 @@ class Link:
             self._send_small(wire.encode(wire.CREDIT, call.number, millis=count_bytes))
 
     def _send_small(self, frame: bytes) -> None:
-        if self.state == OPEN and self._channel is not None:
-            self._see_off(self._channel.put(frame, self._backend.router.now()))
-
-    def _see_off(self, waiting: int) -> None:
-        """What was put in one turn of the loop leaves together at its end; or before, where it is much."""
-        if waiting >= _LEAVE_TOGETHER:
-            self._flush()
-        else:
-            self._finally_call(self._flush)
+        channel = self._channel
+        if self.state == OPEN and channel is not None:
+            if not channel.since:
+                self._finally_call(self._flush)
+            channel.put(frame, self._backend.router.now())
 
     def _flush(self) -> None:
+        """What was put in one turn of the loop leaves together."""
         if self._channel is not None:
             self._channel.flush()
 

@@ -11,9 +11,9 @@ import os
 from collections.abc import Mapping
 from typing import Final
 
-KEPT_BYTES: Final = 64 << 20
+_KEPT_BYTES: Final = 64 << 20
 """Free memory beyond this, at the end of the heap, goes back to the kernel."""
-LARGEST_BYTES: Final = 32 << 20
+_LARGEST_BYTES: Final = 32 << 20
 """Larger pieces go back when they are freed; the C library takes no larger figure."""
 
 _M_TRIM_THRESHOLD: Final = -1
@@ -26,4 +26,4 @@ def keep_freed(environ: Mapping[str, str] = os.environ) -> bool:
     if any(name.startswith(_CHOSEN_BY_USER) for name in environ):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and bool(mallopt(_M_MMAP_THRESHOLD, LARGEST_BYTES) and mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES))
+    return mallopt is not None and bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_BYTES) and mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES))
