@@ -34,6 +34,13 @@ uvloop.new_event_loop().close()
 SETTLE_S = 3.0
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What else the command line takes."""
+    parser.addoption(
+        "--long", action="store_true", help="the chaos suite in its long form: hours, with the figures that it prints and asserts"
+    )
+
+
 def pytest_unconfigure() -> None:
     """Remove what the tests have left behind, each of which has failed for it."""
     for pid in processes():

@@ -81,6 +81,24 @@ def settings(
     )
 
 
+def exposure(settings: InstanceSettings) -> list[str]:
+    """What the user should be warned of before an instance listens where others can reach it."""
+    host = settings.http_host
+    if host == "localhost":
+        return []
+    import ipaddress
+
+    try:
+        if ipaddress.ip_address(host).is_loopback:
+            return []
+    except ValueError:  # a name, or all addresses
+        pass
+    return [
+        f"http_host={host!r}: whoever can reach this machine there can call every endpoint that has a route, and read the pages under /-/ "
+        + "with metrics and tracebacks of failed starts; leave http_host out, and let a proxy pass on what is meant for others"
+    ]
+
+
 def _resources(resources: object) -> dict[str, float]:
     if resources is None:
         return {}

@@ -133,6 +133,7 @@ class Instance:
             pass  # another process was faster, or the answer got lost on the way out
         launch.wait_ended(connection.folder, _SHUTDOWN_S)
         connection.close()
+        _let_sigterm_be()
 
     def create_backend(
         self,
@@ -406,6 +407,7 @@ class Instance:
         from headgate.router import connections
 
         connections.release(self._connection)
+        _let_sigterm_be()
 
     def _check_running(self, changing: str = "") -> None:
         connection = self._connection
@@ -465,12 +467,14 @@ def init(
     """Start the instance of that name, or connect to the one that runs; returns once HTTP answers.
 
     Connecting, only the arguments that were written in the call are compared with those of the running instance.
+    In the main thread of a program that has no handler of its own for it, a SIGTERM raises `SystemExit` from then on, until
+    the instance that was started here is over.
 
     Args:
         name: None is "default". Instances of other names run side by side.
         engine: where replicas run: "local", processes of this machine.
         address: of the cluster, for engines that have one.
-        http_host: the address to listen on.
+        http_host: the address to listen on; a `UserWarning` says what it means where that isn't this machine's own (loopback).
         http_port: 0 takes a free one, and matches any when connecting.
         num_ingresses: processes that share the HTTP port.
         max_body_bytes: a request with a longer body is refused with 413.
@@ -512,7 +516,10 @@ def init(
     from headgate.engines.local import launch
 
     for attempt in range(_ATTEMPTS):
-        started = launch.find(settings.name) is None and launch.launch(settings)
+        started = False
+        if launch.find(settings.name) is None:
+            _warn(arguments.exposure(settings))
+            started = launch.launch(settings)
         try:
             instance = _connect(settings, given, started=started)
         except NotRunningError:
@@ -528,12 +535,15 @@ def init(
 
 def _connect(settings: InstanceSettings, given: Mapping[str, Any], *, started: bool) -> Instance:
     from headgate.core.messages import CompareInit, Shutdown
-    from headgate.engines.local import launch
+    from headgate.engines.local import launch, sigterm
     from headgate.router import connections
 
     connection = connections.open_to(settings.name, settings.folder, new=started)
     connection.on_end = functools.partial(launch.wait_ended, settings.folder, _SHUTDOWN_S)  # so that no zombie of it stays
+    owned = started and not settings.detached
     try:
+        if owned:
+            sigterm.exit_once()
         if not started:
             wanted = {
                 key: None if value is None else getattr(settings, key)  # as checked, such as paths that are absolute
@@ -541,15 +551,26 @@ def _connect(settings: InstanceSettings, given: Mapping[str, Any], *, started: b
                 if key in settings.__struct_fields__ and key != "name"
             }
             connection.verb(CompareInit(wanted))
-        instance = Instance(connection, owned=started and not settings.detached)
+        instance = Instance(connection, owned=owned)
         instance._http_urls = connection.welcome().http_urls
+        if launch.has_died(settings.folder):
+            raise NotRunningError(f"instance {settings.name!r} has just died")  # its controller is about to
         return instance
     except BaseException:
         if started:  # interrupted, as by Ctrl-C
             connection.verb(Shutdown())
             launch.wait_ended(settings.folder, _SHUTDOWN_S)
         connections.release(connection)
+        _let_sigterm_be()
         raise
+
+
+def _let_sigterm_be() -> None:
+    """SIGTERM is the program's affair again where this process no longer has an instance of its own."""
+    from headgate.engines.local import sigterm
+
+    if not any(instance._owned and not instance._over() for instance in _instances):
+        sigterm.let_be()
 
 
 def _warn(texts: list[str]) -> None:
@@ -623,11 +644,20 @@ def _find(name: str) -> str | None:
     return launch.find(name)
 
 
-whereabouts.find = _find
+def _runs(folder: str) -> bool:
+    from headgate.engines.local import launch
+
+    return not launch.has_died(folder)
+
+
+whereabouts.find, whereabouts.runs = _find, _runs
 
 
 def _at_exit() -> None:
     """Shut down what this process started, the latest first, and disconnect from the rest."""
+    from headgate.engines.local import sigterm
+
+    sigterm.exits()
     with contextlib.suppress(KeyboardInterrupt):  # nobody is left to catch it, and what this process started ends with it
         for instance in reversed(_instances):
             instance._leave()

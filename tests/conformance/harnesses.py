@@ -16,7 +16,7 @@ from headgate.config import BackendConfig, ReplicaOptions
 from headgate.core import messages
 from headgate.core.messages import Message, Ping
 from headgate.engines.base import Engine, IngressSpec, InstanceSettings, ReplicaSpec, Running
-from headgate.engines.local import launch
+from headgate.engines.local import folders, launch
 from headgate.engines.local.engine import LocalEngine
 from headgate.errors import ReplicaStartError
 from headgate.testing import ControlServer, FakeEngine, conformance
@@ -47,6 +47,7 @@ class FakeHarness:
     def _set_owner(self) -> None:
         self.engine.on_end = self.records.on_end
         self.engine.on_message = self.records.on_message
+        self.engine.on_leave = self.records.on_leave
 
     def replica(
         self, behaviour: str, id: str, *, options: ReplicaOptions | None = None, config: BackendConfig | None = None
@@ -88,6 +89,9 @@ class FakeHarness:
         self._set_owner()
         self.adopted = await self.engine.open()
         return self.engine
+
+    def leave(self) -> None:
+        self.engine.leave()
 
     def leftovers(self) -> list[str]:
         return list(self.engine.running())
@@ -133,6 +137,7 @@ class LocalHarness:
         self.engine = LocalEngine(self.settings, relay)
         self.engine.on_end = self.records.on_end
         self.engine.on_message = self.records.on_message
+        self.engine.on_leave = self.records.on_leave
         self.adopted = await self.engine.open()
         await self._control.enter_async_context(ControlServer(self.engine, self.settings.control_path))
 
@@ -171,6 +176,11 @@ class LocalHarness:
         os.kill(self._controller_pid, signal.SIGKILL)
         await self._open()
         return self.engine
+
+    def leave(self) -> None:
+        record = folders.read_record(self.settings.folder)
+        assert record is not None
+        os.kill(record.pid, signal.SIGTERM)
 
     def leftovers(self) -> list[str]:
         folder = Path(self.settings.folder)

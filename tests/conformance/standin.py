@@ -23,7 +23,7 @@ from headgate.core import messages
 from headgate.core.messages import PROTOCOL, Drain, Hello, Message, Ping, Pong, ReplicaFailed, ReplicaReady
 from headgate.core.specs import Definition
 from headgate.engines.base import IngressSpec, InstanceSettings, ReplicaSpec
-from headgate.engines.local import boot
+from headgate.engines.local import boot, protocol, supervisor
 from headgate.engines.local.engine import LocalEngine
 from headgate.engines.local.programs import Programs
 from headgate.errors import InvalidValueError, describe_user_error
@@ -33,6 +33,8 @@ from headgate.testing import ControlServer, conformance
 SCRATCH = "HG_SCRATCH"
 RELAY = "HG_RELAY"
 REPLICAS = "HG_REPLICAS"
+PATIENCE = "HG_PATIENCE"
+"""Seconds that the supervisor waits for a controller that is stuck, or late, in place of its own."""
 
 FORKS = "forks"
 """A replica with a child in its group, and one in a session of its own; both outlive their parent."""
@@ -164,6 +166,15 @@ async def _controller(settings: InstanceSettings, supervisor: socket.socket) -> 
     ended = asyncio.Event()
     engine.on_end = lambda _: ended.set()
     engine.on_message = lambda _, __: None
+
+    def leave() -> float:
+        with open(scratch("told"), "a") as file:
+            file.write(f"{os.getpid()}\n")
+        if settings.name != "stays":
+            scratch("shutdown").touch()
+        return 0.1
+
+    engine.on_leave = leave
     adopted = await engine.open()
     scratch("adopted").write_text(" ".join(sorted(running.id for running in adopted)))
     async with ControlServer(engine, settings.control_path, name=settings.name):
@@ -216,4 +227,7 @@ def warm() -> None:
 
 
 if __name__ == "__main__":
+    if PATIENCE in os.environ:
+        supervisor.STUCK_AFTER_S = supervisor.LEAVE_TIMEOUT_S = float(os.environ[PATIENCE])  # type: ignore[misc]  # for this program alone
+        protocol.ALIVE_PERIOD_S = supervisor.STUCK_AFTER_S / 10  # type: ignore[misc]  # as above
     boot.main(Programs(controller=controller, ingress=ingress, replica=replica, warm=warm))

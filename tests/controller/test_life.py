@@ -10,7 +10,7 @@ import pytest
 from headgate.controller import ingresses
 from headgate.controller.controller import Controller
 from headgate.core import replica_life
-from headgate.core.messages import BrokenReplica, Pong, UpdateBackend, UpdateBackendConfig
+from headgate.core.messages import Answered, BrokenReplica, Pong, UpdateBackend, UpdateBackendConfig
 from headgate.engines.base import IngressSpec, Running
 from headgate.errors import InstanceStartError, ReplicaStartError
 from tests.controller.rig import PATIENCE_S, Engine, Rig, create, definition, play, settings_in
@@ -58,6 +58,10 @@ def test_a_backend_whose_replacement_does_not_start_is_shown_with_the_traceback_
                 seen.append(info.reason)
             await asyncio.sleep(0.001)
         assert any("no model" in reason and "Traceback: here" in reason for reason in seen)
+        assert any(
+            "Traceback: here" in table.backends["v1"].fault for table in rig.ingress.tables if "v1" in table.backends
+        )  # what /-/readyz says
+        assert rig.ingress.table.backends["v1"].fault == ""
         info = (await rig.describe()).backends["v1"]
         assert (info.state, info.reason) == ("ready", "")
 
@@ -90,6 +94,37 @@ def test_deaths_after_the_first_answer_never_slow_the_next_start(monkeypatch: py
             await until(lambda id=id, pings=pings: len(rig.engine.sent[id]) >= pings + 2, "the controller has heard of the answer")  # type: ignore[misc]  # mypy can't type a lambda with a default
             rig.engine.end(id)
             await until_replaced(rig, "v1", id)
+
+    play(scene)
+
+
+def test_a_first_answer_counts_though_the_replica_dies_before_it_is_asked_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(replica_life, "_FIRST_DELAY_S", 1000.0)
+
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1")
+        for _ in range(5):
+            (id,) = rig.replicas("v1")
+            rig.engine.received(id, Answered())
+            rig.engine.end(id)
+            await until_replaced(rig, "v1", id)
+
+    play(scene)
+
+
+def test_no_task_stays_of_replicas_that_have_come_and_gone():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1", num_replicas=2)
+        await rig.describe()
+        before = len(asyncio.all_tasks())
+        for _ in range(20):
+            id = rig.replicas("v1")[0]
+            rig.engine.received(id, Answered())
+            rig.engine.end(id)
+            await until_replaced(rig, "v1", id, 2)
+            await rig.verb(UpdateBackendConfig("v1", {"num_replicas": 4}, None))
+            await rig.verb(UpdateBackendConfig("v1", {"num_replicas": 2}, None))
+        await until(lambda: len(asyncio.all_tasks()) <= before, "there are as many tasks as before")
 
     play(scene)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from headgate import serve
 from headgate.errors import BatchResultError, UserCodeError
-from tests.support import TIME_FACTOR
+from headgate.serve import Instance
+from tests.support import TIME_FACTOR, wait_until
 
 
 class SlowBatches:
@@ -155,3 +157,38 @@ def test_an_async_batch_handler_runs_one_batch_at_a_time_by_default(instance: se
     instance.create_endpoint("b", backend="b")
     handle = instance.get_handle("b")
     assert set(serve.get([handle.remote(number) for number in range(50)])) == {1}
+
+
+class Held:
+    """An async batch handler that waits until it is cancelled, and tells by files."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    @serve.accept_batch
+    async def __call__(self, requests: list[Any]) -> list[str]:
+        (self.folder / f"began-{len(requests)}").touch()
+        try:
+            gone: list[int] = []
+            while not gone:
+                await asyncio.sleep(0.005)
+                gone = [number for number, left in enumerate(cast("list[bool]", serve.context.cancelled())) if left]
+            (self.folder / f"knows-{gone}").touch()
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            (self.folder / "cancelled").touch()
+            raise
+        return ["never"] * len(requests)
+
+
+def test_a_batch_is_cancelled_only_when_all_of_its_members_are_gone(instance: Instance, tmp_path: Path) -> None:
+    config = {"max_batch_size": 2, "batch_wait_timeout": 10.0}
+    instance.create_backend("b", Held, str(tmp_path), config=config)
+    instance.create_endpoint("e", backend="b")
+    first, second = (instance.get_handle("e").remote(number) for number in range(2))
+    wait_until((tmp_path / "began-2").exists)
+    first.cancel()
+    wait_until((tmp_path / "knows-[0]").exists)
+    assert not (tmp_path / "cancelled").exists()
+    second.cancel()
+    wait_until((tmp_path / "cancelled").exists)

@@ -141,7 +141,7 @@ def test_it_asks_the_controller_for_the_metrics_of_all(running: Running) -> None
 
 
 @pytest.mark.parametrize(
-    "tell", [lambda r: r.controller.say(Drain(5.0)), lambda r: r.process.send_signal(signal.SIGTERM)], ids=["Drain", "SIGTERM"]
+    "tell", [lambda r: r.controller.say(Drain(5.0)), lambda r: r.process.send_signal(signal.SIGINT)], ids=["Drain", "SIGINT"]
 )
 def test_told_to_end_it_closes_what_is_idle_and_ends(tell: Callable[[Running], None]) -> None:
     with ingress_process() as running, Client(running.port) as client:

@@ -131,13 +131,97 @@ def test_the_spec_and_socket_of_a_replica_end_with_it(monkeypatch: pytest.Monkey
         wait_until(lambda: not spec.exists())
 
 
-def test_a_supervisor_that_is_told_to_end_leaves_nothing() -> None:
+def _told(scratch: Path) -> list[int]:
+    """The controllers that were told to end the instance."""
+    path = scratch / "told"
+    return [int(pid) for pid in path.read_text().split()] if path.exists() else []
+
+
+def test_a_supervisor_that_is_told_to_end_has_the_controller_do_it_and_leaves_nothing(scratch: Path) -> None:
     settings = settings_for("test")
     assert start(settings)
     os.kill(_supervisor(), signal.SIGTERM)
     assert launch.wait_ended(settings.folder, 5.0)
+    assert _told(scratch) == [pid_of("controller")]
     assert not os.path.exists(settings.folder)
     assert not processes()
+
+
+def test_a_controller_that_was_away_when_the_supervisor_was_told_to_end_is_told_when_it_is_back(scratch: Path) -> None:
+    settings = settings_for("test")
+    assert start(settings)
+    supervisor, controller = _supervisor(), pid_of("controller")
+    os.kill(supervisor, signal.SIGSTOP)  # so that it hears of both at once
+    os.kill(controller, signal.SIGKILL)
+    os.kill(supervisor, signal.SIGTERM)
+    os.kill(supervisor, signal.SIGCONT)
+    assert launch.wait_ended(settings.folder, 5.0)
+    assert _told(scratch) == [pid_of("controller")] != [controller]
+    assert not processes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_supervisor_that_is_told_to_end_once_more_ends_everything_at_once(number: int, scratch: Path) -> None:
+    settings = settings_for("stays")
+    assert start(settings)
+    supervisor = _supervisor("stays")
+    os.kill(supervisor, signal.SIGTERM)
+    wait_until(lambda: _told(scratch))
+    os.kill(supervisor, number)
+    assert launch.wait_ended(settings.folder, GONE_WITHIN_S)
+    assert not processes()
+
+
+def test_a_controller_that_does_not_end_in_its_time_is_ended(monkeypatch: pytest.MonkeyPatch, scratch: Path) -> None:
+    monkeypatch.setenv(standin.PATIENCE, "0.5")
+    settings = settings_for("stays")
+    assert start(settings)
+    os.kill(_supervisor("stays"), signal.SIGTERM)
+    assert launch.wait_ended(settings.folder, 0.1 + 0.5 + GONE_WITHIN_S)
+    assert _told(scratch) == [pid_of("controller")]
+    assert not processes()
+
+
+def test_a_signal_to_all_others_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(standin.REPLICAS, conformance.WORKS)
+    with started():
+        before = {name: pid_of(name) for name in ("controller", "ingress-0", "replica-0")}
+        for pid in before.values():
+            os.kill(pid, signal.SIGTERM)
+        assert fetch() == "ingress-0"
+        assert {name: pid_of(name) for name in before} == before
+        assert not any(map(_gone, before.values()))
+
+
+def test_a_controller_that_is_stuck_is_replaced(monkeypatch: pytest.MonkeyPatch, scratch: Path) -> None:
+    monkeypatch.setenv(standin.PATIENCE, "0.5")
+    with started():
+        stuck = pid_of("controller")
+        os.kill(stuck, signal.SIGSTOP)
+        wait_until(lambda: pid_of("controller") != stuck, 0.5 + GONE_WITHIN_S)
+        assert _gone(stuck)
+        wait_until(lambda: (scratch / "adopted").read_text() == "ingress-0", what="adoption")
+
+
+def test_a_controller_is_not_blamed_for_a_time_in_which_the_supervisor_was_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(standin.PATIENCE, "1")
+    with started():
+        supervisor, controller = _supervisor(), pid_of("controller")
+        for pid in (supervisor, controller):
+            os.kill(pid, signal.SIGSTOP)
+        _pass(1.5)
+        os.kill(supervisor, signal.SIGCONT)
+        _pass(0.3)  # the controller wakes a little later
+        os.kill(controller, signal.SIGCONT)
+        _pass(0.5)
+        assert not _gone(controller)
+        assert fetch() == "ingress-0"
+        assert pid_of("controller") == controller
+
+
+def _pass(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    wait_until(lambda: time.monotonic() >= until)
 
 
 def test_the_supervisor_has_one_thread_and_no_numpy() -> None:

@@ -30,7 +30,7 @@ from headgate.errors import (
 )
 from headgate.serve import Instance
 from tests.leaks import processes
-from tests.support import GONE_WITHIN_S, wait_until
+from tests.support import GONE_WITHIN_S, TIME_FACTOR, wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -824,3 +824,28 @@ def test_a_module_that_sets_up_when_imported_is_refused_with_the_remedy(script: 
     failing.process.wait(20)
     assert failing.process.returncode == 1
     assert not processes()
+
+
+def test_an_instance_that_others_can_reach_is_warned_of_where_it_is_started() -> None:
+    with pytest.warns(UserWarning, match=r"http_host='0\.0\.0\.0'.* whoever can reach"), serve.init(http_port=0, http_host="0.0.0.0"):
+        serve.init()  # which only connects, and warns of nothing
+
+
+def is_dead(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
+
+
+def test_an_init_in_the_moment_in_which_the_instance_is_killed_starts_another(tmp_path: Path) -> None:
+    for _ in range(5):
+        instance = serve.init("dying", http_port=0, detached=True, state_dir=tmp_path)
+        (supervisor,) = [process.pid for process in instance.status().processes if process.role == "supervisor"]
+        os.kill(supervisor, signal.SIGKILL)
+        wait_until(lambda pid=supervisor: is_dead(pid))  # type: ignore[misc]  # mypy can't type a lambda with a default
+        began = time.monotonic()
+    instance = serve.init("dying", http_port=0, detached=True, state_dir=tmp_path)
+    assert instance.list_backends() == {}
+    assert time.monotonic() - began < 3 * TIME_FACTOR, "it waited for an instance that was dead"
+    instance.shutdown()

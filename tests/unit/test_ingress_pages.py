@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -45,10 +46,20 @@ def test_what_is_not_ready_is_named() -> None:
     assert json.loads(pages.readyz(_table(ready=False)).body)["backends"] == ["b"]
 
 
+@pytest.mark.parametrize(("ready", "status"), [(True, 200), (False, 503)])
+def test_who_has_too_few_replicas_is_named_with_the_reason_also_where_some_are_ready(ready: bool, status: int) -> None:
+    table = _table(ready=ready)
+    broken = msgspec.structs.replace(table.backends["b"], fault="Traceback: no model")
+    reply = pages.readyz(msgspec.structs.replace(table, backends={"b": broken}))
+    assert reply.status == status
+    assert json.loads(reply.body)["unhealthy"] == {"b": "Traceback: no model"}
+    assert "unhealthy" not in json.loads(pages.readyz(table).body)
+
+
 def test_metrics_are_read_by_prometheus_whatever_the_names_are() -> None:
     strange = 'a"b\\c\nd'
     counters = Counters((RequestCount(strange, "b", 200, 7, 1.5),), (QueueDepth("b", 3, 4),), shadows_dropped=5, retried=6)
-    text = metrics.page(Measurement(counters, {"b": 2}, {"b": 1}, 3), TABLE).body.decode()
+    text = metrics.page(Measurement(counters, {"b": 2}, {"b": 1}, 3, {"b": "no model"}), TABLE).body.decode()
     found = {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)
@@ -64,6 +75,7 @@ def test_metrics_are_read_by_prometheus_whatever_the_names_are() -> None:
         ("headgate_shadows_dropped_total", ()): 5,
         ("headgate_retried_total", ()): 6,
         ("headgate_replicas_ready", of_b): 1,
+        ("headgate_backend_unhealthy", of_b): 1,
         ("headgate_replica_starts_total", of_b): 2,
         ("headgate_replica_deaths_total", of_b): 1,
         ("headgate_routers", ()): 3,

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from headgate import serve
+from headgate import arguments, serve
 from headgate.errors import ConfigError, HeadgateError, InvalidTypeError, InvalidValueError, NotRunningError
+from tests.controller.rig import settings_in
 
 WRONG_TYPES: list[dict[str, object]] = [
     {"name": 3},
@@ -175,3 +177,23 @@ def test_importing_the_module_brings_in_nothing_heavy() -> None:
 def test_every_verb_of_the_module_is_a_method_of_an_instance() -> None:
     functions = {name for name in serve.__all__ if name.islower() and name not in ("init", "context")}
     assert {name for name in functions if not callable(getattr(serve.Instance, name, None))} == set()
+
+
+@pytest.mark.parametrize(
+    ("host", "public"),
+    [
+        ("127.0.0.1", False),
+        ("127.8.9.1", False),
+        ("::1", False),
+        ("localhost", False),
+        ("0.0.0.0", True),
+        ("::", True),
+        ("", True),
+        ("10.1.2.3", True),
+        ("example.org", True),
+    ],
+)
+def test_an_address_that_others_can_reach_is_warned_of(host: str, public: bool) -> None:
+    warned = arguments.exposure(msgspec.structs.replace(settings_in("/nowhere"), http_host=host))
+    assert bool(warned) is public
+    assert not public or f"http_host={host!r}" in warned[0]

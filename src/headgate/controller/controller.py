@@ -28,6 +28,7 @@ from headgate.controller.verbs import Question, Verbs
 from headgate.core import desired, reconcile
 from headgate.core import replica_life as life
 from headgate.core.messages import (
+    Answered,
     BrokenReplica,
     CompareInit,
     Describe,
@@ -110,6 +111,7 @@ class Controller:
             pending = self._verbs.load()
             self._engine.on_end = self._ended
             self._engine.on_message = self._from_engine
+            self._engine.on_leave = self._leave
             await self._server.open()
             running = await self._engine.open()
             self._adopt(running, pending)
@@ -161,7 +163,10 @@ class Controller:
     # What the engine tells.
 
     def _from_engine(self, id: str, message: Message) -> None:
-        _log.warning("%s sent what nobody understands: %s", id, type(message).__name__)
+        if isinstance(message, Answered):
+            self._fleet.answered(id)
+        else:
+            _log.warning("%s sent what nobody understands: %s", id, type(message).__name__)
 
     def _ended(self, ended: Ended) -> None:
         if ended.role == "ingress":
@@ -262,7 +267,11 @@ class Controller:
             elif replica.state == life.STARTING:
                 coming[replica.tag] = coming.get(replica.tag, 0) + 1
         table = desired.routing_table(
-            self._verbs.state, ready, coming=coming, base=msgspec.structs.replace(self._base, closing=self._closing)
+            self._verbs.state,
+            ready,
+            coming=coming,
+            faults=self._restarts.reasons(),
+            base=msgspec.structs.replace(self._base, closing=self._closing),
         )
         return self._routers.publish(table, self._epoch, spare=spare)
 
@@ -344,9 +353,21 @@ class Controller:
 
     async def _measure(self) -> Measurement:
         counters, routers = await self._routers.measure()
-        return Measurement(counters, dict(self._fleet.starts), dict(self._fleet.deaths), routers)
+        table = self._routers.table
+        unhealthy = {} if table is None else {tag: entry.fault for tag, entry in table.backends.items() if entry.fault}
+        return Measurement(counters, dict(self._fleet.starts), dict(self._fleet.deaths), routers, unhealthy)
 
     # The end.
+
+    def _leave(self) -> float:
+        """The engine says that the instance is to end; returns within how many seconds it will have."""
+        self._tasks.spawn(self._shutdown_once_adopted(), "leaving")
+        graces = [backend.config.graceful_shutdown_timeout for backend in self._verbs.state.backends.values()]
+        return max(graces, default=0.0) + _INGRESS_GRACE_S
+
+    async def _shutdown_once_adopted(self) -> None:
+        await self._adopted.wait()
+        await self._shutdown()
 
     async def _shutdown(self) -> None:
         """End everything, once, however many ask for it."""

@@ -14,11 +14,12 @@ from headgate.errors import HeadgateError, NotFoundError
 _log = logging.getLogger("headgate.controller")
 
 _FIRST_DELAY_S = 0.05
-_LONGEST_DELAY_S = 5.0
+_LONGEST_DELAY_S = 0.5
+"""Connections wait meanwhile: a new ingress serves within a second, however often they die."""
 _CHECK_PERIOD_S = 1.0
 _CHECK_TIMEOUT_S = 10.0
 """An ingress runs no user code: without a sign of life for so long it is stuck, and verbs would wait for it for ever."""
-_LIVED_S = 5.0
+_LIVED_S = 1.0
 """An ingress that lived so long did not die of its start: its successor comes at once."""
 
 

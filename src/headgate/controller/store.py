@@ -63,7 +63,8 @@ class Store:
         self.path = os.path.join(folder, "state.sqlite")
         self._db = sqlite3.connect(self.path, isolation_level=None)
         try:
-            self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
+            # EXTRA is FULL and one sync more: a commit is the removal of the journal, which only a sync of the folder makes last.
+            self._db.execute(f"PRAGMA synchronous={'EXTRA' if durable else 'OFF'}")
             with self._transaction():
                 for statement in _SCHEMA.split(";"):
                     self._db.execute(statement)

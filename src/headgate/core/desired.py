@@ -268,15 +268,27 @@ def _check_fit(tag: str, definition: Definition, config: BackendConfig) -> None:
             raise ConfigError(f"config: http_methods: {definition.name} of backend {tag!r} has no method {name!r}{hint}")
 
 
+_MOST_FAULT_CHARS = 10_000
+"""Of a traceback, whose end says most: every router gets it."""
+
+
 def routing_table(
-    state: State, ready: Mapping[str, Iterable[ReplicaEntry]], *, coming: Mapping[str, int], base: RoutingTable
+    state: State,
+    ready: Mapping[str, Iterable[ReplicaEntry]],
+    *,
+    coming: Mapping[str, int],
+    faults: Mapping[str, str],
+    base: RoutingTable,
 ) -> RoutingTable:
     """What routers follow.
 
     `base` has what does not depend on the state; by backend, `ready` are the replicas that take calls, and `coming` is how
-    many are on their way.
+    many are on their way; `faults` says why some have too few.
     """
-    backends = {tag: _backend_entry(backend, tuple(ready.get(tag, ())), coming.get(tag, 0)) for tag, backend in state.backends.items()}
+    backends = {
+        tag: _backend_entry(backend, tuple(ready.get(tag, ())), coming.get(tag, 0), faults.get(tag, ""))
+        for tag, backend in state.backends.items()
+    }
     endpoints = {
         name: EndpointEntry(name, endpoint.route, endpoint.methods, endpoint.weights, endpoint.shadows)
         for name, endpoint in state.endpoints.items()
@@ -284,7 +296,7 @@ def routing_table(
     return msgspec.structs.replace(base, endpoints=endpoints, backends=backends)
 
 
-def _backend_entry(backend: Backend, replicas: tuple[ReplicaEntry, ...], starting: int) -> BackendEntry:
+def _backend_entry(backend: Backend, replicas: tuple[ReplicaEntry, ...], starting: int, fault: str) -> BackendEntry:
     config, methods = backend.config, backend.definition.methods
     return BackendEntry(
         tag=backend.tag,
@@ -300,4 +312,5 @@ def _backend_entry(backend: Backend, replicas: tuple[ReplicaEntry, ...], startin
         methods=tuple(methods),
         replicas=replicas,
         starting=starting,
+        fault=fault[-_MOST_FAULT_CHARS:] if len(replicas) < config.num_replicas else "",
     )

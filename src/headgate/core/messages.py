@@ -46,6 +46,7 @@ class BackendEntry(msgspec.Struct, frozen=True):
     methods: tuple[str, ...]  # that Python callers may name; "" is the call itself
     replicas: tuple[ReplicaEntry, ...]
     starting: int  # replicas on their way, so that requests may wait for them
+    fault: str = ""  # why it has fewer replicas than it should, with the last traceback
 
 
 class EndpointEntry(msgspec.Struct, frozen=True):
@@ -212,6 +213,10 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
     unhealthy: str = ""  # that check_health() raised, and what, or that it doesn't return
 
 
+class Answered(msgspec.Struct, frozen=True, tag="answered"):
+    """A replica has answered for the first time: from here on its death says nothing of its code."""
+
+
 class Counted(msgspec.Struct, frozen=True, tag="counted"):
     number: int
     counters: Counters
@@ -271,6 +276,7 @@ Message = (
     | ReplicaReady
     | ReplicaFailed
     | Pong
+    | Answered
     | Counted
     | BrokenReplica
     | Welcome

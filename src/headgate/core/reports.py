@@ -99,3 +99,4 @@ class Measurement(msgspec.Struct, frozen=True):
     replica_starts: dict[str, int] = {}
     replica_deaths: dict[str, int] = {}
     routers: int = 0
+    unhealthy: dict[str, str] = {}  # backends that have fewer replicas than they should: why, with the last traceback

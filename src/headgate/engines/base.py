@@ -59,6 +59,12 @@ class Engine(Protocol):
     """Set by the owner before `open`; called once for everything that ends, also for what failed to start."""
     on_message: Callable[[str, Message], None]
     """Set by the owner before `open`; called with the id of a replica or ingress for messages that aren't the engine's."""
+    on_leave: Callable[[], float]
+    """Set by the owner before `open`; called where the machine tells the instance to end, as by SIGTERM, maybe before `open` returns.
+
+    The owner begins to end everything in order, and returns within how many seconds it will have called `close`. After that
+    the engine may end everything itself. The next owner is told again.
+    """
 
     async def open(self) -> list[Running]:
         """Begin, and return what runs already, started by an engine before this one; what was still starting goes on."""

@@ -30,14 +30,14 @@ _log = logging.getLogger("headgate.ingress")
 
 _BACKLOG = 2048
 _GRACE_S = 10.0
-"""For answers under way, where SIGTERM doesn't say how long."""
+"""For answers under way, where SIGINT doesn't say how long."""
 _FIRST_TABLE_S = 1.0
 """A new ingress accepts when it has its first table, or after this: with no controller it must still answer."""
 _TLS_HANDSHAKE_S = 10.0
 
 
 def run(spec: IngressSpec, listener: socket.socket) -> None:
-    """Serve until `Drain` or SIGTERM. `listener` listens already, and is closed at the end."""
+    """Serve until `Drain` or SIGINT. `listener` listens already, and is closed at the end."""
     import uvloop
 
     keep_freed()
@@ -56,8 +56,7 @@ class _Ingress:
         spec = self._spec
         self._drain: asyncio.Future[float] = loop.create_future()
         self._first_table = asyncio.Event()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self._end_within, _GRACE_S)
+        loop.add_signal_handler(signal.SIGINT, self._end_within, _GRACE_S)
         self._link = ControlLink(spec.control_path, self._hello, self._received)
         self._router = Router(spec.id, spec.folder, self._link.send)
         context = None if spec.ssl_certfile is None else tls_context(spec.ssl_certfile, spec.ssl_keyfile)

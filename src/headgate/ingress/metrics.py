@@ -42,6 +42,8 @@ def families(measurement: Measurement, table: RoutingTable) -> Iterator[Metric]:
     yield _counter("headgate_retried", "Requests sent to another replica.", (), [((), counters.retried)])
     ready = (((tag,), len(entry.replicas)) for tag, entry in sorted(table.backends.items()))
     yield _gauge("headgate_replicas_ready", "Replicas that take requests.", per_backend, ready)
+    unhealthy = (((tag,), tag in measurement.unhealthy) for tag in sorted(table.backends))
+    yield _gauge("headgate_backend_unhealthy", "1 where replicas fail and are missing.", per_backend, unhealthy)
     starts, deaths = measurement.replica_starts, measurement.replica_deaths
     yield _counter("headgate_replica_starts", "Replicas started.", per_backend, (((tag,), starts[tag]) for tag in sorted(starts)))
     yield _counter("headgate_replica_deaths", "Replicas that died.", per_backend, (((tag,), deaths[tag]) for tag in sorted(deaths)))

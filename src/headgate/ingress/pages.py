@@ -25,13 +25,20 @@ def healthz() -> Reply:
 
 
 def readyz(table: RoutingTable | None) -> Reply:
-    """200 where every backend with traffic has a ready replica, else 503 with the names of those that have none."""
+    """200 where every backend with traffic has a ready replica, else 503 with the names of those that have none.
+
+    Either names the backends that have fewer replicas than they should, and says why.
+    """
     if table is None:
         return Reply(503, _JSON + b"retry-after: 1\r\n", b'{"status":"starting"}')
     used = {tag for entry in table.endpoints.values() for tag, weight in entry.weights.items() if weight > 0}
     missing = sorted(tag for tag in used if tag not in table.backends or not table.backends[tag].replicas)
     if table.closing:
         return Reply(503, _JSON + b"retry-after: 1\r\n", b'{"status":"shutting down"}')
+    page: dict[str, object] = {"status": "not ready" if missing else "ready"}
     if missing:
-        return Reply(503, _JSON + b"retry-after: 1\r\n", msgspec.json.encode({"status": "not ready", "backends": missing}))
-    return Reply(200, _JSON, b'{"status":"ready"}')
+        page["backends"] = missing
+    unhealthy = {tag: entry.fault for tag, entry in table.backends.items() if entry.fault}
+    if unhealthy:
+        page["unhealthy"] = unhealthy
+    return Reply(503 if missing else 200, _JSON + (b"retry-after: 1\r\n" if missing else b""), msgspec.json.encode(page))

@@ -16,11 +16,12 @@ from typing import cast
 from headgate.core import messages
 from headgate.core.messages import Hello, Message, Verb, VerbCall, VerbDone, Welcome
 from headgate.errors import NotRunningError, WireError
+from headgate.router import whereabouts
 from headgate.router.channel import let_go
 
 FIRST_DELAY_S = 0.01
 LONGEST_DELAY_S = 0.2
-GONE_AFTER_S = 10.0
+GONE_AFTER_S = 15.0
 """A controller that can't be reached for so long is taken for gone: what waits for it fails. Connecting goes on."""
 
 
@@ -64,7 +65,7 @@ class ControlLink:
     async def connected(self) -> Welcome:
         """Wait for a connection and return the controller's welcome.
 
-        Raises `NotRunningError` when the instance's folder is gone, or its controller out of reach for 10 s.
+        Raises `NotRunningError` when the instance has ended, or its controller is out of reach for `GONE_AFTER_S`.
         """
         if self._transport is not None and self._welcome is not None:
             return self._welcome
@@ -131,7 +132,7 @@ class ControlLink:
                     connection.end()
                 if self._welcome is not None:
                     delay_s, lost_at, self._welcome = FIRST_DELAY_S, self._loop.time(), None
-            ended = ended or connection.stranger or not os.path.exists(os.path.dirname(self._path))
+            ended = ended or connection.stranger or not whereabouts.runs(os.path.dirname(self._path))
             if ended or self._loop.time() - lost_at > self._gone_after_s:
                 self._gone = True
                 why = "the instance has ended" if ended else f"its controller could not be reached for {self._gone_after_s:g} s"

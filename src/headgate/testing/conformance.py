@@ -43,7 +43,7 @@ STUCK: Final = "stuck"
 
 
 class Harness(Protocol):
-    """One engine under test, opened, with nothing running; `on_end` and `on_message` must call `Records` of the harness.
+    """One engine under test, opened, with nothing running; `on_end`, `on_message` and `on_leave` must call `Records` of the harness.
 
     It has the resources `{"CPU": 4, "GPU": 2, "tpu": 1}`.
     """
@@ -101,17 +101,22 @@ class Harness(Protocol):
         """Lose the engine as when the controller dies; return the next one, opened."""
         ...
 
+    def leave(self) -> None:
+        """Tell the instance to end, as the machine does."""
+        ...
+
     def leftovers(self) -> list[str]:
         """What of the engine's processes, threads, sockets and files is still there, in words."""
         ...
 
 
 class Records:
-    """What an engine has reported: set its methods as the engine's `on_end` and `on_message`."""
+    """What an engine has reported: set its methods as the engine's `on_end`, `on_message` and `on_leave`."""
 
     def __init__(self) -> None:
         self.ended: list[Ended] = []
         self.messages: list[tuple[str, Message]] = []
+        self.leaves = 0
 
     def on_end(self, ended: Ended) -> None:
         """Note an end."""
@@ -120,6 +125,11 @@ class Records:
     def on_message(self, id: str, message: Message) -> None:
         """Note a message."""
         self.messages.append((id, message))
+
+    def on_leave(self) -> float:
+        """Note that the instance is to end."""
+        self.leaves += 1
+        return WAIT_S
 
     def ends_of(self, id: str) -> list[Ended]:
         """The ends that were reported for this id: at most one."""
@@ -365,6 +375,18 @@ async def check_the_next_engine_adopts_what_runs(harness: Harness) -> None:
     assert harness.records.ends_of("a")
     start.cancel()  # of an engine that is no more
     await asyncio.wait([start], timeout=WAIT_S)
+
+
+async def check_the_owner_is_told_to_leave_and_so_is_the_next(harness: Harness) -> None:
+    """`on_leave` is called, and nothing ends that the owner does not end; an owner that dies over it has a successor that is told again."""
+    await _soon(harness.engine.start_replica(harness.replica(WORKS, "a")))
+    harness.leave()
+    await _until(lambda: harness.records.leaves == 1, "the owner was not told")
+    await _soon(harness.engine.ping("a"))
+    await _soon(harness.successor())
+    await _until(lambda: harness.records.leaves == 2, "the next owner was not told")
+    await _soon(harness.engine.ping("a"))
+    assert not harness.records.ended
 
 
 async def check_close_leaves_nothing(harness: Harness) -> None:

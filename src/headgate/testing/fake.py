@@ -10,6 +10,7 @@ goes otherwise:
     engine.end(id, "killed by SIGSEGV")                            # a replica dies
     engine.stuck.add(id)                                           # it neither drains nor answers pings
     engine.sent[id]                                                # what it was told
+    engine.leave()                                                 # SIGTERM
     successor = engine.successor()                                 # the engine of the next controller, which adopts
 """
 
@@ -58,6 +59,7 @@ class FakeEngine:
 
     on_end: Callable[[Ended], None]
     on_message: Callable[[str, Message], None]
+    on_leave: Callable[[], float]
 
     def __init__(self, totals: Mapping[str, float] | None = None) -> None:
         self._totals = dict(totals if totals is not None else {"CPU": 8})
@@ -66,6 +68,7 @@ class FakeEngine:
         self._fail_next: dict[str, list[ReplicaStartError]] = defaultdict(list)
         self._held: set[str] = set()
         self._closed = False
+        self._told_to_leave = False
         self.stuck: set[str] = set()
         """Ids of replicas that neither drain nor answer pings."""
         self.sent: dict[str, list[Message]] = defaultdict(list)
@@ -97,6 +100,11 @@ class FakeEngine:
         self._find(id)
         self._end(id, reason)
 
+    def leave(self) -> float:
+        """Tell the owner to end everything, as by SIGTERM; returns within how many seconds it will. The next owner is told, too."""
+        self._told_to_leave = True
+        return self.on_leave()
+
     def running(self) -> dict[str, Running]:
         """All that runs now, by id."""
         return {id: replica.running() for id, replica in self._running.items()}
@@ -104,6 +112,7 @@ class FakeEngine:
     def successor(self) -> FakeEngine:
         """The engine of a controller after this one, which finds what runs now. This one is of no further use."""
         engine = FakeEngine(self._totals)
+        engine._told_to_leave = self._told_to_leave
         engine._fail_next, engine._held, engine.stuck, engine.sent = self._fail_next, self._held, self.stuck, self.sent
         for replica in self._running.values():
             adopted = _Replica(replica.spec)
@@ -119,6 +128,8 @@ class FakeEngine:
 
     async def open(self) -> list[Running]:
         """What runs already: nothing, or what the engine before this one has started."""
+        if self._told_to_leave:
+            self.on_leave()
         return list(self.running().values())
 
     async def start_replica(self, spec: ReplicaSpec) -> Running:

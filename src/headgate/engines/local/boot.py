@@ -15,7 +15,7 @@ import sys
 import msgspec
 
 from headgate.engines.base import REPLICA
-from headgate.engines.local import surroundings
+from headgate.engines.local import sigterm, surroundings
 from headgate.engines.local.programs import Programs, read_replica_spec, run_replica
 from headgate.engines.local.protocol import Boot
 from headgate.engines.local.supervisor import supervise
@@ -26,6 +26,7 @@ def main(programs: Programs) -> None:
     _lines_at_once()
     faulthandler.enable()  # a crash in native code leaves a traceback on the terminal
     if sys.argv[1:2] == [REPLICA]:
+        sigterm.stay()
         spec = read_replica_spec(sys.argv[2])
         # The supervisor has chosen the variables; only PYTHONPATH differs, which had to lead to Headgate.
         surroundings.enter(surroundings.environment(spec, os.environ), spec.definition.cwd)

@@ -22,12 +22,15 @@ from headgate.core.resources import Books
 from headgate.engines.base import INGRESS, REPLICA, Ended, IngressSpec, InstanceSettings, Peer, ReplicaSpec, Running
 from headgate.engines.local import machine, protocol
 from headgate.engines.local.protocol import (
+    Alive,
     Channel,
     Close,
     Closed,
     Complete,
     Exited,
     Kill,
+    Leave,
+    Leaving,
     Ready,
     Runs,
     Serving,
@@ -74,6 +77,7 @@ class LocalEngine:
 
     on_end: Callable[[Ended], None]
     on_message: Callable[[str, Message], None]
+    on_leave: Callable[[], float]
 
     def __init__(self, settings: InstanceSettings, supervisor: socket.socket) -> None:
         self._settings = settings
@@ -92,6 +96,7 @@ class LocalEngine:
         self._complete: asyncio.Future[None] = self._loop.create_future()
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._loop.add_reader(self._channel.sock, self._hear)
+        self._show_life()
         await self._complete
         return [process.running() for process in self._processes.values()]
 
@@ -315,12 +320,11 @@ class LocalEngine:
             process.started.set_result(None)
 
     def _hear_of_end(self, id: str, reason: str, turns: int) -> None:
-        """Note an end; of one that was still starting a few turns of the loop later.
+        """Note an end, a few turns of the loop later.
 
         What it said last, such as why its constructor failed, was in the control socket before it ended, and is read by then.
         """
-        process = self._processes.get(id)
-        if process is not None and not process.started.done() and turns:
+        if id in self._processes and turns:
             self._loop.call_soon(self._hear_of_end, id, reason, turns - 1)
         else:
             self._has_ended(id, reason)
@@ -344,6 +348,10 @@ class LocalEngine:
         if not self._channel.send(record):
             self._loop.add_writer(self._channel.sock, self._flush)
 
+    def _show_life(self) -> None:
+        self._tell(Alive())
+        self._next_sign = self._loop.call_later(protocol.ALIVE_PERIOD_S, self._show_life)
+
     def _flush(self) -> None:
         if self._channel.flush():
             self._loop.remove_writer(self._channel.sock)
@@ -366,6 +374,8 @@ class LocalEngine:
                 self._adopt(record)
             elif isinstance(record, Complete):
                 self._complete.set_result(None)
+            elif isinstance(record, Leave):
+                self._tell(Leaving(self.on_leave()))
             elif isinstance(record, Closed):
                 self._closed.set_result(None)
 
@@ -386,6 +396,7 @@ class LocalEngine:
             process.started.set_result(None)
 
     def _leave(self) -> None:
+        self._next_sign.cancel()
         self._loop.remove_reader(self._channel.sock)
         self._loop.remove_writer(self._channel.sock)
         self._channel.sock.close()

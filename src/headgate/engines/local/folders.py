@@ -83,6 +83,11 @@ def is_held(folder: str) -> bool:
         os.close(lock)  # and with it the lock
 
 
+def has_died(folder: str) -> bool:
+    """Whether the instance of this folder is gone: with its folder, or, where it was killed, without."""
+    return not is_held(folder) if os.path.exists(f"{folder}/lock") else not os.path.exists(folder)
+
+
 def hold(folder: str, timeout_s: float = 1.0) -> int | None:
     """Take the lock of a folder for this process; returns a descriptor to keep, or None where another one keeps it.
 
@@ -112,7 +117,9 @@ def check_state_dir(path: str) -> None:
     Raises `StateDirUnsafeError`, or `InvalidValueError` where it can't be made.
     """
     try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
+        if not os.path.isdir(path):
+            os.makedirs(path, mode=0o700, exist_ok=True)
+            _sync(os.path.dirname(path))  # else a power cut may take the folder along with all that was synced in it
         found = os.stat(path)
     except OSError as error:
         raise InvalidValueError(f"state_dir={path!r} can't be made: {error.strerror}") from error
@@ -220,6 +227,14 @@ def wait_ended(folder: str, timeout_s: float) -> bool:
         return True
     finally:
         os.close(lock)
+
+
+def _sync(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _make_base(base: str) -> None:

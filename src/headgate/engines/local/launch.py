@@ -19,11 +19,11 @@ import msgspec
 
 from headgate.engines.base import InstanceSettings
 from headgate.engines.local import folders
-from headgate.engines.local.folders import find, folder_for
+from headgate.engines.local.folders import find, folder_for, has_died
 from headgate.engines.local.protocol import Boot, Report
 from headgate.errors import InstanceStartError, rebuild
 
-__all__ = ["find", "folder_for", "launch", "wait_ended"]
+__all__ = ["find", "folder_for", "has_died", "launch", "wait_ended"]
 
 START_TIMEOUT_S: Final = 60.0
 REAP_TIMEOUT_S: Final = 5.0

@@ -18,6 +18,8 @@ from headgate.errors import ErrorInfo
 
 _RECEIVE_BYTES: Final = 65536
 
+ALIVE_PERIOD_S: Final = 1.0
+
 
 class Boot(msgspec.Struct, frozen=True):
     """What a supervisor has to know."""
@@ -69,6 +71,16 @@ class Serving(msgspec.Struct, frozen=True, tag="serving"):
     """HTTP answers."""
 
 
+class Alive(msgspec.Struct, frozen=True, tag="alive"):
+    """The controller's event loop runs. Sent every `ALIVE_PERIOD_S`."""
+
+
+class Leaving(msgspec.Struct, frozen=True, tag="leaving"):
+    """It was told to leave, and will have closed after so many seconds."""
+
+    within_s: float
+
+
 class Close(msgspec.Struct, frozen=True, tag="close"):
     """End everything that the engine started, then, when the controller has ended, the instance."""
 
@@ -96,6 +108,10 @@ class Complete(msgspec.Struct, frozen=True, tag="complete"):
     """All that runs has been told."""
 
 
+class Leave(msgspec.Struct, frozen=True, tag="leave"):
+    """End the instance in order: finish what was admitted, then close."""
+
+
 class Spawned(msgspec.Struct, frozen=True, tag="spawned"):
     """It was forked; nothing else is known of it yet."""
 
@@ -114,8 +130,8 @@ class Closed(msgspec.Struct, frozen=True, tag="closed"):
     """Everything that the engine started has ended."""
 
 
-ToSupervisor = Spawn | Kill | Ready | Serving | Close | Failed
-ToEngine = Runs | Complete | Spawned | Exited | Closed
+ToSupervisor = Spawn | Kill | Ready | Serving | Alive | Leaving | Close | Failed
+ToEngine = Runs | Complete | Leave | Spawned | Exited | Closed
 
 to_supervisor: Final[msgspec.msgpack.Decoder[ToSupervisor]] = msgspec.msgpack.Decoder(ToSupervisor)
 to_engine: Final[msgspec.msgpack.Decoder[ToEngine]] = msgspec.msgpack.Decoder(ToEngine)

@@ -2,7 +2,8 @@
 
 The supervisor binds the listening sockets, imports what the others need and forks them: the controller, and on the word of
 the controller's engine ingresses and replicas. It has one thread and no event loop, runs no user code, and decides nothing
-but this: every end is reported, a controller that dies is started again, and when the driver is gone, all is.
+but this: every end is reported, a controller that dies or is stuck is started again, and when the driver is gone, all is.
+SIGTERM has the controller end everything in order; a second one, or SIGINT, ends everything at once.
 
 When the supervisor itself dies, the kernel kills its children.
 """
@@ -24,7 +25,7 @@ import msgspec
 
 from headgate.core.specs import link_path
 from headgate.engines.base import INGRESS
-from headgate.engines.local import folders, processes, programs, protocol
+from headgate.engines.local import folders, processes, programs, protocol, sigterm
 from headgate.engines.local.listeners import listen, urls
 from headgate.engines.local.programs import Programs
 from headgate.engines.local.protocol import (
@@ -37,6 +38,8 @@ from headgate.engines.local.protocol import (
     Failed,
     InstanceRecord,
     Kill,
+    Leave,
+    Leaving,
     Ready,
     Report,
     Runs,
@@ -50,11 +53,17 @@ from headgate.errors import HeadgateError, InstanceStartError, describe, rebuild
 CONTROLLER: Final = "controller"
 
 FIRST_DELAY_S: Final = 0.1
-LONGEST_DELAY_S: Final = 5.0
-STEADY_AFTER_S: Final = 2.0
+LONGEST_DELAY_S: Final = 1.0
+STEADY_AFTER_S: Final = 1.0
 """A controller that lived so long starts again without delay."""
+STUCK_AFTER_S: Final = 10.0
+"""A controller from which nothing came for so long is killed."""
+_LOOKS: Final = 5
+"""So many times the supervisor has looked in vain by then: a time in which it was suspended itself counts as one of them."""
+TELL_TIMEOUT_S: Final = 30.0
+"""How long after SIGTERM there may be no controller that says by when it will have closed."""
 LEAVE_TIMEOUT_S: Final = 10.0
-"""How long a controller may take to end after its engine was closed."""
+"""How long a controller may take to end after its engine was closed, and to close it after it said it would."""
 KILL_TIMEOUT_S: Final = 1.5
 """How long to wait for killed processes to be gone."""
 PORT_FREE_TIMEOUT_S: Final = 1.0
@@ -109,11 +118,16 @@ class _Supervisor:
         self._pid = os.getpid()
         self._children: dict[int, _Child] = {}  # by pid
         self._by_id: dict[str, _Child] = {}  # without the controller
+        self._controller: _Child | None = None
         self._channel: Channel[ToSupervisor] | None = None
+        self._look_at: float | None = None  # whether the controller has given a sign of life, and …
+        self._in_vain = 0  # … how many looks found none since the last one
         self._failure: HeadgateError | None = None  # why the controller said that it ends
         self._start_again_at: float | None = None
         self._started_at = 0.0
         self._delay_s = 0.0
+        self._told_to_leave = False
+        self._leaving = False  # a controller has said by when
         self._closing = False
         self._leave_by: float | None = None
         self._over = False
@@ -148,7 +162,7 @@ class _Supervisor:
             self._selector.register(self._driver, selectors.EVENT_READ, self._driver_gone)
 
     def _turn(self) -> None:
-        due = [at for at in (self._start_again_at, self._leave_by) if at is not None]
+        due = [at for at in (self._start_again_at, self._look_at, self._leave_by) if at is not None]
         timeout_s = max(0.0, min(due) - time.monotonic()) if due else None
         for key, events in self._selector.select(timeout_s):
             if self._over:
@@ -158,15 +172,23 @@ class _Supervisor:
         if self._start_again_at is not None and now >= self._start_again_at:
             self._start_again_at = None
             self._start_controller()
+        if self._look_at is not None and now >= self._look_at:
+            self._look(now)
         if self._leave_by is not None and now >= self._leave_by:
+            _say("the controller did not end the instance in time; ending it at once")
             self._over = True
 
     # What happens.
 
     def _signals(self, events: int) -> None:
         numbers = self._wakeup.recv(4096)
-        if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+        if signal.SIGINT in numbers or (signal.SIGTERM in numbers and self._told_to_leave):
             self._over = True
+        elif signal.SIGTERM in numbers:
+            self._told_to_leave = True
+            if not self._closing:
+                self._leave_by = time.monotonic() + TELL_TIMEOUT_S
+                self._send(Leave())
         self._reap()
 
     def _driver_gone(self, events: int) -> None:
@@ -182,8 +204,23 @@ class _Supervisor:
         if records is None:
             self._drop_channel()
             return
+        if records:
+            self._seen_alive()
         for record in records:
             self._obey(record)
+
+    def _seen_alive(self) -> None:
+        self._in_vain = 0
+        self._look_at = None if self._closing else time.monotonic() + STUCK_AFTER_S / _LOOKS
+
+    def _look(self, now: float) -> None:
+        """Nothing has come from the controller since the last look: kill it after some of them."""
+        self._in_vain += 1
+        self._look_at = now + STUCK_AFTER_S / _LOOKS
+        if self._in_vain >= _LOOKS and self._controller is not None:
+            self._look_at = None
+            _say(f"the controller gave no sign of life for {STUCK_AFTER_S:g} s; killing it")
+            processes.kill(self._controller.pid)
 
     def _obey(self, record: ToSupervisor) -> None:
         if isinstance(record, Spawn):
@@ -198,6 +235,10 @@ class _Supervisor:
                 child.ready, child.address = True, record.address
         elif isinstance(record, Serving):
             self._serving()
+        elif isinstance(record, Leaving):
+            if not self._leaving:  # of those after a crash none gets more time
+                self._leaving = True
+                self._leave_by = time.monotonic() + record.within_s + LEAVE_TIMEOUT_S
         elif isinstance(record, Failed):
             self._failure = rebuild(record.error)
         elif isinstance(record, Close):
@@ -226,6 +267,7 @@ class _Supervisor:
     def _close(self) -> None:
         """The engine closes: from here on there is no way back."""
         self._closing = True
+        self._look_at = None
         self._no_longer_serving()
         for listener in self._listeners:
             listener.close()
@@ -267,6 +309,7 @@ class _Supervisor:
                 self._say_closed()
 
     def _controller_ended(self, reason: str) -> None:
+        self._controller = self._look_at = None
         if self._channel is not None:  # hear its last words
             for record in self._channel.receive() or ():
                 self._obey(record)
@@ -332,15 +375,18 @@ class _Supervisor:
         self._failure = None
         self._started_at = time.monotonic()
         try:
-            self._fork(CONTROLLER, CONTROLLER, theirs)
+            self._controller = self._fork(CONTROLLER, CONTROLLER, theirs)
         except OSError as error:
             self._controller_ended(f"could not be started: {error.strerror}")
             return
         finally:
             theirs.close()
+        self._seen_alive()
         for child in self._by_id.values():
             self._send(Runs(child.id, child.role, child.pid, child.ready, child.address))
         self._send(Complete())
+        if self._told_to_leave:
+            self._send(Leave())
 
     def _fork(self, role: str, id: str, controller_socket: socket.socket | None = None) -> _Child:
         sys.stdout.flush()
@@ -356,13 +402,13 @@ class _Supervisor:
     def _become(self, role: str, id: str, controller_socket: socket.socket | None) -> NoReturn:
         """What a fork does: leave everything that is the supervisor's, and run its program."""
         try:
+            signal.set_wakeup_fd(-1)  # first: it leads to the supervisor
             gc.enable()
             os.setsid()
             processes.end_with(self._pid)
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGTERM):
-                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            sigterm.stay()
             processes.set_name(f"hg-{role}")
             self._close_all_but_listeners()
             if role == CONTROLLER:

@@ -1,0 +1,85 @@
+"""What does SIGTERM do in the processes of an instance, and in the one that started it?
+
+It tells the supervisor to shut the instance down in order. Service managers send it to all processes at once: those below
+the supervisor stay until they are told to end, since what was admitted needs them. The driver exits by it, in order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Final
+
+_AGAIN_AFTER_S: Final = 0.001
+
+_exiting = False
+
+
+def stay() -> None:
+    """SIGTERM does nothing in this process from now on, unless user code sets a handler of its own."""
+    signal.signal(signal.SIGTERM, _stay)
+
+
+def exit_once() -> None:
+    """The next SIGTERM raises `SystemExit` in the main thread, the one after it kills.
+
+    Where the program has said what SIGTERM does, or this isn't the main thread, nothing changes.
+    """
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGTERM, _exit)
+
+
+def let_be() -> None:
+    """SIGTERM does again what it did before `exit_once`."""
+    if signal.getsignal(signal.SIGTERM) is _exit:
+        with contextlib.suppress(ValueError):  # not the main thread: it stays until the process ends
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def exits() -> None:
+    """The interpreter exits, and what `exit_once` is for is under way: a first SIGTERM must not interrupt it."""
+    global _exiting
+    _exiting = True
+
+
+def _stay(number: int, frame: FrameType | None) -> None:
+    """A handler, where ignoring the signal would be inherited by the programs that user code starts."""
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    if _amid_a_call(frame):
+        again = threading.Timer(_AGAIN_AFTER_S, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+        return
+    signal.signal(number, signal.SIG_DFL)
+    if not _exiting:
+        raise SystemExit(128 + number)
+
+
+def _amid_a_call(frame: FrameType | None) -> bool:
+    """Whether the main thread is at work for all handles: interrupted there, it would block them, and the shutdown, for good."""
+    from headgate.router.connection import Connection
+
+    while frame is not None:
+        if frame.f_code is Connection._submit_here.__code__:
+            return True
+        if frame.f_code is Connection.read_for.__code__:
+            shield = frame.f_locals.get("shield")
+            if shield is None or not shield.lifted:
+                return True
+        frame = frame.f_back
+    return False
+
+
+def _forked() -> None:
+    """A child that is forked in such a process is user code's own."""
+    if signal.getsignal(signal.SIGTERM) in (_stay, _exit):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_forked)

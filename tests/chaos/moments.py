@@ -1,0 +1,54 @@
+"""When does the next thing die, and how soon was it found?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from headgate.serve import Instance
+from tests.support import wait_until
+
+
+def every(period_s: float, seconds: float) -> Iterator[float]:
+    """The moments of something that happens again and again, each waited for; at the very end nothing happens any more."""
+    began = time.monotonic()
+    for number in range(1, round(seconds / period_s)):
+        wait_until_then(began + number * period_s)
+        yield time.monotonic()
+
+
+def wait_until_then(moment: float) -> None:
+    """Until `time.monotonic()` is there."""
+    wait_until(lambda: time.monotonic() >= moment, max(0.0, moment - time.monotonic()) + 1.0)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """By nearest rank."""
+    return sorted(values)[max(0, -(-round(share * 100) * len(values) // 100) - 1)]
+
+
+def ready(instance: Instance, tag: str) -> list[int]:
+    """The processes of a backend's replicas that are ready."""
+    return [replica.pid for replica in instance.list_backends()[tag].replicas if replica.state == "ready" and replica.pid is not None]
+
+
+def process(instance: Instance, role: str) -> list[int]:
+    """The processes of that role."""
+    return [process.pid for process in instance.status().processes if process.role == role]
+
+
+def wait_ready(instance: Instance, tag: str, count: int, *, without: int = 0) -> None:
+    """Until so many replicas of a backend are ready, and the process `without` is none of them."""
+    wait_until(
+        lambda: len(now := ready(instance, tag)) == count and without not in now, what=f"{count} replicas of {tag}, without {without}"
+    )
+
+
+def wait_without(instance: Instance, tag: str, victim: int) -> None:
+    """Until that process is no longer among the replicas that are ready."""
+    wait_until(lambda: victim not in ready(instance, tag), what=f"{victim} of {tag} is found")
+
+
+def wait_other_process(instance: Instance, role: str, count: int, *, without: int) -> None:
+    """Until so many processes of that role run, and `without` is none of them."""
+    wait_until(lambda: len(now := process(instance, role)) == count and without not in now, what=f"another {role} than {without}")
