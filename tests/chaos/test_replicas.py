@@ -1,0 +1,91 @@
+"""Does every request get what it is promised while replicas are killed or frozen under load?"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from headgate.serve import Instance
+from tests.chaos.conftest import Figures
+from tests.chaos.load import Load
+from tests.chaos.moments import every, percentile, ready, wait_ready, wait_until_then, wait_without
+from tests.chaos.workers import Worker, begun
+
+REPLICAS = 3
+HALF_S = 150.0
+"""Requests a second: half of what three replicas can do that take 10 ms for each."""
+
+
+def serve_workers(instance: Instance, folder: Path, name: str, **config: object) -> str:
+    """A backend and endpoint of that name with three replicas; the journal of what began there."""
+    journal = str(folder / name)
+    instance.create_backend(name, Worker, journal, config={"num_replicas": REPLICAS, **config})
+    instance.create_endpoint(name, f"/{name}", ["POST"], backend=name)
+    return journal
+
+
+@pytest.mark.timeout(2100)
+def test_a_replica_is_killed_every_second_under_load(instance: Instance, tmp_path: Path, figure: Figures, long: bool):
+    seconds = 1800.0 if long else 20.0
+    chance = random.Random(4)
+    journals = {name: serve_workers(instance, tmp_path, name, idempotent=name == "again") for name in ("again", "once")}
+    replaced_s: list[float] = []
+    kills = dict.fromkeys(journals, 0)
+    with Load(f"{instance.http_url}/again", HALF_S) as again, Load(f"{instance.http_url}/once", HALF_S) as once:
+        for killed_at in every(0.5, seconds):  # of each backend one every second
+            name = "again" if sum(kills.values()) % 2 else "once"
+            before = ready(instance, name)
+            victim = chance.choice(before)
+            os.kill(victim, signal.SIGKILL)
+            kills[name] += 1
+            wait_ready(instance, name, REPLICAS, without=victim)
+            replaced_s.append(time.monotonic() - killed_at)
+    again.check_definite()
+    once.check_definite()
+    assert begun(journals["once"]).most_common(1)[0][1] == 1, "a request of a backend that is not idempotent ran twice"
+    assert {outcome.status for outcome in once.bad()} <= {502}
+    figure("idempotent: requests that failed", len(again.bad()), at_most=0)
+    figure("not idempotent: requests that failed, for each kill", len(once.bad()) / kills["once"], at_most=1)
+    figure("replacement p99", percentile(replaced_s, 0.99), at_most_s=1.0)
+    figure("requests", len(again.outcomes) + len(once.outcomes))
+    figure("kills", sum(kills.values()))
+
+
+@pytest.mark.timeout(2100)
+def test_a_replica_is_frozen_every_3_seconds_under_load(instance: Instance, tmp_path: Path, figure: Figures, long: bool):
+    seconds = 1800.0 if long else 20.0
+    chance = random.Random(5)
+    health = {"health_check_period": 0.1, "health_check_timeout": 0.5}
+    journals = {name: serve_workers(instance, tmp_path, name, idempotent=name == "again", **health) for name in ("again", "once")}
+    found_s: list[float] = []
+    frozen = dict.fromkeys(journals, 0)
+    with Load(f"{instance.http_url}/again", HALF_S) as again, Load(f"{instance.http_url}/once", HALF_S) as once:
+        for frozen_at in every(1.5, seconds):  # of each backend one every 3 s
+            name = "again" if sum(frozen.values()) % 2 else "once"
+            victim = chance.choice(ready(instance, name))
+            os.kill(victim, signal.SIGSTOP)
+            frozen[name] += 1
+            if frozen[name] % 2:  # it goes on just when it is given up, or a little before
+                wait_until_then(frozen_at + chance.uniform(0.4, 0.6))
+                try:
+                    os.kill(victim, signal.SIGCONT)
+                except ProcessLookupError:
+                    pass
+            else:
+                wait_without(instance, name, victim)
+                found_s.append(time.monotonic() - frozen_at)
+            wait_ready(instance, name, REPLICAS)
+    again.check_definite()
+    once.check_definite()
+    assert begun(journals["once"]).most_common(1)[0][1] == 1, "a request of a backend that is not idempotent ran twice"
+    assert {outcome.status for outcome in once.bad()} <= {502}
+    figure("idempotent: requests that failed", len(again.bad()), at_most=0)
+    figure("not idempotent: requests that failed, for each freeze", len(once.bad()) / frozen["once"], at_most=1)
+    figure("found, the latest", max(found_s), at_most_s=0.7)
+    figure("requests", len(again.outcomes) + len(once.outcomes))
+    figure("freezes", sum(frozen.values()))

@@ -1,0 +1,173 @@
+"""What do a client and the operator see of each way in which a replica can end or get stuck?"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from headgate import serve
+from headgate.serve import Instance
+from tests.chaos.conftest import Figures
+from tests.chaos.moments import ready
+from tests.support import TIME_FACTOR, wait_until
+
+
+def exit_at_once() -> None:
+    os._exit(3)
+
+
+def be_killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does where memory runs out
+
+
+def crash() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def close_every_socket() -> None:
+    os.closerange(3, 4096)
+    time.sleep(600)
+
+
+def freeze() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def wait_for_oneself() -> None:
+    import threading
+
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+
+
+ENDS: dict[str, Callable[[], None]] = {
+    end.__name__: end for end in (exit_at_once, be_killed, crash, close_every_socket, freeze, wait_for_oneself)
+}
+
+
+class Mortal:
+    """Does in its first line what the request says, once: where `mark` exists it has been done."""
+
+    def __init__(self, mark: str, begun: str) -> None:
+        self._mark = Path(mark)
+        self._begun = os.open(begun, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def __call__(self, request: Any) -> str:
+        name: str = request.data.decode()
+        if name in ENDS and not self._mark.exists():
+            self._mark.touch()
+            os.write(self._begun, f"{name}\n".encode())
+            ENDS[name]()
+        os.write(self._begun, f"{name}\n".encode())
+        return name
+
+
+@pytest.mark.parametrize("idempotent", [False, True], ids=["once", "idempotent"])
+@pytest.mark.parametrize("end", ENDS)
+def test_what_had_not_started_runs_elsewhere_and_what_runs_fails_or_runs_again(
+    end: str, idempotent: bool, instance: Instance, tmp_path: Path, figure: Figures
+):
+    stuck = end == "wait_for_oneself"  # only its time limit tells
+    config = {
+        "idempotent": idempotent,
+        "health_check_period": 0.1,
+        "health_check_timeout": 0.5,
+        "request_timeout": 0.5 if stuck else 10.0,
+        "max_concurrent_queries": 8,  # so that others wait behind it in the same replica
+    }
+    instance.create_backend("b", Mortal, str(tmp_path / "mark"), str(tmp_path / "begun"), config=config)
+    instance.create_endpoint("e", "/e", ["POST"], backend="b")
+    url = f"{instance.http_url}/e"
+
+    def post(body: str) -> requests.Response:
+        return requests.post(url, body, timeout=20)
+
+    assert post("hello").text == "hello"
+    (victim,) = ready(instance, "b")
+    with ThreadPoolExecutor(8) as threads:
+        ended = threads.submit(post, end)
+        wait_until((tmp_path / "mark").exists)
+        ended_at = time.monotonic()
+        others: list[Future[requests.Response]] = [threads.submit(post, f"other-{number}") for number in range(6)]
+        replaced_s = wait_until(lambda: ready(instance, "b") not in ([victim], []) and time.monotonic() - ended_at, 20)
+        answers = [other.result() for other in others]
+    if stuck:
+        assert ended.result().status_code == 504
+        assert {answer.status_code for answer in answers} <= {200, 504}  # their own time may be over, too
+    else:
+        assert [answer.status_code for answer in answers] == [200] * 6, answers
+        assert ended.result().status_code == (200 if idempotent else 502)
+    assert requests.get(f"{instance.http_url}/-/healthz", timeout=5).status_code == 200
+    wait_until(lambda: requests.get(f"{instance.http_url}/-/readyz", timeout=5).json() == {"status": "ready"})
+    lines = (tmp_path / "begun").read_text().split()
+    assert lines.count(end) == (2 if idempotent and not stuck else 1)
+    assert all(lines.count(f"other-{number}") <= 1 for number in range(6))
+    found_s = {"freeze": 0.7, "wait_for_oneself": 1.2, "close_every_socket": 1.1}.get(end, 0.0)
+    figure(f"{end}: another serves", replaced_s, at_most_s=1.0 + found_s)
+
+
+class Guarded:
+    """Can't be constructed while the file `forbidden` exists."""
+
+    def __init__(self, forbidden: str) -> None:
+        if Path(forbidden).exists():
+            raise RuntimeError("the model file is broken")
+
+    def __call__(self, request: Any) -> str:
+        if request.data == b"die":
+            os._exit(1)
+        return "well"
+
+
+def test_a_backend_that_crashes_again_and_again_says_why_everywhere_and_recovers_by_itself(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    forbidden = tmp_path / "forbidden"
+    with serve.init(http_port=0) as instance:
+        instance.create_backend("b", Guarded, str(forbidden))
+        instance.create_endpoint("e", "/e", ["POST"], backend="b")
+        forbidden.touch()
+        assert requests.post(f"{instance.http_url}/e", "die", timeout=10).status_code == 502
+        wait_until(lambda: is_unhealthy(instance))
+        assert requests.get(f"{instance.http_url}/-/healthz", timeout=5).status_code == 200
+        starts = instance.stat().replica_starts["b"]
+        forbidden.unlink()
+        wait_until(lambda: requests.get(f"{instance.http_url}/-/readyz", timeout=5).status_code == 200, 10 * TIME_FACTOR)
+        assert "unhealthy" not in requests.get(f"{instance.http_url}/-/readyz", timeout=5).json()
+        assert requests.post(f"{instance.http_url}/e", "hello", timeout=10).text == "well"
+        assert (instance.list_backends()["b"].state, instance.stat().unhealthy) == ("ready", {})
+        assert instance.stat().replica_starts["b"] - starts <= 3, "it was started again and again without a pause"
+    assert "the model file is broken" in capfd.readouterr().err
+
+
+def is_unhealthy(instance: Instance) -> bool:
+    backend = instance.list_backends()["b"]
+    page = requests.get(f"{instance.http_url}/-/readyz", timeout=5)
+    assert (backend.state, page.status_code) == ("unhealthy", 503)
+    for text in (backend.reason, instance.stat().unhealthy["b"], page.json()["unhealthy"]["b"]):
+        assert "the model file is broken" in text
+        assert "Traceback" in text
+    return True
+
+
+def always_die(request: Any) -> None:
+    os._exit(1)
+
+
+def test_a_request_that_met_three_deaths_is_given_up_and_named_in_the_log(capfd: pytest.CaptureFixture[str]):
+    with serve.init(http_port=0) as instance:
+        instance.create_backend("b", always_die, config={"idempotent": True, "num_replicas": 2})
+        instance.create_endpoint("e", "/e", ["POST"], backend="b")
+        answer = requests.post(f"{instance.http_url}/e", "x", headers={"X-Request-Id": "poison-1"}, timeout=20)
+        assert answer.status_code == 502
+        assert "too many deaths" in answer.json()["detail"]
+    assert "request poison-1 to endpoint 'e' met the deaths of 3 replicas" in capfd.readouterr().err
