@@ -95,7 +95,7 @@ def exposure(settings: InstanceSettings) -> list[str]:
         pass
     return [
         f"http_host={host!r}: whoever can reach this machine there can call every endpoint that has a route, and read the pages under /-/ "
-        + "with metrics and tracebacks of failed starts; leave http_host out, and let a proxy pass on what is meant for others"
+         "with metrics and tracebacks of failed starts; leave http_host out, and let a proxy pass on what is meant for others"
     ]
 
 

@@ -1053,6 +1053,43 @@ def test_a_part_of_a_stream_in_the_place_of_an_answer_is_garbage(tmp_path: Path)
     play(scene)
 
 
+def _garbage_for(number: int) -> dict[str, list[bytes]]:
+    """Frames that a replica must not send, each list of them about a call over HTTP with that number."""
+    first = wire.encode(wire.CHUNK, number, flags=wire.FIRST, code=200, body=b"x")
+    part = msgspec.msgpack.encode([(number, wire.PART, 0, 0, b"", b"1\r\nx\r\n")])
+    return {
+        "an error that is none": [wire.encode(wire.FAIL, number, meta=b"\xc1")],
+        "an error whose text is none": [wire.encode(wire.FAIL, number, meta=b"\x82\xa4kind\xa1a\xa7message\xa1\xff")],
+        "a part before the first": [wire.encode(wire.ANSWERS, 0, body=part)],
+        "a chunk before the first": [wire.encode(wire.CHUNK, number, body=b"x")],
+        "two first chunks": [first, first],
+        "an end without a beginning": [wire.encode(wire.END, number, code=200)],
+        "a stream that has begun, given back": [first, wire.encode(wire.GIVE_BACK, number)],
+    }
+
+
+@pytest.mark.parametrize("what", list(_garbage_for(0)))
+def test_garbage_in_place_of_an_answer_ends_the_link_and_no_call_is_forgotten(tmp_path: Path, what: str) -> None:
+    let_go = threading.Event()
+
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda request: let_go.wait(10)) as rig:
+            call = rig.ask(web=True)
+            await until(lambda: any(link.page[0] for link in rig.replicas[0].links.all), "it has started")
+            (link,) = rig.replicas[0].links.all
+            (number,) = link.members
+            for frame in _garbage_for(number)[what]:
+                link.channel.put(frame, time.monotonic())
+            link.channel.flush()
+            await asyncio.wait_for(call.done, 5)
+            assert call.info is not None
+            assert call.info.kind == "ReplicaDiedError"
+            assert [message for message in rig.reported if isinstance(message, BrokenReplica)]
+            let_go.set()
+
+    play(scene)
+
+
 def _hello(token: str) -> bytes:
     return wire.encode(wire.HELLO, 0, meta=msgspec.msgpack.encode(wire.Hello(wire.VERSION, "x", token, "/nowhere")))
 

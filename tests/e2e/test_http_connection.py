@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import struct
 from collections.abc import Iterator
@@ -326,6 +327,17 @@ def test_an_upgrade_without_a_body_is_one_request(server: IngressServer) -> None
         assert client.at_end()
 
 
+@pytest.mark.parametrize("cut", [0, 30])
+def test_what_is_refused_behind_an_ignored_upgrade_is_told_why(server: IngressServer, cut: int, caplog: pytest.LogCaptureFixture) -> None:
+    upgrade = b"POST /echo HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 5\r\n\r\nhello"
+    with server.client() as client:
+        client.send(upgrade[:cut])
+        assert client.ask(upgrade[cut:] + b"GET /echo HTTP/1.1\r\n\r\n").body == b"hello"
+        refused = client.answer()
+    assert (refused.status, json.loads(refused.body)["detail"]) == (400, "exactly one Host header is needed, got 0")
+    assert not caplog.records
+
+
 def test_expect_100_continue_is_answered_before_the_body(server: IngressServer) -> None:
     with server.client() as client:
         assert client.ask(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-Continue\r\n\r\n").status == 100
@@ -637,6 +649,20 @@ def test_a_failed_call_is_a_problem_document_with_the_status_of_its_error(holdin
         assert answer.headers.get("retry-after") == ("3" if status == 503 else None)
         assert b"secret" not in answer.body
         assert json.loads(answer.body)["request_id"] == answer.headers["x-request-id"] == call.request_id
+
+
+@pytest.mark.parametrize(
+    ("retry_after_s", "header"), [(None, "1"), (-1.0, "1"), (0.2, "1"), (2.5, "3"), (1e300, "86400"), (math.inf, "86400"), (math.nan, "1")]
+)
+def test_retry_after_is_a_whole_number_of_seconds_whatever_a_replica_says(
+    holding: IngressServer, retry_after_s: float | None, header: str
+) -> None:
+    with holding.client() as client:
+        client.send(GET)
+        (call,) = holding.calls(1)
+        holding.call(lambda: call.failed(ErrorInfo("QueueFullError", "full", retry_after_s=retry_after_s)))
+        answer = client.answer()
+        assert (answer.status, answer.headers["retry-after"]) == (503, header)
 
 
 def test_with_debug_the_client_sees_the_traceback(holding: IngressServer) -> None:

@@ -154,3 +154,39 @@ def test_a_large_body_is_received_in_place(body_bytes: int) -> None:
     (received,) = decoder.received(len(data) - 100)
     assert received == frame
     assert isinstance(received.body, bytearray)
+
+
+def test_a_large_body_gets_memory_as_it_arrives_not_as_it_is_announced() -> None:
+    size, at_once = 0xFFFFFFF0, 64 << 20
+    decoder = wire.Decoder()
+    assert feed(decoder, wire.HEAD.pack(0, size, 1, 0, 0, 0, 0, wire.CALL, 0), [28]) == []
+    arrived = 0
+    while arrived < at_once + (3 << 20):
+        buffer = decoder.buffer()
+        assert arrived + len(buffer) <= max(at_once, arrived + (1 << 20))
+        arrived += len(buffer)
+        assert decoder.received(len(buffer)) == []
+
+
+def test_a_body_that_got_its_memory_as_it_arrived_is_whole() -> None:
+    data = pattern((66 << 20) + 12_345, 1)
+    decoder = wire.Decoder()
+    head = wire.HEAD.pack(1, len(data), 1, 0, 0, 0, 0, wire.ANSWER, 0) + b"m"
+    (received,) = feed(decoder, head + data, [29, 300_000])
+    assert received.body == data
+    assert isinstance(received.body, bytearray)
+
+
+@pytest.mark.parametrize(("field", "bad"), [(0, -1), (0, 1 << 32), (1, -1), (1, wire.PLACES), (8, -1), (8, 1 << 40)])
+def test_a_call_with_a_number_place_or_count_that_none_has_is_no_call(field: int, bad: int) -> None:
+    record: list[object] = [1, wire.PLACES - 1, 0, 0, "e", "", "id", b"", 0, (), b""]
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(record), type=wire.Call).place == wire.PLACES - 1
+    record[field] = bad
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.msgpack.decode(msgspec.msgpack.encode(record), type=wire.Call)
+
+
+@pytest.mark.parametrize("code", [-1, 1000])
+def test_an_answer_with_a_status_that_none_has_is_no_answer(code: int) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.msgpack.decode(msgspec.msgpack.encode((1, code, 0, 0, b"", b"")), type=wire.Answer)

@@ -7,7 +7,7 @@ receive into, and returns the frames that are complete. Any bytes that are not o
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -52,6 +52,14 @@ HEAD_BYTES: Final = HEAD.size
 
 _SCRATCH_BYTES = 256 * 1024
 _IN_PLACE_BYTES = 64 * 1024
+_AT_ONCE_BYTES = 64 << 20
+"""A larger body gets a buffer that grows with what arrives of it: gigabytes that are merely announced cost no memory."""
+_ZEROS = bytes(1 << 20)
+
+_U32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+_Place = Annotated[int, msgspec.Meta(ge=0, lt=PLACES)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 24)]
+_Status = Annotated[int, msgspec.Meta(ge=0, le=999)]
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
@@ -83,15 +91,15 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
 class Call(msgspec.Struct, array_like=True, eq=False):  # told apart by identity
     """What a replica gets of a call. Small ones travel many to a frame."""
 
-    number: int
-    place: int
+    number: _U32
+    place: _Place
     micros: int  # age
     millis: int  # time left; NO_LIMIT for none
     endpoint: str
     method: str  # "" is the function itself, or __call__
     request_id: str
     http: bytes  # over HTTP: the encoded `HttpHead`; else empty
-    positional: int  # Python calls: how many positional arguments …
+    positional: _Count  # Python calls: how many positional arguments …
     keywords: tuple[str, ...]  # … and the names of the others, sorted
     body: bytes = b""  # a bytearray where it was large, so that it was received in place
 
@@ -100,7 +108,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a router gets for a call that is answered in one piece. Small ones travel many to a frame."""
 
     number: int
-    code: int  # HTTP status
+    code: _Status  # HTTP status
     micros: int  # run time of the call of user code
     load: int  # calls that are still there, over all routers
     meta: bytes  # HTTP: header lines
@@ -131,14 +139,17 @@ class Decoder:
         self._scratch = bytearray(_SCRATCH_BYTES)
         self._view = memoryview(self._scratch)
         self._begin = self._filled = 0  # what is there and not handed out yet
-        # A large body on its way: its frame's head and metadata, its buffer, and how much of it has arrived.
+        # A large body on its way: its frame's head and metadata, its buffer, what of that was handed out, and how much has arrived.
         self._large: tuple[tuple[int, ...], bytes, bytearray] | None = None
+        self._large_view: memoryview | None = None
         self._large_filled = 0
 
     def buffer(self) -> memoryview:
         """Where the next bytes go; never empty."""
         if self._large is not None:
-            return memoryview(self._large[2])[self._large_filled :]
+            with memoryview(self._large[2]) as whole:
+                view = self._large_view = whole[self._large_filled :]
+            return view
         if self._begin:
             if self._begin < self._filled:
                 rest = self._view[self._begin : self._filled]
@@ -184,7 +195,7 @@ class Decoder:
             self._scratch, self._view = grown, memoryview(grown)
 
     def _receive_in_place(self, head: tuple[int, ...], meta: bytes, start: memoryview) -> None:
-        body = bytearray(head[1])
+        body = bytearray(min(head[1], _AT_ONCE_BYTES))
         body[: len(start)] = start
         self._large, self._large_filled = (head, meta, body), len(start)
 
@@ -192,10 +203,15 @@ class Decoder:
         assert self._large is not None
         head, meta, body = self._large
         self._large_filled += count
+        _, size, number, micros, millis, place, code, kind, flags = head
         if self._large_filled < len(body):
             return []
-        self._large = None
-        _, _, number, micros, millis, place, code, kind, flags = head
+        if len(body) < size:
+            if self._large_view is not None:
+                self._large_view.release()  # what is looked at can't grow
+            body += _ZEROS[: size - len(body)]
+            return []
+        self._large = self._large_view = None
         return [Frame(kind, flags, number, place, code, micros, millis, meta, body)]
 
 

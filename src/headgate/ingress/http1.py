@@ -155,10 +155,7 @@ class Connection(asyncio.Protocol):
             self._feed_backlog(data)
             return
         self._quiet_bytes = len(data)
-        try:
-            self._feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._on_parser_end(error, data)
+        self._feed(data)
 
     def eof_received(self) -> None:
         """The client has closed its side, so it counts as gone."""
@@ -456,25 +453,22 @@ class Connection(asyncio.Protocol):
         self._feed_data: Callable[[bytes | memoryview], None] = parser.feed_data
 
     def _feed(self, data: bytes | memoryview) -> None:
-        try:
-            self._feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._on_parser_end(error, data)
-
-    def _on_parser_end(self, error: httptools.HttpParserError | httptools.HttpParserUpgrade, data: bytes | memoryview) -> None:
-        """The parser goes no further: for good, or because of an upgrade, behind which another reads on."""
-        while isinstance(error, httptools.HttpParserUpgrade):
-            data = data[error.args[0] :]
+        """Have the parser read on. It goes no further for good, or because of an upgrade, behind which another one does."""
+        upgraded = False
+        while True:
             try:
-                self._ignore_upgrade()
-                if self._deaf or not data:
-                    return
+                if upgraded:
+                    self._ignore_upgrade()
+                    if self._deaf or not data:
+                        return
                 self._feed_data(data)
                 return
-            except (httptools.HttpParserError, httptools.HttpParserUpgrade) as next_error:
-                error = next_error
-        if not self._deaf:  # else it is about what follows the last request
-            self._refuse_input(_refusal_of(error))
+            except httptools.HttpParserUpgrade as upgrade:  # ends here, since what is raised while it is handled loses its own cause
+                data, upgraded = data[upgrade.args[0] :], True
+            except httptools.HttpParserError as error:
+                if not self._deaf:  # else it is about what follows the last request
+                    self._refuse_input(_refusal_of(error))
+                return
 
     def _feed_backlog(self, more: bytes = b"") -> None:
         limits, admission = self.service.limits, self.service.admission

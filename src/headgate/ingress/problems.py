@@ -73,5 +73,10 @@ def _problem(
     document.update(more)
     lines += b"content-type: application/problem+json\r\n"
     if status == 503:
-        lines += b"retry-after: %d\r\n" % max(1, math.ceil(retry_after_s or 1))
+        lines += b"retry-after: %d\r\n" % _whole(retry_after_s)
     return Reply(status, lines, _encode(document))
+
+
+def _whole(seconds: float | None) -> int:
+    """At least one second, and at most a day: replicas may send any number, or none that is one."""
+    return math.ceil(min(seconds, 86400.0)) if seconds is not None and seconds > 0 else 1

@@ -61,7 +61,9 @@ class ReplicaLink:
             if self._lost:
                 return
             try:
-                self._receive_all(self.channel.read())
+                frames = self.channel.read()
+                if frames:
+                    self._receive_all(frames)
             except Exception as error:  # noqa: BLE001 - whatever it is, this link can't be read on; the thread goes on for others
                 if not isinstance(error, OSError | WireError | msgspec.DecodeError | ValueError):
                     _log.exception("a link could not be read and is closed")

@@ -72,8 +72,8 @@ class Channel:
 
     # Reading.
 
-    def read(self) -> list[wire.Frame]:
-        """Receive what has arrived, and return the frames that are whole now. Never blocks.
+    def read(self) -> list[wire.Frame] | None:
+        """Receive what has arrived, and return the frames that are whole now; None where nothing has. Never blocks.
 
         One thread at a time, and lists must be decoded before the next call: replicas hold `reading`, a router has its loop.
 
@@ -82,7 +82,7 @@ class Channel:
         try:
             count = self._recv_into(self._decoder.buffer())
         except (BlockingIOError, InterruptedError):
-            return []
+            return None
         if not count:
             raise ConnectionResetError("the peer has closed the link")
         return self._decoder.received(count)

@@ -213,25 +213,35 @@ class Link:
     # Receiving.
 
     def _readable(self) -> None:
+        # Where the peer has closed its end with something unread in it, libuv tells of the socket this once, whatever is left in
+        # it. Mostly the process has died, which the pidfd tells; without one, all that there is must be read now.
+        while self._read() and self._pid_fd < 0:
+            pass
+
+    def _read(self) -> bool:
+        """Receive once, and say whether there may be more: nothing was there, or the link is over."""
         channel = self._channel
         if channel is None:
-            return
+            return False
         try:
             frames = channel.read()
         except (OSError, WireError) as error:
             if isinstance(error, WireError):
                 self._report_garbage(error)
             self._lost()
-            return
+            return False
+        if frames is None:
+            return False
         now = self._backend.router.now()
         try:
             for frame in frames:
                 self._receive(frame, now)
-        except (WireError, msgspec.DecodeError, KeyError) as error:
+        except (WireError, msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError) as error:
             self._report_garbage(error)
             self._lost()
-            return
+            return False
         self._backend.pump(now)
+        return True
 
     def _report_garbage(self, error: Exception) -> None:
         self._backend.report_broken(self.replica, f"garbage on its link: {error!r}")
@@ -248,25 +258,33 @@ class Link:
         elif kind == wire.CHUNK:
             call = self.calls[frame.number]
             if call.state != OVER:
+                if call.started_stream is bool(frame.flags & wire.FIRST):
+                    raise WireError("a stream must have one first part, and begin with it")
                 self._backend.router.extend(call, now)
                 call.started_stream = True
                 call.chunk(frame)
         elif kind == wire.END:
-            call = self._take(frame.number)
+            call = self.calls[frame.number]
+            if call.state != OVER and call.http and not call.started_stream:
+                raise WireError("a stream of HTTP must have a first part before its end")
+            self._take(frame.number)
             self._backend.dispatcher.answered(self.replica, frame.micros / 1e6, frame.place, now)
             if call.state != OVER:
                 self._backend.router.over(call, frame.code or 200, now)
                 call.ended()
         elif kind == wire.FAIL:
-            call = self._take(frame.number)
             error = _error_decoder.decode(frame.meta)
+            call = self._take(frame.number)
             if frame.flags & wire.RAN:
                 self._backend.dispatcher.answered(self.replica, frame.micros / 1e6, frame.place, now)
             else:
                 self._backend.dispatcher.released(self.replica, frame.place, now)
             self._backend.router.fail(call, error, now)
         elif kind == wire.GIVE_BACK:
-            call = self._take(frame.number)
+            call = self.calls[frame.number]
+            if call.state != OVER and call.started_stream:
+                raise WireError("a call whose stream has begun can't be given back")
+            self._take(frame.number)
             if frame.flags & wire.DROPPED:
                 self._backend.dispatcher.released(self.replica, frame.place, now)
                 return  # this router has ended it, or is about to
@@ -286,6 +304,8 @@ class Link:
             if code == wire.PART:
                 call = calls[answer.number]
                 if call.state != OVER:
+                    if not call.started_stream:
+                        raise WireError("a part of a stream must not come before its first one")
                     router.extend(call, now)
                     call.small_chunk(answer.body)
                 continue
@@ -308,7 +328,8 @@ class Link:
         self._unlink_page()  # both sides have it open now
         try:
             self._pid_fd = os.pidfd_open(pid)
-        except (OSError, AttributeError):  # it is dead already, or this system has no pidfd: the socket will tell
+            self._loop.add_reader(self._pid_fd, self._died)
+        except (OSError, OverflowError, AttributeError):  # it is dead already, or none, or this system has no pidfd: the socket will tell
             self._pid_fd = -1
         self._backend.opened(self)
 
@@ -326,12 +347,19 @@ class Link:
             # Without a pidfd the closed socket is all the news there is.
             self._settle()
         else:
-            self._loop.add_reader(self._pid_fd, self._settle)
             self._dead = self._loop.call_later(_DEATH_WAIT_S, self._still_alive)
 
     def _still_alive(self) -> None:
         self._dead = None
         self._backend.report_broken(self.replica, "its link closed while the process lives")
+
+    def _died(self) -> None:
+        """The process is dead: take what it has still said."""
+        while self._read():
+            pass
+        if self.state != CLOSED:  # a child of it holds the socket open
+            self._lost()
+        self._settle()
 
     def _settle(self) -> None:
         """The process is dead: what had not started runs elsewhere. It may have started some since its link closed."""
