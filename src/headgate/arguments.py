@@ -93,10 +93,11 @@ def exposure(settings: InstanceSettings) -> list[str]:
             return []
     except ValueError:  # a name, or all addresses
         pass
-    return [
+    warning = (
         f"http_host={host!r}: whoever can reach this machine there can call every endpoint that has a route, and read the pages under /-/ "
-         "with metrics and tracebacks of failed starts; leave http_host out, and let a proxy pass on what is meant for others"
-    ]
+        "with metrics and tracebacks of failed starts; leave http_host out, and let a proxy pass on what is meant for others"
+    )
+    return [warning]
 
 
 def _resources(resources: object) -> dict[str, float]:

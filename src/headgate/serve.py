@@ -11,7 +11,7 @@ there is none. Verbs can be called from any thread; inside a running event loop 
 In a replica they act on the instance that the replica belongs to.
 
 Every verb that talks to the instance can raise `NotRunningError` (a `RuntimeError`): the instance was shut down, or its
-controller could not be reached for 10 seconds. A verb that is interrupted, as by Ctrl-C, may take effect all the same.
+controller could not be reached for 15 seconds. A verb that is interrupted, as by Ctrl-C, may take effect all the same.
 """
 
 from __future__ import annotations
@@ -468,7 +468,7 @@ def init(
 
     Connecting, only the arguments that were written in the call are compared with those of the running instance.
     In the main thread of a program that has no handler of its own for it, a SIGTERM raises `SystemExit` from then on, until
-    the instance that was started here is over.
+    this process has shut down the instance that it started.
 
     Args:
         name: None is "default". Instances of other names run side by side.
@@ -557,11 +557,14 @@ def _connect(settings: InstanceSettings, given: Mapping[str, Any], *, started: b
             raise NotRunningError(f"instance {settings.name!r} has just died")  # its controller is about to
         return instance
     except BaseException:
-        if started:  # interrupted, as by Ctrl-C
-            connection.verb(Shutdown())
-            launch.wait_ended(settings.folder, _SHUTDOWN_S)
-        connections.release(connection)
-        _let_sigterm_be()
+        try:
+            if started:  # interrupted, as by Ctrl-C
+                with contextlib.suppress(NotRunningError):
+                    connection.verb(Shutdown())
+                launch.wait_ended(settings.folder, _SHUTDOWN_S)
+        finally:
+            connections.release(connection)
+            _let_sigterm_be()
         raise
 
 

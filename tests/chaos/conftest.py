@@ -23,8 +23,7 @@ def long(request: pytest.FixtureRequest) -> bool:
 def figure(request: pytest.FixtureRequest) -> Figures:
     """Print a figure and hold it to its bound: `figure("replacement p99", 0.2, at_most_s=1.0)`.
 
-    `at_most_s` is a time and `at_most_times` a ratio of times, of which shared machines are given more, as they are of what
-    `at_least_of_peak` leaves to one; the others are as they are.
+    `at_most_s` is a time and `at_most_times` a ratio of times, of which shared machines are given more; the others are as they are.
     """
     test = request.node.name.removeprefix("test_").replace("_", " ")
 
@@ -36,12 +35,9 @@ def figure(request: pytest.FixtureRequest) -> Figures:
         at_most_times: float | None = None,
         at_most: float | None = None,
         at_least: float | None = None,
-        at_least_of_peak: float | None = None,
     ) -> None:
         timed = at_most_times if at_most_s is None else at_most_s
         limit = at_most if timed is None else timed * TIME_FACTOR
-        if at_least_of_peak is not None:
-            at_least = 1 - (1 - at_least_of_peak) * TIME_FACTOR
         unit = " s" if at_most_s is not None else "x" if at_most_times is not None else ""
         bound = f" (at most {limit:g}{unit})" if limit is not None else f" (at least {at_least:g})" if at_least is not None else ""
         _lines.append(f"{test}\n    {what}: {value:.4g}{unit}{bound}")

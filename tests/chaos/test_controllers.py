@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from headgate import serve
 from headgate.serve import Instance
 from tests.chaos.conftest import Figures
 from tests.chaos.load import Load
@@ -69,6 +70,38 @@ class Verbs(threading.Thread):
             raise self.failure
 
 
+@serve.accept_batch
+def double(numbers: list[int]) -> list[int]:
+    return [2 * number for number in numbers]
+
+
+class Calls(threading.Thread):
+    """Calls a batch backend by a handle, 20 calls at once, again and again."""
+
+    def __init__(self, instance: Instance) -> None:
+        super().__init__(name="calls")
+        self.done = 0
+        self.failure: BaseException | None = None
+        self._handle = instance.get_handle("double")
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        try:
+            while not self._stopping.wait(0.01):
+                numbers = range(self.done, self.done + 20)
+                assert serve.get([self._handle.remote(number) for number in numbers], 10) == [2 * number for number in numbers]
+                self.done += 20
+        except BaseException as error:
+            self.failure = error
+            raise
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.join()
+        if self.failure is not None:
+            raise self.failure
+
+
 @pytest.mark.timeout(700)
 def test_a_controller_is_killed_every_2_seconds_under_load_with_verbs_going_on(
     instance: Instance, tmp_path: Path, figure: Figures, long: bool
@@ -77,11 +110,15 @@ def test_a_controller_is_killed_every_2_seconds_under_load_with_verbs_going_on(
     journal = str(tmp_path / "journal")
     instance.create_backend("steady", Worker, journal, config={"num_replicas": 3})
     instance.create_endpoint("steady", "/steady", ["POST"], backend="steady")
+    instance.create_backend("double", double, config={"max_batch_size": 8, "batch_wait_timeout": 0.005})
+    instance.create_endpoint("double", backend="double")
+    calls = Calls(instance)
     replicas = {replica.id for replica in instance.list_backends()["steady"].replicas}
     verbs = Verbs(instance, str(tmp_path / "others"))
     kills = 0
     with Load(f"{instance.http_url}/steady", 150.0) as load:
         verbs.start()
+        calls.start()
         try:
             for _ in every(2.0, seconds):
                 (controller,) = process(instance, "controller")
@@ -89,12 +126,14 @@ def test_a_controller_is_killed_every_2_seconds_under_load_with_verbs_going_on(
                 kills += 1
         finally:
             verbs.stop()
+            calls.stop()
     load.check_definite()
     assert {replica.id for replica in instance.list_backends()["steady"].replicas} == replicas, "replicas were started again"
     assert set(begun(journal).values()) == {1}
-    assert list(instance.list_backends()) == ["steady"]
+    assert list(instance.list_backends()) == ["steady", "double"]
     figure("requests that failed", len(load.bad()), at_most=0)
     figure("requests", len(load.outcomes))
+    figure("calls by handle, in batches, none of which failed", calls.done, at_least=1)
     figure("verbs, each applied once", verbs.done, at_least=kills)
     figure("the slowest verb took", verbs.slowest_s)
     figure("kills", kills)

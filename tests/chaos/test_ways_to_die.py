@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -171,3 +172,30 @@ def test_a_request_that_met_three_deaths_is_given_up_and_named_in_the_log(capfd:
         assert answer.status_code == 502
         assert "too many deaths" in answer.json()["detail"]
     assert "request poison-1 to endpoint 'e' met the deaths of 3 replicas" in capfd.readouterr().err
+
+
+class OneAnswer:
+    """Answers once, and dies of the second request."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, request: Any) -> str:
+        self.count += 1
+        if self.count > 1:
+            os._exit(1)
+        return "once"
+
+
+def test_a_replica_that_dies_at_once_after_its_first_answer_slows_no_start(instance: Instance):
+    instance.create_backend("b", OneAnswer)
+    instance.create_endpoint("e", "/e", ["POST"], backend="b")
+    host, port = instance.http_url.removeprefix("http://").split(":")
+    request = b"POST /e HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        for _ in range(8):
+            connection.sendall(request * 2)
+            received = b""
+            while received.count(b"HTTP/1.1 ") < 2 or not received.endswith(b"}"):  # the second is a problem document
+                received += connection.recv(65536)
+            assert [line[:3] for line in received.split(b"HTTP/1.1 ")[1:]] == [b"200", b"502"], received

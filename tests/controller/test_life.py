@@ -10,7 +10,7 @@ import pytest
 from headgate.controller import ingresses
 from headgate.controller.controller import Controller
 from headgate.core import replica_life
-from headgate.core.messages import Answered, BrokenReplica, Pong, UpdateBackend, UpdateBackendConfig
+from headgate.core.messages import BrokenReplica, HadAnswered, Pong, UpdateBackend, UpdateBackendConfig
 from headgate.engines.base import IngressSpec, Running
 from headgate.errors import InstanceStartError, ReplicaStartError
 from tests.controller.rig import PATIENCE_S, Engine, Rig, create, definition, play, settings_in
@@ -98,16 +98,37 @@ def test_deaths_after_the_first_answer_never_slow_the_next_start(monkeypatch: py
     play(scene)
 
 
-def test_a_first_answer_counts_though_the_replica_dies_before_it_is_asked_again(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("told_first", [True, False], ids=["told before its end", "told after its end"])
+def test_a_replica_that_had_answered_slows_no_start_though_it_dies_before_it_is_asked(monkeypatch: pytest.MonkeyPatch, told_first: bool):
     monkeypatch.setattr(replica_life, "_FIRST_DELAY_S", 1000.0)
 
     async def scene(rig: Rig) -> None:
         await rig.create("v1")
         for _ in range(5):
             (id,) = rig.replicas("v1")
-            rig.engine.received(id, Answered())
+            if told_first:
+                rig.ingress.link.send(HadAnswered(id))
+                await rig.describe()  # so that it has arrived
             rig.engine.end(id)
+            if not told_first:
+                rig.ingress.link.send(HadAnswered(id))
             await until_replaced(rig, "v1", id)
+
+    play(scene)
+
+
+def test_the_reason_is_forgotten_once_all_replicas_are_ready_and_the_back_off_is_not(monkeypatch: pytest.MonkeyPatch):
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1", num_replicas=2)
+        rig.engine.fail_next("v1", ReplicaStartError("no model"))
+        rig.engine.end(rig.replicas("v1")[0])
+        await until(lambda: rig.ingress.table.backends["v1"].fault == "no model", "it is unhealthy")
+        await until(lambda: len(rig.ingress.replicas("v1")) == 2, "it has recovered")
+        rig.engine.hold("v1")
+        rig.engine.end(rig.replicas("v1")[0])
+        await until(lambda: len(rig.ingress.replicas("v1")) == 1, "one is missing")
+        assert "no model" not in rig.ingress.table.backends["v1"].fault
+        rig.engine.release("v1")
 
     play(scene)
 
@@ -119,7 +140,7 @@ def test_no_task_stays_of_replicas_that_have_come_and_gone():
         before = len(asyncio.all_tasks())
         for _ in range(20):
             id = rig.replicas("v1")[0]
-            rig.engine.received(id, Answered())
+            rig.ingress.link.send(HadAnswered(id))
             rig.engine.end(id)
             await until_replaced(rig, "v1", id, 2)
             await rig.verb(UpdateBackendConfig("v1", {"num_replicas": 4}, None))

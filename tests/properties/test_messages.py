@@ -44,6 +44,8 @@ SAMPLES: list[m.Message] = [
     m.Pong(1, 0.5, 7, "no"),
     m.Counted(1, Counters((RequestCount("e", "b", 200, 5, 0.1),), (QueueDepth("b", 1, 2),))),
     m.BrokenReplica("r1", "garbage"),
+    m.HadAnswered("r1"),
+    m.HadAnswered("1-ab"),
     m.Welcome("default", ("http://127.0.0.1:8000",), "/tmp/x"),
     m.VerbDone("id", b"\xc0", None, ("slow",)),
     m.Configure(BackendConfig(max_batch_size=4)),

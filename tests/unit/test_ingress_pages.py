@@ -16,6 +16,10 @@ from headgate.ingress.problems import Refusal, from_error
 from tests.ingress_server import TABLE, backend
 
 
+def reached(tag: str) -> bool:
+    return True
+
+
 def _table(*, ready: bool, weight: float = 1.0, closing: bool = False) -> RoutingTable:
     endpoints = {"e": EndpointEntry("e", "/e", ("GET",), {"b": weight})}
     return RoutingTable(version=1, endpoints=endpoints, backends={"b": backend("b", ready=ready)}, closing=closing)
@@ -37,23 +41,28 @@ def test_routes_lists_what_has_a_route() -> None:
     ],
 )
 def test_ready_means_that_every_backend_with_traffic_has_a_ready_replica(table: RoutingTable | None, status: int) -> None:
-    reply = pages.readyz(table)
+    reply = pages.readyz(table, reached)
     assert reply.status == status
     assert (b"retry-after" in reply.lines) == (status == 503)
 
 
+def test_a_backend_whose_replicas_this_ingress_has_all_lost_is_not_ready_whatever_the_table_still_says() -> None:
+    reply = pages.readyz(_table(ready=True), lambda tag: tag != "b")
+    assert (reply.status, json.loads(reply.body)["backends"]) == (503, ["b"])
+
+
 def test_what_is_not_ready_is_named() -> None:
-    assert json.loads(pages.readyz(_table(ready=False)).body)["backends"] == ["b"]
+    assert json.loads(pages.readyz(_table(ready=False), reached).body)["backends"] == ["b"]
 
 
 @pytest.mark.parametrize(("ready", "status"), [(True, 200), (False, 503)])
 def test_who_has_too_few_replicas_is_named_with_the_reason_also_where_some_are_ready(ready: bool, status: int) -> None:
     table = _table(ready=ready)
     broken = msgspec.structs.replace(table.backends["b"], fault="Traceback: no model")
-    reply = pages.readyz(msgspec.structs.replace(table, backends={"b": broken}))
+    reply = pages.readyz(msgspec.structs.replace(table, backends={"b": broken}), reached)
     assert reply.status == status
     assert json.loads(reply.body)["unhealthy"] == {"b": "Traceback: no model"}
-    assert "unhealthy" not in json.loads(pages.readyz(table).body)
+    assert "unhealthy" not in json.loads(pages.readyz(table, reached).body)
 
 
 def test_metrics_are_read_by_prometheus_whatever_the_names_are() -> None:

@@ -28,10 +28,10 @@ from headgate.controller.verbs import Question, Verbs
 from headgate.core import desired, reconcile
 from headgate.core import replica_life as life
 from headgate.core.messages import (
-    Answered,
     BrokenReplica,
     CompareInit,
     Describe,
+    HadAnswered,
     Hello,
     Measure,
     Message,
@@ -153,6 +153,8 @@ class Controller:
             self._verbs.call(message, connection.send)
         elif isinstance(message, BrokenReplica):
             self._broken(message)
+        elif isinstance(message, HadAnswered):
+            self._had_answered(message.replica)
         elif not self._routers.received(connection, message) and connection.hello.role in ("replica", "ingress"):
             self._engine.received(connection.hello.id, message)
 
@@ -163,10 +165,7 @@ class Controller:
     # What the engine tells.
 
     def _from_engine(self, id: str, message: Message) -> None:
-        if isinstance(message, Answered):
-            self._fleet.answered(id)
-        else:
-            _log.warning("%s sent what nobody understands: %s", id, type(message).__name__)
+        _log.warning("%s sent what nobody understands: %s", id, type(message).__name__)
 
     def _ended(self, ended: Ended) -> None:
         if ended.role == "ingress":
@@ -178,6 +177,14 @@ class Controller:
         replica = self._fleet.get(message.replica)
         if replica is not None:
             self._fleet.kill_soon(replica, message.reason)
+
+    def _had_answered(self, id: str) -> None:
+        """A replica that is dying, or dead already, did not crash before its first answer."""
+        replica = self._fleet.get(id)
+        if replica is not None:
+            replica.answered = max(replica.answered, 1)
+        elif self._restarts.take_back(id):
+            self._reconcile()
 
     # Adoption.
 
@@ -281,6 +288,10 @@ class Controller:
             await self._fleet.start(replica)
         except HeadgateError:
             return
+        backend = self._verbs.state.backends.get(replica.tag)
+        ready = [other for other in self._fleet.of(replica.tag, replica.generation) if other.state == life.READY]
+        if backend is not None and len(ready) >= backend.config.num_replicas:
+            self._restarts.recovered(replica.tag)
         self._reconcile()
 
     def _replica_over(self, replica: Replica) -> None:
@@ -292,13 +303,13 @@ class Controller:
             if replica.ready_at is None:
                 _log.error("replica %s of backend %r did not start: %s", replica.id, replica.tag, replica.fault)
                 reason = replica.failure or replica.fault
-                self._restarts.failed(replica.tag, life.STARTING, reason, no_room=replica.no_room, now=now)
+                self._restarts.failed(replica.tag, replica.id, life.STARTING, reason, no_room=replica.no_room, now=now)
             else:
                 _log.warning("replica %s of backend %r ended: %s", replica.id, replica.tag, replica.fault)
                 self._fleet.deaths[replica.tag] += 1
                 if life.died_early(life.READY, replica.answered, now - replica.ready_at):
                     reason = f"replica {replica.id} ended: {replica.fault}"
-                    self._restarts.failed(replica.tag, life.READY, reason, no_room=False, now=now)
+                    self._restarts.failed(replica.tag, replica.id, life.READY, reason, no_room=False, now=now)
                 else:
                     self._restarts.forget(replica.tag)
         self._reconcile()

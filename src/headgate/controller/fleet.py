@@ -221,12 +221,6 @@ class Fleet:
         else:
             self._end(replica, ended.reason)
 
-    def answered(self, id: str) -> None:
-        """It has answered for the first time."""
-        replica = self._replicas.get(id)
-        if replica is not None:
-            replica.answered = max(replica.answered, 1)
-
     # Configuration.
 
     def configure(self, replicas: Iterable[Replica], config: BackendConfig) -> None:

@@ -64,7 +64,8 @@ class Ingresses:
 
     def ended(self, ended: Ended) -> None:
         """The engine says that one has ended."""
-        self._ended.add(ended.id)
+        if all(running.id != ended.id for running in self._running.values()):
+            self._ended.add(ended.id)  # its start has not returned yet
         for number, running in list(self._running.items()):
             if running.id == ended.id:
                 del self._running[number]
@@ -96,6 +97,7 @@ class Ingresses:
                     self._add(number, await self._engine.start_ingress(spec))
                     self.failures = 0
                 except HeadgateError as error:
+                    self._ended.discard(spec.id)
                     self.failures, self.failure = self.failures + 1, error.message
                     self._changes.tell()
                     _log.error("ingress %d could not be started: %s", number, error)
@@ -117,6 +119,7 @@ class Ingresses:
 
     def _add(self, number: int, running: Running) -> None:
         if running.id in self._ended:
+            self._ended.discard(running.id)
             return
         self._running[number] = running
         self._routers.ingresses.add(running.id)

@@ -8,11 +8,17 @@ from collections.abc import Callable, Collection
 from headgate.core.replica_life import BackOff
 
 
+_AFTER_S = 0.002
+"""Timers of an event loop are exact to a millisecond; one that came too early would find the backend still paused, and there is no other."""
+
+
 class _Trouble:
     """What is wrong with one backend."""
 
     def __init__(self) -> None:
         self.back_off = BackOff()
+        self.counted: set[str] = set()
+        """The replicas whose ends the back-off has counted."""
         self.reason = ""
         self.no_room = False
         self.timer: asyncio.TimerHandle | None = None
@@ -31,22 +37,39 @@ class Restarts:
 
     def reasons(self) -> dict[str, str]:
         """Why backends have too few replicas, by tag: what their last failure said."""
-        return {tag: trouble.reason for tag, trouble in self._troubles.items()}
+        return {tag: trouble.reason for tag, trouble in self._troubles.items() if trouble.reason}
 
-    def failed(self, tag: str, state: str, reason: str, *, no_room: bool, now: float) -> None:
-        """A replica of this backend that was in `state` has failed; `no_room` says that it did not fit into what was free."""
+    def failed(self, tag: str, replica: str, state: str, reason: str, *, no_room: bool, now: float) -> None:
+        """A replica of this backend, which was in `state`, has failed; `no_room` says that it did not fit into what was free."""
         trouble = self._troubles.setdefault(tag, _Trouble())
         trouble.back_off = trouble.back_off.died(state, now)
+        trouble.counted.add(replica)
         trouble.reason, trouble.no_room = reason, no_room
         if trouble.timer is not None:
             trouble.timer.cancel()
-        trouble.timer = asyncio.get_running_loop().call_later(max(trouble.back_off.until - now, 0), self._again)
+        trouble.timer = asyncio.get_running_loop().call_later(max(trouble.back_off.until - now, 0) + _AFTER_S, self._again)
 
     def room_came_free(self) -> None:
         """Whoever waits for room may try at once."""
         for trouble in self._troubles.values():
             if trouble.no_room:
                 trouble.back_off = BackOff()
+
+    def take_back(self, replica: str) -> bool:
+        """The end of this replica did not count after all; whether its backend may start the next one at once, therefore."""
+        for tag, trouble in self._troubles.items():
+            if replica in trouble.counted:
+                trouble.counted.discard(replica)
+                if not trouble.counted:
+                    self.forget(tag)
+                    return True
+                return False
+        return False
+
+    def recovered(self, tag: str) -> None:
+        """All its replicas are ready. Whether they stay isn't known, so the back-off stands until one has answered."""
+        if tag in self._troubles:
+            self._troubles[tag].reason = ""
 
     def forget(self, tag: str) -> None:
         """All is well with this backend, or it is another one now."""

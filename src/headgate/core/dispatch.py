@@ -144,6 +144,11 @@ class Dispatcher(Generic[Item, Id]):
         replica = self._replicas.get(id)
         return replica.outstanding if replica is not None else 0
 
+    def has_answered(self, id: Id) -> bool:
+        """Whether a replica has ever answered a request of this router; False where it is unknown."""
+        replica = self._replicas.get(id)
+        return replica is not None and replica.high_s > 0.0
+
     def window(self, id: Id) -> int:
         """How many requests this router may have at one replica; 0 where it is draining or unknown."""
         replica = self._replicas.get(id)

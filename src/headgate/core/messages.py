@@ -213,10 +213,6 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
     unhealthy: str = ""  # that check_health() raised, and what, or that it doesn't return
 
 
-class Answered(msgspec.Struct, frozen=True, tag="answered"):
-    """A replica has answered for the first time: from here on its death says nothing of its code."""
-
-
 class Counted(msgspec.Struct, frozen=True, tag="counted"):
     number: int
     counters: Counters
@@ -227,6 +223,12 @@ class BrokenReplica(msgspec.Struct, frozen=True, tag="broken_replica"):
 
     replica: str
     reason: str
+
+
+class HadAnswered(msgspec.Struct, frozen=True, tag="had_answered"):
+    """A router lost its link to a replica that had answered before, so that its end says nothing of its start."""
+
+    replica: str
 
 
 # What the controller says to processes.
@@ -276,9 +278,9 @@ Message = (
     | ReplicaReady
     | ReplicaFailed
     | Pong
-    | Answered
     | Counted
     | BrokenReplica
+    | HadAnswered
     | Welcome
     | VerbDone
     | Configure

@@ -5,6 +5,8 @@ Pure: each takes what is known and returns a `Reply`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from headgate.core.messages import RoutingTable
@@ -24,15 +26,16 @@ def healthz() -> Reply:
     return Reply(200, _JSON, b'{"status":"ok"}')
 
 
-def readyz(table: RoutingTable | None) -> Reply:
+def readyz(table: RoutingTable | None, reaches: Callable[[str], bool]) -> Reply:
     """200 where every backend with traffic has a ready replica, else 503 with the names of those that have none.
 
-    Either names the backends that have fewer replicas than they should, and says why.
+    Either names the backends that have fewer replicas than they should, and says why. `reaches` knows of replicas that were
+    lost before the table does.
     """
     if table is None:
         return Reply(503, _JSON + b"retry-after: 1\r\n", b'{"status":"starting"}')
     used = {tag for entry in table.endpoints.values() for tag, weight in entry.weights.items() if weight > 0}
-    missing = sorted(tag for tag in used if tag not in table.backends or not table.backends[tag].replicas)
+    missing = sorted(tag for tag in used if tag not in table.backends or not table.backends[tag].replicas or not reaches(tag))
     if table.closing:
         return Reply(503, _JSON + b"retry-after: 1\r\n", b'{"status":"shutting down"}')
     page: dict[str, object] = {"status": "not ready" if missing else "ready"}

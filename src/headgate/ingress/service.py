@@ -66,6 +66,7 @@ class Router(Protocol):
     def submit(self, call: Call) -> None: ...
     def cancel(self, call: Call) -> None: ...
     def credit(self, call: Call, count_bytes: int) -> None: ...
+    def reaches(self, tag: str) -> bool: ...
 
 
 class StatusLines(dict[int, bytes]):
@@ -194,7 +195,7 @@ class Service:
         if page == "healthz":
             exchange.reply(pages.healthz())
         elif page == "readyz" or self.table is None:
-            exchange.reply(pages.readyz(self.table))
+            exchange.reply(pages.readyz(self.table, self.router.reaches))
         elif page == "routes":
             exchange.reply(pages.routes(self.table))
         else:

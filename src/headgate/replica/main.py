@@ -14,7 +14,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from headgate.core.messages import PROTOCOL, Answered, Configure, Drain, Hello, Message, Ping, Pong, ReplicaFailed, ReplicaReady
+from headgate.core.messages import PROTOCOL, Configure, Drain, Hello, Message, Ping, Pong, ReplicaFailed, ReplicaReady
 from headgate.core.specs import ReplicaSpec
 from headgate.errors import ErrorInfo, HeadgateError, describe_user_error
 from headgate.heap import keep_freed
@@ -145,7 +145,6 @@ class _IoThread:
         runner.links = self._links
         await self._links.listen()
         runner.configure(self._config)
-        runner.on_first_answer = lambda: self._control.send(Answered())
         self._runner = runner
         self._state = "ready"
         self._control.send(ReplicaReady(self._address))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from headgate.config import BackendConfig
@@ -76,8 +75,6 @@ class Runner:
         self._ticks = threading.Lock()  # over starting them
         self._submitted = 0  # requests, ever; as of …
         self._seen = 0  # … the last tick
-        self.on_first_answer: Callable[[], None] | None = None
-        """Called once, on the I/O thread, soon after the first call has ended."""
         self._quiet_ticks = 0
         self._tick_s = FLUSH_AFTER_S
         self.unhealthy = ""
@@ -198,9 +195,6 @@ class Runner:
     def _tick(self) -> None:
         now = time.monotonic()
         busy = False
-        if self.on_first_answer is not None and self._caller.ended:
-            tell, self.on_first_answer = self.on_first_answer, None
-            tell()
         for link in list(self.links.all):
             since = link.channel.since
             if since:

@@ -97,7 +97,7 @@ class Connection:
     def verb(self, verb: Verb) -> bytes:
         """Have the controller apply a verb, wait for its end, and return its result as msgpack.
 
-        Raises the verb's error; `NotRunningError` when the instance is gone, or its controller out of reach for 10 s.
+        Raises the verb's error; `NotRunningError` when the instance is gone, or its controller out of reach for 15 s.
         Where the wait is interrupted, as by Ctrl-C, the verb goes on.
         """
         done = self._wait(self._call(verb))
@@ -314,12 +314,15 @@ class Connection:
         # The flag is cleared before the inbox is emptied, so what is added to it later finds the flag down and wakes the loop.
         self._inbox.append(item)
         if not self._scheduled:
-            self._scheduled = True
             try:
+                self._scheduled = True
                 self._running_loop().call_soon_threadsafe(self._empty_inbox)
             except RuntimeError:  # over, or closed just now; NotRunningError is one too
                 self._scheduled = False
                 self._fail_all()
+            except BaseException:  # a signal's handler raised: the next one wakes the loop
+                self._scheduled = False
+                raise
         elif self.over:
             self._fail_all()
 

@@ -30,7 +30,7 @@ class ControlLink:
 
     `path` is the controller's Unix socket; `hello` is asked for at each connection, so that it can tell the state of
     then. `on_message` gets everything but answers to verbs and welcomes. `on_gone` is called when the controller has been
-    out of reach for 10 s, and, with True, when the instance has ended for good: its folder is gone, or another instance of
+    out of reach for `GONE_AFTER_S`, and, with True, when the instance has ended for good: its folder is gone, or another instance of
     its name has taken its place. All run on the loop.
     """
 

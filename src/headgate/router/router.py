@@ -103,6 +103,11 @@ class Router:
         route = self._endpoints.get(endpoint)
         return 0 if route is None else route.in_flight
 
+    def reaches(self, tag: str) -> bool:
+        """Whether some replica of a backend of the table has not been lost, as far as this router has seen."""
+        backend = self._backends.get(tag)
+        return backend is not None and bool(backend.links)
+
     def submit(self, call: Call) -> None:
         """Admit a call and send or queue it; or end it at once, by the rule that refuses it."""
         call.state = WAITING

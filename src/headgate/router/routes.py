@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 from headgate.core.dispatch import Dispatcher, Limits
-from headgate.core.messages import BackendEntry, BrokenReplica, EndpointEntry
+from headgate.core.messages import BackendEntry, BrokenReplica, EndpointEntry, HadAnswered
 from headgate.core.traffic import KeyMemory, TrafficPolicy
 from headgate.errors import ErrorInfo
 from headgate.router.call import OVER, SENT, WAITING, Call
@@ -123,6 +123,8 @@ class BackendRoute:
         if self.links.get(link.replica) is link:
             del self.links[link.replica]
         self.dying.add(link)
+        if self.dispatcher.has_answered(link.replica):
+            self.router.report(HadAnswered(link.replica))
         self.dispatcher.forget(link.replica)
         self._send_elsewhere(link, self._not_failed(link, started, now), now)
 
