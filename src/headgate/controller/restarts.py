@@ -7,9 +7,8 @@ from collections.abc import Callable, Collection
 
 from headgate.core.replica_life import BackOff
 
-
 _AFTER_S = 0.002
-"""Timers of an event loop are exact to a millisecond; one that came too early would find the backend still paused, and there is no other."""
+"""Timers of an event loop are exact to a millisecond; at one that came too early the backend would still be paused, for good."""
 
 
 class _Trouble:
