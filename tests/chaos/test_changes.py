@@ -21,7 +21,7 @@ ALONE_S = 3.0
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("fits", [True, False], ids=["beside the old", "one at a time"])
 def test_updates_under_load_some_of_them_broken(instance: Instance, tmp_path: Path, figure: Figures, long: bool, fits: bool):
-    updates = 200 if long else 40 if fits else 20
+    updates = 1000 if long else 200 if fits else 40
     journal = str(tmp_path / "journal")
     options = {} if fits else {"num_gpus": 0.5}  # of the one GPU that there is: two fit, and no third
     instance.create_backend("b", Worker, journal, 0.01, "v0", config={"num_replicas": 2}, ray_actor_options=options)
@@ -51,7 +51,7 @@ def test_updates_under_load_some_of_them_broken(instance: Instance, tmp_path: Pa
 
 @pytest.mark.timeout(900)
 def test_scaling_from_1_to_8_and_back_under_load(instance: Instance, tmp_path: Path, figure: Figures, long: bool):
-    rounds = 20 if long else 5
+    rounds = 100 if long else 20
     journal = str(tmp_path / "journal")
     instance.create_backend("b", Worker, journal)
     instance.create_endpoint("e", "/e", ["POST"], backend="b")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
 import socket
 import time
@@ -38,6 +40,14 @@ def close_every_socket() -> None:
     time.sleep(600)
 
 
+def stop_in_the_middle_of_a_frame() -> None:
+    for number in range(3, 256):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as copy:
+            if copy.family == socket.AF_UNIX:
+                copy.send(b"\0\0\0\x10\0")  # of a frame's head, and of a message's length
+    close_every_socket()
+
+
 def freeze() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
@@ -51,7 +61,8 @@ def wait_for_oneself() -> None:
 
 
 ENDS: dict[str, Callable[[], None]] = {
-    end.__name__: end for end in (exit_at_once, be_killed, crash, close_every_socket, freeze, wait_for_oneself)
+    end.__name__: end
+    for end in (exit_at_once, be_killed, crash, close_every_socket, stop_in_the_middle_of_a_frame, freeze, wait_for_oneself)
 }
 
 
@@ -112,7 +123,7 @@ def test_what_had_not_started_runs_elsewhere_and_what_runs_fails_or_runs_again(
     lines = (tmp_path / "begun").read_text().split()
     assert lines.count(end) == (2 if idempotent and not stuck else 1)
     assert all(lines.count(f"other-{number}") <= 1 for number in range(6))
-    found_s = {"freeze": 0.7, "wait_for_oneself": 1.2, "close_every_socket": 1.1}.get(end, 0.0)
+    found_s = {"freeze": 0.7, "wait_for_oneself": 1.2, "close_every_socket": 1.1, "stop_in_the_middle_of_a_frame": 1.1}.get(end, 0.0)
     figure(f"{end}: another serves", replaced_s, at_most_s=1.0 + found_s)
 
 
@@ -199,3 +210,20 @@ def test_a_replica_that_dies_at_once_after_its_first_answer_slows_no_start(insta
             while received.count(b"HTTP/1.1 ") < 2 or not received.endswith(b"}"):  # the second is a problem document
                 received += connection.recv(65536)
             assert [line[:3] for line in received.split(b"HTTP/1.1 ")[1:]] == [b"200", b"502"], received
+
+
+def take_all_memory(request: Any) -> str:
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    if request.data == b"greedy":
+        return str(len(bytes(1 << 40)))
+    return "modest"
+
+
+def test_a_request_that_finds_no_memory_fails_alone_and_its_replica_serves_on(instance: Instance):
+    instance.create_backend("b", take_all_memory)
+    instance.create_endpoint("e", "/e", ["POST"], backend="b")
+    before = ready(instance, "b")
+    greedy = requests.post(f"{instance.http_url}/e", "greedy", timeout=20)
+    assert (greedy.status_code, "MemoryError" in greedy.json()["detail"]) == (500, True)
+    assert requests.post(f"{instance.http_url}/e", "modest", timeout=20).text == "modest"
+    assert ready(instance, "b") == before

@@ -161,6 +161,18 @@ def test_a_replica_that_gives_no_sign_of_life_is_replaced():
     play(scene)
 
 
+def test_while_a_stuck_replica_is_killed_another_is_announced_so_that_what_is_queued_waits():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1", **QUICK)
+        (id,) = rig.replicas("v1")
+        rig.engine.stuck.add(id)
+        await until_replaced(rig, "v1", id)
+        seen = [table.backends["v1"] for table in rig.ingress.tables if "v1" in table.backends]
+        assert all(backend.replicas or backend.starting for backend in seen), "routers were told that nobody will come"
+
+    play(scene)
+
+
 @pytest.mark.parametrize("pong", [Pong(0, overdue_s=0.2), Pong(0, unhealthy="ValueError: lost the GPU")])
 def test_a_replica_that_is_overdue_or_unwell_is_replaced(pong: Pong):
     async def scene(rig: Rig) -> None:

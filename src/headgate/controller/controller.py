@@ -271,7 +271,8 @@ class Controller:
                 continue
             if replica.state == life.READY:
                 ready.setdefault(replica.tag, []).append(ReplicaEntry(replica.id, replica.address, replica.spec.token))
-            elif replica.state == life.STARTING:
+            elif replica.state == life.STARTING or (replica.state == life.STOPPING and not replica.dismissed):
+                # Also for one that is killed because it is stuck another will come, once it is dead: what is queued waits for that.
                 coming[replica.tag] = coming.get(replica.tag, 0) + 1
         table = desired.routing_table(
             self._verbs.state,
