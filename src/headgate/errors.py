@@ -252,21 +252,34 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 def describe(error: BaseException) -> ErrorInfo:
     """Turn an error of Headgate into its record; anything else is an internal failure that keeps its traceback."""
     if isinstance(error, UserCodeError):
-        return ErrorInfo("UserCodeError", error.message, error.remote_traceback, pickled=_pickle(error.cause))
+        return ErrorInfo("UserCodeError", _text(error.message), _text(error.remote_traceback), pickled=_pickle(error.cause))
     if isinstance(error, HeadgateError):
         return ErrorInfo(
             type(error).__name__,
-            error.message,
-            getattr(error, "remote_traceback", ""),
-            getattr(error, "reason", ""),
+            _text(error.message),
+            _text(getattr(error, "remote_traceback", "")),
+            _text(getattr(error, "reason", "")),
             error.retry_after_s,
         )
-    return ErrorInfo("HeadgateError", f"internal error: {type(error).__name__}: {error}", format_traceback(error))
+    return ErrorInfo("HeadgateError", f"internal error: {_line(error)}", format_traceback(error))
 
 
 def describe_user_error(error: BaseException) -> ErrorInfo:
     """Turn what user code raised into a record: message, traceback, and the exception itself where it pickles."""
-    return ErrorInfo("UserCodeError", f"{type(error).__name__}: {error}", format_traceback(error), pickled=_pickle(error))
+    return ErrorInfo("UserCodeError", _line(error), format_traceback(error), pickled=_pickle(error))
+
+
+def _line(error: BaseException) -> str:
+    try:
+        said = str(error)
+    except Exception:  # noqa: BLE001 - user code: its `__str__` may raise anything
+        said = "<its __str__ raised>"
+    return _text(f"{type(error).__name__}: {said}")
+
+
+def _text(said: str) -> str:
+    """The same with whatever UTF-8 can't say written out: half of a surrogate pair, as JSON and names of files may have."""
+    return said.encode("utf-8", "backslashreplace").decode()
 
 
 def rebuild(info: ErrorInfo) -> HeadgateError:
@@ -295,7 +308,7 @@ def format_traceback(error: BaseException) -> str:
                 return ""
             break
         frames = frames.tb_next
-    return "".join(traceback_module.format_exception(type(error), error, frames))
+    return _text("".join(traceback_module.format_exception(type(error), error, frames)))
 
 
 class WithoutConstructor:

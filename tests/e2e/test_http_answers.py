@@ -164,6 +164,22 @@ def test_what_user_code_raises_is_a_problem_document_without_its_traceback(share
     assert "test_http_answers" not in response.text
 
 
+def _repeat_in_an_error(request: Any) -> None:
+    raise ValueError(f"unknown name {request.json['name']}")
+
+
+def test_half_a_surrogate_pair_in_an_error_is_500_and_ends_no_replica(shared_instance: serve.Instance) -> None:
+    shared_instance.create_backend("repeats", _repeat_in_an_error)
+    shared_instance.create_endpoint("repeats", "/repeats", ["POST"], backend="repeats")
+    before = [replica.pid for replica in shared_instance.list_backends()["repeats"].replicas]
+    for _ in range(2):
+        answer = requests.post(
+            f"{shared_instance.http_url}/repeats", rb'{"name": "\ud83d"}', headers={"Content-Type": "application/json"}, timeout=10
+        )
+        assert answer.status_code == 500
+    assert [replica.pid for replica in shared_instance.list_backends()["repeats"].replicas] == before
+
+
 def test_with_debug_the_client_gets_the_traceback() -> None:
     with serve.init(http_port=0, debug=True) as instance:
         instance.create_backend("raises", _raise)

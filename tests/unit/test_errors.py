@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from typing import Self
 
+import msgspec
 import pytest
 
 from headgate import errors
@@ -126,3 +127,16 @@ def test_an_internal_failure_keeps_its_traceback_for_the_log() -> None:
     assert info.status == 500
     assert "KeyError" in info.message
     assert "KeyError: 'missing'" in info.traceback
+
+
+class SaysNothingError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(ValueError("half a pair: \ud83d"), r"half a pair: \ud83d"), (SaysNothingError(), "its __str__ raised")]
+)
+def test_an_exception_whose_text_cannot_be_sent_or_made_is_described_all_the_same(error: Exception, said: str) -> None:
+    for info in (describe_user_error(error), describe(error)):
+        assert said in msgspec.msgpack.decode(msgspec.msgpack.encode(info), type=errors.ErrorInfo).message
