@@ -84,9 +84,9 @@ def settings(
 def exposure(settings: InstanceSettings) -> list[str]:
     """What the user should be warned of before an instance listens where others can reach it."""
     host = settings.http_host
-    if host == "localhost":
+    if host in ("127.0.0.1", "localhost", "::1"):
         return []
-    import ipaddress
+    import ipaddress  # not for the usual start
 
     try:
         if ipaddress.ip_address(host).is_loopback:

@@ -9,6 +9,7 @@ import pytest
 
 from headgate.controller import ingresses
 from headgate.controller.controller import Controller
+from headgate.controller.restarts import Restarts
 from headgate.core import replica_life
 from headgate.core.messages import BrokenReplica, HadAnswered, Pong, UpdateBackend, UpdateBackendConfig
 from headgate.engines.base import IngressSpec, Running
@@ -131,6 +132,19 @@ def test_the_reason_is_forgotten_once_all_replicas_are_ready_and_the_back_off_is
         rig.engine.release("v1")
 
     play(scene)
+
+
+def test_what_is_kept_of_a_backend_that_crashes_for_days_is_bounded():
+    async def scene() -> None:
+        restarts = Restarts(lambda: None)
+        for number in range(1000):
+            restarts.failed("v1", f"r{number}", replica_life.READY, "crashed", no_room=False, now=100.0 * number)
+        assert len(restarts._troubles["v1"].counted) <= 64
+        assert not restarts.take_back("r999")  # one of a thousand: the others stand
+        assert restarts.reasons() == {"v1": "crashed"}
+        restarts.forget("v1")
+
+    asyncio.run(scene())
 
 
 def test_no_task_stays_of_replicas_that_have_come_and_gone():

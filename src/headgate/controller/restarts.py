@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 
-from headgate.core.replica_life import BackOff
+from headgate.core.replica_life import STARTING, BackOff
 
 _AFTER_S = 0.002
 """Timers of an event loop are exact to a millisecond; at one that came too early the backend would still be paused, for good."""
+
+_KEPT = 64
+"""Routers tell at once that a replica had answered: of a backend that crashes for days the oldest ends need not be kept."""
 
 
 class _Trouble:
@@ -16,8 +19,8 @@ class _Trouble:
 
     def __init__(self) -> None:
         self.back_off = BackOff()
-        self.counted: set[str] = set()
-        """The replicas whose ends the back-off has counted."""
+        self.counted: dict[str, None] = {}
+        """The replicas whose ends the back-off has counted and may take back, oldest first; "" stands for all others."""
         self.reason = ""
         self.no_room = False
         self.timer: asyncio.TimerHandle | None = None
@@ -42,7 +45,10 @@ class Restarts:
         """A replica of this backend, which was in `state`, has failed; `no_room` says that it did not fit into what was free."""
         trouble = self._troubles.setdefault(tag, _Trouble())
         trouble.back_off = trouble.back_off.died(state, now)
-        trouble.counted.add(replica)
+        trouble.counted["" if state == STARTING else replica] = None  # what was never ready has answered nothing
+        while len(trouble.counted) > _KEPT:
+            trouble.counted[""] = None
+            del trouble.counted[next(id for id in trouble.counted if id)]
         trouble.reason, trouble.no_room = reason, no_room
         if trouble.timer is not None:
             trouble.timer.cancel()
@@ -58,7 +64,7 @@ class Restarts:
         """The end of this replica did not count after all; whether its backend may start the next one at once, therefore."""
         for tag, trouble in self._troubles.items():
             if replica in trouble.counted:
-                trouble.counted.discard(replica)
+                del trouble.counted[replica]
                 if not trouble.counted:
                     self.forget(tag)
                     return True
