@@ -404,9 +404,12 @@ class Instance:
                 self._closed = True
                 raise
         self._closed = True
+        from headgate.engines.local import launch
         from headgate.router import connections
 
         connections.release(self._connection)
+        if launch.has_died(self._connection.folder):
+            launch.reap(self._connection.folder)  # it may have ended by itself, and nobody has waited for it so far
         _let_sigterm_be()
 
     def _check_running(self, changing: str = "") -> None:

@@ -23,7 +23,7 @@ from headgate.engines.local.folders import find, folder_for, has_died
 from headgate.engines.local.protocol import Boot, Report
 from headgate.errors import InstanceStartError, rebuild
 
-__all__ = ["find", "folder_for", "has_died", "launch", "wait_ended"]
+__all__ = ["find", "folder_for", "has_died", "launch", "reap", "wait_ended"]
 
 START_TIMEOUT_S: Final = 60.0
 REAP_TIMEOUT_S: Final = 5.0
@@ -48,7 +48,7 @@ def launch(settings: InstanceSettings, *, root: str = "headgate.root", timeout_s
     with folders.starting(settings.folder, timeout_s):
         if not _wait_free(settings.folder, timeout_s):
             return False
-        _reap_earlier(settings.folder)
+        reap(settings.folder)
         replaces_dead = folders.clear(settings.folder)
         python_path = os.environ.get("PYTHONPATH")
         _start(Boot(settings=settings, root=root, python_path=python_path, replaces_dead=replaces_dead), timeout_s)
@@ -68,6 +68,14 @@ def wait_ended(folder: str, timeout_s: float) -> bool:
             _supervisors[folder] = pid
         return False
     return True
+
+
+def reap(folder: str) -> None:
+    """Reap the supervisor of the instance that this process had started in this folder, and that has let go of it."""
+    with _supervisors_lock:
+        pid = _supervisors.pop(folder, None)
+    if pid is not None:
+        _reap(pid, time.monotonic() + REAP_TIMEOUT_S)
 
 
 def _wait_free(folder: str, timeout_s: float) -> bool:
@@ -174,14 +182,6 @@ def _with_log(error: Exception, log: int | None, begins: int, path: str) -> Exce
     start = max(begins, size - _LOG_TAIL_BYTES)
     tail = os.pread(log, size - start, start).decode("utf-8", "replace").strip()
     return InstanceStartError(f"{error.message}\n\nThe end of its log ({path}):\n{tail}") if tail else error
-
-
-def _reap_earlier(folder: str) -> None:
-    """Reap the supervisor of the instance that this process had in this folder before; it has let go of it."""
-    with _supervisors_lock:
-        pid = _supervisors.pop(folder, None)
-    if pid is not None:
-        _reap(pid, time.monotonic() + REAP_TIMEOUT_S)
 
 
 def _end(pid: int) -> None:
