@@ -203,6 +203,23 @@ def test_a_controller_that_is_stuck_is_replaced(monkeypatch: pytest.MonkeyPatch,
         wait_until(lambda: (scratch / "adopted").read_text() == "ingress-0", what="adoption")
 
 
+def test_each_controller_that_is_stuck_soon_after_its_start_gets_twice_the_time_of_the_one_before(
+    monkeypatch: pytest.MonkeyPatch, scratch: Path
+) -> None:
+    monkeypatch.setenv(standin.PATIENCE, "0.5")
+    with started():
+        took_s: list[float] = []
+        for _ in range(3):
+            stuck = pid_of("controller")
+            os.kill(stuck, signal.SIGSTOP)
+            begun = time.monotonic()
+            wait_until(lambda stuck=stuck: _gone(stuck) and pid_of("controller") != stuck)
+            took_s.append(time.monotonic() - begun)
+            wait_until(lambda: (scratch / "adopted").read_text() == "ingress-0", what="adoption")
+        # Looks are a fifth of the patience apart, so that it may be that much shorter.
+        assert [took >= 0.8 * patience for took, patience in zip(took_s, (0.5, 1.0, 2.0), strict=True)] == [True] * 3
+
+
 def test_a_controller_is_not_blamed_for_a_time_in_which_the_supervisor_was_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(standin.PATIENCE, "1")
     with started():

@@ -57,7 +57,10 @@ LONGEST_DELAY_S: Final = 1.0
 STEADY_AFTER_S: Final = 1.0
 """A controller that lived so long starts again without delay."""
 STUCK_AFTER_S: Final = 10.0
-"""A controller from which nothing came for so long is killed."""
+"""A controller from which nothing came for so long is killed; the next one, which has the same to do, gets twice the time."""
+_LONGEST_PATIENCE_S: Final = 640.0
+_PATIENCE_HOLDS: Final = 10
+"""After a life of so many times the patience, being stuck counts as the first time."""
 _LOOKS: Final = 5
 """So many times the supervisor has looked in vain by then: a time in which it was suspended itself counts as one of them."""
 TELL_TIMEOUT_S: Final = 30.0
@@ -122,6 +125,7 @@ class _Supervisor:
         self._channel: Channel[ToSupervisor] | None = None
         self._look_at: float | None = None  # whether the controller has given a sign of life, and …
         self._in_vain = 0  # … how many looks found none since the last one
+        self._patience_s = STUCK_AFTER_S
         self._failure: HeadgateError | None = None  # why the controller said that it ends
         self._start_again_at: float | None = None
         self._started_at = 0.0
@@ -211,15 +215,19 @@ class _Supervisor:
 
     def _seen_alive(self) -> None:
         self._in_vain = 0
-        self._look_at = None if self._closing else time.monotonic() + STUCK_AFTER_S / _LOOKS
+        self._look_at = None if self._closing else time.monotonic() + self._patience_s / _LOOKS
 
     def _look(self, now: float) -> None:
         """Nothing has come from the controller since the last look: kill it after some of them."""
         self._in_vain += 1
-        self._look_at = now + STUCK_AFTER_S / _LOOKS
+        self._look_at = now + self._patience_s / _LOOKS
         if self._in_vain >= _LOOKS and self._controller is not None:
             self._look_at = None
-            _say(f"the controller gave no sign of life for {STUCK_AFTER_S:g} s; killing it")
+            # It may be at work, such as writing a very large model to a slow disk: the next one, to which that is sent again, needs longer.
+            waited_s = self._patience_s
+            again = now - self._started_at < _PATIENCE_HOLDS * waited_s
+            self._patience_s = min(2 * waited_s, _LONGEST_PATIENCE_S) if again else 2 * STUCK_AFTER_S
+            _say(f"the controller gave no sign of life for {waited_s:g} s; killing it. The next one gets {self._patience_s:g} s")
             processes.kill(self._controller.pid)
 
     def _obey(self, record: ToSupervisor) -> None:
