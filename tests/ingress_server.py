@@ -101,6 +101,7 @@ class FakeRouter:
         self.calls: list[Call] = []
         self.cancelled: list[Call] = []
         self.credits: list[int] = []
+        self.has_served = (0, 0.0)
 
     def submit(self, call: Call) -> None:
         self.calls.append(call)
@@ -114,6 +115,9 @@ class FakeRouter:
 
     def reaches(self, tag: str) -> bool:
         return True
+
+    def served(self) -> tuple[int, float]:
+        return self.has_served
 
 
 class Answer(NamedTuple):

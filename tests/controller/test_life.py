@@ -11,6 +11,7 @@ from headgate.controller import ingresses
 from headgate.controller.controller import Controller
 from headgate.controller.restarts import Restarts
 from headgate.core import replica_life
+from headgate.core.desired import Fault
 from headgate.core.messages import BrokenReplica, HadAnswered, Pong, UpdateBackend, UpdateBackendConfig
 from headgate.engines.base import IngressSpec, Running
 from headgate.errors import InstanceStartError, ReplicaStartError
@@ -124,6 +125,7 @@ def test_the_reason_is_forgotten_once_all_replicas_are_ready_and_the_back_off_is
         rig.engine.fail_next("v1", ReplicaStartError("no model"))
         rig.engine.end(rig.replicas("v1")[0])
         await until(lambda: rig.ingress.table.backends["v1"].fault == "no model", "it is unhealthy")
+        assert rig.ingress.table.backends["v1"].pause_s == 0.4
         await until(lambda: len(rig.ingress.replicas("v1")) == 2, "it has recovered")
         rig.engine.hold("v1")
         rig.engine.end(rig.replicas("v1")[0])
@@ -141,7 +143,7 @@ def test_what_is_kept_of_a_backend_that_crashes_for_days_is_bounded():
             restarts.failed("v1", f"r{number}", replica_life.READY, "crashed", no_room=False, now=100.0 * number)
         assert len(restarts._troubles["v1"].counted) <= 64
         assert not restarts.take_back("r999")  # one of a thousand: the others stand
-        assert restarts.reasons() == {"v1": "crashed"}
+        assert restarts.faults() == {"v1": Fault("crashed", 30.0)}
         restarts.forget("v1")
 
     asyncio.run(scene())

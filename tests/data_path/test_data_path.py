@@ -417,10 +417,11 @@ def test_calls_wait_for_a_replica_that_is_starting_and_are_refused_when_none_is(
             rig.apply()
             await waiting.done
             assert waiting.value == "ready"
-            rig.apply(backends={"b": msgspec.structs.replace(entry, replicas=(), starting=0)})
+            rig.apply(backends={"b": msgspec.structs.replace(entry, replicas=(), starting=0, pause_s=20.0)})
             refused = rig.ask()
             assert refused.info is not None
             assert refused.info.reason == "no replica"
+            assert 15.0 < (refused.info.retry_after_s or 0.0) <= 20.0
 
     play(scene)
 

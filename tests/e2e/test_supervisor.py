@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -213,7 +214,7 @@ def test_each_controller_that_is_stuck_soon_after_its_start_gets_twice_the_time_
             stuck = pid_of("controller")
             os.kill(stuck, signal.SIGSTOP)
             begun = time.monotonic()
-            wait_until(lambda stuck=stuck: _gone(stuck) and pid_of("controller") != stuck)
+            wait_until(functools.partial(_replaced, stuck))
             took_s.append(time.monotonic() - begun)
             wait_until(lambda: (scratch / "adopted").read_text() == "ingress-0", what="adoption")
         # Looks are a fifth of the patience apart, so that it may be that much shorter.
@@ -234,6 +235,10 @@ def test_a_controller_is_not_blamed_for_a_time_in_which_the_supervisor_was_suspe
         assert not _gone(controller)
         assert fetch() == "ingress-0"
         assert pid_of("controller") == controller
+
+
+def _replaced(controller: int) -> bool:
+    return _gone(controller) and pid_of("controller") != controller
 
 
 def _pass(seconds: float) -> None:

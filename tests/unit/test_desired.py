@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from headgate.config import BackendConfig, ReplicaOptions
-from headgate.core.desired import State, apply, concurrency_of, routing_table
+from headgate.core.desired import Fault, State, apply, concurrency_of, routing_table
 from headgate.core.messages import (
     CreateBackend,
     CreateEndpoint,
@@ -212,10 +212,12 @@ def test_concurrency_defaults_to_100_for_async_handlers_and_to_1_for_others(defi
 
 def test_a_table_has_the_ready_replicas_and_how_many_are_on_their_way():
     ready = {"v1": [ReplicaEntry("r1", "/r1", "t1"), ReplicaEntry("r2", "/r2", "t2")]}
-    table = routing_table(TWO, ready, coming={"v2": 3}, faults={"v1": "unused", "v2": "no model"}, base=RoutingTable(version=7, debug=True))
+    faults = {"v1": Fault("unused", 3.0), "v2": Fault("no model", 0.4)}
+    table = routing_table(TWO, ready, coming={"v2": 3}, faults=faults, base=RoutingTable(version=7, debug=True))
     assert (table.version, table.debug) == (7, True)
     assert table.backends["v1"].replicas == (ReplicaEntry("r1", "/r1", "t1"), ReplicaEntry("r2", "/r2", "t2"))
     assert (table.backends["v1"].starting, table.backends["v2"].starting) == (0, 3)
     assert table.backends["v2"].replicas == ()
-    assert (table.backends["v1"].fault, table.backends["v2"].fault) == ("", "no model")  # who has all replicas has no fault
+    assert (table.backends["v1"].fault, table.backends["v1"].pause_s) == ("", 0.0)  # who has all replicas has no fault
+    assert (table.backends["v2"].fault, table.backends["v2"].pause_s) == ("no model", 0.4)
     assert (table.endpoints["e"].route, table.endpoints["e"].weights) == ("/e", {"v1": 1.0})

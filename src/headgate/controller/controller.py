@@ -278,7 +278,7 @@ class Controller:
             self._verbs.state,
             ready,
             coming=coming,
-            faults=self._restarts.reasons(),
+            faults=self._restarts.faults(),
             base=msgspec.structs.replace(self._base, closing=self._closing),
         )
         return self._routers.publish(table, self._epoch, spare=spare)
@@ -303,14 +303,14 @@ class Controller:
         if not replica.dismissed and not replica.held and not self._closing:
             if replica.ready_at is None:
                 _log.error("replica %s of backend %r did not start: %s", replica.id, replica.tag, replica.fault)
-                reason = replica.failure or replica.fault
-                self._restarts.failed(replica.tag, replica.id, life.STARTING, reason, no_room=replica.no_room, now=now)
+                fault = replica.failure or replica.fault
+                self._restarts.failed(replica.tag, replica.id, life.STARTING, fault, no_room=replica.no_room, now=now)
             else:
                 _log.warning("replica %s of backend %r ended: %s", replica.id, replica.tag, replica.fault)
                 self._fleet.deaths[replica.tag] += 1
                 if life.died_early(life.READY, replica.answered, now - replica.ready_at):
-                    reason = f"replica {replica.id} ended: {replica.fault}"
-                    self._restarts.failed(replica.tag, replica.id, life.READY, reason, no_room=False, now=now)
+                    fault = f"replica {replica.id} ended: {replica.fault}"
+                    self._restarts.failed(replica.tag, replica.id, life.READY, fault, no_room=False, now=now)
                 else:
                     self._restarts.forget(replica.tag)
         self._reconcile()
@@ -358,7 +358,7 @@ class Controller:
             self._fleet.all(),
             self._ingresses.running,
             updating=self._rollouts.updating,
-            reasons=self._restarts.reasons(),
+            faults=self._restarts.faults(),
             resources=self._engine.resources(),
             now=self._now(),
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from headgate.controller.fleet import Replica
 from headgate.core import replica_life as life
-from headgate.core.desired import Backend, State
+from headgate.core.desired import Backend, Fault, State
 from headgate.core.reports import BackendInfo, Description, EndpointInfo, ProcessInfo, ReplicaStatus
 from headgate.engines.base import InstanceSettings, Running
 
@@ -22,11 +22,11 @@ def description(
     ingresses: Iterable[Running],
     *,
     updating: Iterable[str],
-    reasons: Mapping[str, str],
+    faults: Mapping[str, Fault],
     resources: tuple[dict[str, float], dict[str, float]],
     now: float,
 ) -> Description:
-    """The whole instance at this moment. `reasons` says why backends have too few replicas, `resources` what there is and what is free."""
+    """The whole instance at this moment. `faults` are those of backends, `resources` what there is and what is free."""
     by_tag: dict[str, list[Replica]] = {}
     processes = [_process("supervisor", "supervisor", os.getppid()), _process("controller", "controller", os.getpid())]
     processes += [_process("ingress", ingress.id, ingress.pid) for ingress in ingresses if ingress.pid is not None]
@@ -35,7 +35,7 @@ def description(
         if replica.pid is not None:
             processes.append(_process("replica", replica.id, replica.pid))
     backends = {
-        tag: _backend(backend, by_tag.get(tag, []), updating=tag in updating, reason=reasons.get(tag, ""), now=now)
+        tag: _backend(backend, by_tag.get(tag, []), updating=tag in updating, fault=faults.get(tag), now=now)
         for tag, backend in state.backends.items()
     }
     with_traffic = {tag for endpoint in state.endpoints.values() for tag, weight in endpoint.weights.items() if weight > 0}
@@ -54,21 +54,21 @@ def description(
     )
 
 
-def _backend(backend: Backend, replicas: list[Replica], *, updating: bool, reason: str, now: float) -> BackendInfo:
+def _backend(backend: Backend, replicas: list[Replica], *, updating: bool, fault: Fault | None, now: float) -> BackendInfo:
     ready = sum(replica.state == life.READY and replica.generation == backend.generation for replica in replicas)
     if updating:
         state = "updating"
     elif ready >= backend.config.num_replicas:
-        state, reason = "ready", ""
+        state, fault = "ready", None
     else:
-        state = "unhealthy" if reason else "starting"
+        state = "unhealthy" if fault is not None else "starting"
     return BackendInfo(
         tag=backend.tag,
         definition=backend.definition.name,
         config=backend.config,
         options=backend.options,
         state=state,
-        reason=reason,
+        reason=fault.text if fault is not None else "",
         replicas=tuple(ReplicaStatus(replica.id, replica.state, replica.pid, replica.gpus, now - replica.since) for replica in replicas),
         methods=tuple(backend.definition.methods),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 
+from headgate.core.desired import Fault
 from headgate.core.replica_life import STARTING, BackOff
 
 _AFTER_S = 0.002
@@ -21,7 +22,7 @@ class _Trouble:
         self.back_off = BackOff()
         self.counted: dict[str, None] = {}
         """The replicas whose ends the back-off has counted and may take back, oldest first; "" stands for all others."""
-        self.reason = ""
+        self.fault = ""
         self.no_room = False
         self.timer: asyncio.TimerHandle | None = None
 
@@ -37,11 +38,11 @@ class Restarts:
         """The backends that must not start a replica now."""
         return [tag for tag, trouble in self._troubles.items() if not trouble.back_off.may_start(now)]
 
-    def reasons(self) -> dict[str, str]:
-        """Why backends have too few replicas, by tag: what their last failure said."""
-        return {tag: trouble.reason for tag, trouble in self._troubles.items() if trouble.reason}
+    def faults(self) -> dict[str, Fault]:
+        """What is wrong with backends that have too few replicas, by tag."""
+        return {tag: Fault(trouble.fault, trouble.back_off.delay_s) for tag, trouble in self._troubles.items() if trouble.fault}
 
-    def failed(self, tag: str, replica: str, state: str, reason: str, *, no_room: bool, now: float) -> None:
+    def failed(self, tag: str, replica: str, state: str, fault: str, *, no_room: bool, now: float) -> None:
         """A replica of this backend, which was in `state`, has failed; `no_room` says that it did not fit into what was free."""
         trouble = self._troubles.setdefault(tag, _Trouble())
         trouble.back_off = trouble.back_off.died(state, now)
@@ -49,7 +50,7 @@ class Restarts:
         while len(trouble.counted) > _KEPT:
             trouble.counted[""] = None
             del trouble.counted[next(id for id in trouble.counted if id)]
-        trouble.reason, trouble.no_room = reason, no_room
+        trouble.fault, trouble.no_room = fault, no_room
         if trouble.timer is not None:
             trouble.timer.cancel()
         trouble.timer = asyncio.get_running_loop().call_later(max(trouble.back_off.until - now, 0) + _AFTER_S, self._again)
@@ -74,7 +75,7 @@ class Restarts:
     def recovered(self, tag: str) -> None:
         """All its replicas are ready. Whether they stay isn't known, so the back-off stands until one has answered."""
         if tag in self._troubles:
-            self._troubles[tag].reason = ""
+            self._troubles[tag].fault = ""
 
     def forget(self, tag: str) -> None:
         """All is well with this backend, or it is another one now."""

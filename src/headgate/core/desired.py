@@ -268,8 +268,18 @@ def _check_fit(tag: str, definition: Definition, config: BackendConfig) -> None:
             raise ConfigError(f"config: http_methods: {definition.name} of backend {tag!r} has no method {name!r}{hint}")
 
 
+class Fault(msgspec.Struct, frozen=True):
+    """What is wrong with a backend that has too few replicas."""
+
+    text: str
+    """What its last failure said."""
+    pause_s: float
+    """How long after that failure the next replica is started."""
+
+
 _MOST_FAULT_CHARS = 10_000
 """Of a traceback, whose end says most: every router gets it."""
+_NO_FAULT = Fault("", 0.0)
 
 
 def routing_table(
@@ -277,16 +287,16 @@ def routing_table(
     ready: Mapping[str, Iterable[ReplicaEntry]],
     *,
     coming: Mapping[str, int],
-    faults: Mapping[str, str],
+    faults: Mapping[str, Fault],
     base: RoutingTable,
 ) -> RoutingTable:
     """What routers follow.
 
     `base` has what does not depend on the state; by backend, `ready` are the replicas that take calls, and `coming` is how
-    many are on their way; `faults` says why some have too few.
+    many are on their way; `faults` says what is wrong with those that have too few.
     """
     backends = {
-        tag: _backend_entry(backend, tuple(ready.get(tag, ())), coming.get(tag, 0), faults.get(tag, ""))
+        tag: _backend_entry(backend, tuple(ready.get(tag, ())), coming.get(tag, 0), faults.get(tag))
         for tag, backend in state.backends.items()
     }
     endpoints = {
@@ -296,8 +306,10 @@ def routing_table(
     return msgspec.structs.replace(base, endpoints=endpoints, backends=backends)
 
 
-def _backend_entry(backend: Backend, replicas: tuple[ReplicaEntry, ...], starting: int, fault: str) -> BackendEntry:
+def _backend_entry(backend: Backend, replicas: tuple[ReplicaEntry, ...], starting: int, fault: Fault | None) -> BackendEntry:
     config, methods = backend.config, backend.definition.methods
+    if fault is None or len(replicas) >= config.num_replicas:
+        fault = _NO_FAULT
     return BackendEntry(
         tag=backend.tag,
         concurrency=backend.concurrency,
@@ -312,5 +324,6 @@ def _backend_entry(backend: Backend, replicas: tuple[ReplicaEntry, ...], startin
         methods=tuple(methods),
         replicas=replicas,
         starting=starting,
-        fault=fault[-_MOST_FAULT_CHARS:] if len(replicas) < config.num_replicas else "",
+        fault=fault.text[-_MOST_FAULT_CHARS:],
+        pause_s=fault.pause_s,
     )

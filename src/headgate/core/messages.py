@@ -46,7 +46,8 @@ class BackendEntry(msgspec.Struct, frozen=True):
     methods: tuple[str, ...]  # that Python callers may name; "" is the call itself
     replicas: tuple[ReplicaEntry, ...]
     starting: int  # replicas on their way, so that requests may wait for them
-    fault: str = ""  # why it has fewer replicas than it should, with the last traceback
+    fault: str = ""  # why it has fewer replicas than it should, with the last traceback …
+    pause_s: float = 0.0  # … and how long after that failure the next one is started
 
 
 class EndpointEntry(msgspec.Struct, frozen=True):

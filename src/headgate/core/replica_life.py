@@ -76,6 +76,11 @@ class BackOff(msgspec.Struct, frozen=True):
         delay = 0.0 if steps < 0 else min(_FIRST_DELAY_S * 2.0 ** min(steps, 16), _LONGEST_DELAY_S)
         return BackOff(self.failures + 1, now + delay, now)
 
+    @property
+    def delay_s(self) -> float:
+        """How long the last death that was counted puts off the next start."""
+        return self.until - self.counted_at
+
     def may_start(self, now: float) -> bool:
         """Whether the next replica may start."""
         return now >= self.until

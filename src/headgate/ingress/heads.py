@@ -36,7 +36,6 @@ _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _LONGEST_TIMEOUT: Final = 12  # digits, so 30 years
 
 NOT_FOUND: Final = Refusal(404, "no route leads to this path; GET /-/routes lists them")
-TOO_MANY_BYTES: Final = Refusal(503, "too many bytes are held already (max_inflight_bytes); try again", reason="max_inflight_bytes")
 
 
 class InputRefused(Exception):  # noqa: N818  # it is no error of ours, but the end of what a client may say

@@ -26,7 +26,6 @@ from headgate.ingress.heads import (
     NOT_FOUND,
     PLAIN,
     SPECIAL,
-    TOO_MANY_BYTES,
     InputRefused,
     check_coding,
     expects_continue,
@@ -540,7 +539,7 @@ class Connection(asyncio.Protocol):
         if version == "1.1" and expects_continue(special) and (chunked or exchange.length):
             admission = self.service.admission
             if exchange.instead is None and admission.held_bytes + exchange.length > admission.limit_bytes:
-                exchange.instead = TOO_MANY_BYTES
+                exchange.instead = self._too_many_bytes(exchange.length)
             if isinstance(exchange.instead, Refusal):  # say so before the body is sent
                 raise InputRefused(exchange.instead)
             self._continue_due = True
@@ -560,8 +559,14 @@ class Connection(asyncio.Protocol):
     def _too_large(self) -> Refusal:
         return Refusal(413, f"the body is over the limit of {self.service.max_body_bytes} bytes")
 
+    def _too_many_bytes(self, more_bytes: int) -> Refusal:
+        service = self.service
+        retry_after_s = service.admission.wait_estimate_s(more_bytes, *service.router.served(), service.loop.time())
+        why = "too many bytes are held already (max_inflight_bytes); try again"
+        return Refusal(503, why, reason="max_inflight_bytes", retry_after_s=retry_after_s)
+
     def _refuse_for_bytes(self, exchange: Exchange) -> None:
-        exchange.instead = TOO_MANY_BYTES
+        exchange.instead = self._too_many_bytes(0)  # they are counted already
         self.service.admission.held_bytes -= exchange.held_bytes
         exchange.held_bytes = 0
         exchange.body = b""

@@ -183,7 +183,7 @@ class Router:
         """Why this call must not join the queue, if so."""
         dispatcher, entry = backend.dispatcher, backend.entry
         if not entry.replicas and not entry.starting:
-            return unavailable(f"no replica of backend {entry.tag!r} is ready or starting", "no replica", 1.0)
+            return unavailable(f"no replica of backend {entry.tag!r} is ready or starting", "no replica", backend.next_start_s(now))
         wait = dispatcher.wait_estimate_s(now)
         if dispatcher.full:
             why = f"{entry.max_queued_queries} requests wait for backend {entry.tag!r} already"
@@ -329,6 +329,11 @@ class Router:
         requests = tuple(RequestCount(*key, int(count), seconds) for key, (count, seconds) in self._counts.items())
         queues = tuple(QueueDepth(tag, route.dispatcher.queued, route.in_flight) for tag, route in self._backends.items())
         return Counters(requests=requests, queues=queues, shadows_dropped=self._shadows_dropped, retried=self.retried)
+
+    def served(self) -> tuple[int, float]:
+        """How many calls came to an end other than a refusal, and how many seconds these took together."""
+        counted = [value for (_, backend, status), value in self._counts.items() if backend and status != 503]
+        return int(sum(count for count, _ in counted)), sum(seconds for _, seconds in counted)
 
     @property
     def active(self) -> int:

@@ -52,6 +52,7 @@ class BackendRoute:
         """Links that are lost, whose replicas aren't seen dead yet."""
         self.in_flight = 0
         self._leaving: set[str] = set()  # replicas that get nothing new, but still have calls
+        self._next_start_at: float | None = None  # while there is no replica: when the next one is to be started
         self.update(entry)
 
     def update(self, entry: BackendEntry) -> None:
@@ -66,7 +67,11 @@ class BackendRoute:
                 link.connect()
         for name in [name for name in self.links if name not in listed]:
             self.leave(name)
-        if not entry.replicas and not entry.starting:
+        if entry.replicas or entry.starting:
+            self._next_start_at = None
+        else:
+            if self._next_start_at is None:
+                self._next_start_at = self.router.now() + entry.pause_s
             self.refuse_queued("no replica of this backend is ready or starting")
         self.pump(self.router.now())  # a raised limit makes room
 
@@ -110,7 +115,12 @@ class BackendRoute:
         """End everything that waits: nobody will come to take it."""
         now = self.router.now()
         for call in self.dispatcher.drain():
-            self.router.fail(call, unavailable(f"backend {self.tag!r}: {why}", "no replica", 1.0), now)
+            self.router.fail(call, unavailable(f"backend {self.tag!r}: {why}", "no replica", self.next_start_s(now)), now)
+
+    def next_start_s(self, now: float) -> float | None:
+        """In how many seconds the next replica is to be started, while there is none; None where that isn't known."""
+        at = self._next_start_at
+        return at - now if at is not None and at > now else None
 
     def report_broken(self, replica: str, reason: str) -> None:
         """Have the controller end a replica that can't be talked to."""
