@@ -125,7 +125,7 @@ def test_the_reason_is_forgotten_once_all_replicas_are_ready_and_the_back_off_is
         rig.engine.fail_next("v1", ReplicaStartError("no model"))
         rig.engine.end(rig.replicas("v1")[0])
         await until(lambda: rig.ingress.table.backends["v1"].fault == "no model", "it is unhealthy")
-        assert rig.ingress.table.backends["v1"].pause_s == pytest.approx(0.4)
+        assert rig.ingress.table.backends["v1"].pause_s == pytest.approx(2 * replica_life._FIRST_DELAY_S)
         await until(lambda: len(rig.ingress.replicas("v1")) == 2, "it has recovered")
         rig.engine.hold("v1")
         rig.engine.end(rig.replicas("v1")[0])

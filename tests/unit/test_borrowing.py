@@ -196,6 +196,25 @@ def test_an_interruption_comes_at_once_where_the_shield_is_lifted(before: bool) 
     assert steps == ([1] if before else [1, 2])
 
 
+def test_a_shield_is_up_only_in_its_block_and_while_it_is_not_lifted() -> None:
+    assert not Shield.is_up()
+    with Shield() as outer:
+        assert Shield.is_up()
+        outer.lifted = True
+        assert not Shield.is_up()
+        with Shield() as inner:  # a handler that calls
+            assert Shield.is_up()
+            inner.lifted = True
+            assert not Shield.is_up()
+            outer.lifted = False  # a handler that has interrupted the outer one in a shielded place
+            assert Shield.is_up()
+        assert Shield.is_up()
+    assert not Shield.is_up()
+    with pytest.raises(KeyboardInterrupt), Shield():
+        interrupt()
+    assert not Shield.is_up()
+
+
 def test_other_threads_and_ignored_interruptions_need_no_shield() -> None:
     handlers: list[object] = []
 

@@ -164,6 +164,10 @@ def _nothing() -> None:
     """Wakes a loop."""
 
 
+_up: list[Shield] = []
+"""Those of the main thread, the innermost last: there are several where a signal's handler calls, too."""
+
+
 class Shield:
     """Keeps Ctrl-C out of a `with` block in the main thread: its handler is called at the end of it, or while `lifted`.
 
@@ -178,13 +182,17 @@ class Shield:
         self.lifted = False
         """Whether an interruption may come at once. Look at `check` after setting it."""
         if threading.get_ident() == threading.main_thread().ident:
-            handler = _signal.getsignal(_signal.SIGINT)
-            if callable(handler):
-                self._handler = handler
-                try:
+            _up.append(self)
+            try:
+                handler = _signal.getsignal(_signal.SIGINT)
+                if callable(handler):
+                    self._handler = handler
                     _signal.signal(_signal.SIGINT, self._note)
-                except ValueError:  # signals are another thread's affair in this process
-                    self._handler = None
+            except ValueError:  # signals are another thread's affair in this process
+                self._handler = None
+            except BaseException:  # an interruption, just before
+                _up.remove(self)
+                raise
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -200,15 +208,25 @@ class Shield:
             self._handler(_signal.SIGINT, None)
 
     def __exit__(self, *error: object) -> None:
-        if self._handler is not None:
-            before = _signal.signal(_signal.SIGINT, self._handler)
-            if before != self._note:  # the handler has set another meanwhile
-                _signal.signal(_signal.SIGINT, before)
-            self.check()
+        try:
+            if self._handler is not None:
+                before = _signal.signal(_signal.SIGINT, self._handler)
+                if before != self._note:  # the handler has set another meanwhile
+                    _signal.signal(_signal.SIGINT, before)
+                self.check()
+        finally:
+            if _up and _up[-1] is self:
+                del _up[-1]
+
+    @staticmethod
+    def is_up() -> bool:
+        """In the main thread: whether it is in such a block and must not be interrupted, be it by another signal."""
+        return not all(shield.lifted for shield in _up)
 
     @staticmethod
     def forked() -> None:
         """In a forked child: if another thread of the parent was shielded, its handler is put back, since nobody else will."""
+        _up.clear()
         shield = getattr(_signal.getsignal(_signal.SIGINT), "__self__", None)
         if isinstance(shield, Shield):
             _signal.signal(_signal.SIGINT, shield._handler)

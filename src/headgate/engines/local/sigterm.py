@@ -51,7 +51,9 @@ def _stay(number: int, frame: FrameType | None) -> None:
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
-    if _amid_a_call(frame):
+    from headgate.router.borrowing import Shield
+
+    if Shield.is_up():  # interrupted there, the main thread would block all handles, and the shutdown, for good
         again = threading.Timer(_AGAIN_AFTER_S, os.kill, (os.getpid(), number))
         again.daemon = True
         again.start()
@@ -61,25 +63,26 @@ def _exit(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
 
-def _amid_a_call(frame: FrameType | None) -> bool:
-    """Whether the main thread is at work for all handles: interrupted there, it would block them, and the shutdown, for good."""
-    from headgate.router.connection import Connection
+def _before_fork() -> None:
+    """Hold it back until the child has its own handling: by ours, it would be lost there."""
+    _forking.unblock = _is_ours() and signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
 
-    while frame is not None:
-        if frame.f_code is Connection._submit_here.__code__:
-            return True
-        if frame.f_code is Connection.read_for.__code__:
-            shield = frame.f_locals.get("shield")
-            if shield is None or not shield.lifted:
-                return True
-        frame = frame.f_back
-    return False
+
+def _after_fork() -> None:
+    if _forking.unblock:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
 
 
 def _forked() -> None:
     """A child that is forked in such a process is user code's own."""
-    if signal.getsignal(signal.SIGTERM) in (_stay, _exit):
+    if _is_ours():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _after_fork()
 
 
-os.register_at_fork(after_in_child=_forked)
+def _is_ours() -> bool:
+    return signal.getsignal(signal.SIGTERM) in (_stay, _exit)
+
+
+_forking = threading.local()
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_forked)
