@@ -237,7 +237,7 @@ class LocalEngine:
             process.asked_for = True
         self._tell(Close())
         await asyncio.wait([self._closed])
-        self._leave()
+        self._disconnect()
         for one in list(self._processes):  # those whose last words were still waited for
             self._has_ended(one, "killed by SIGKILL")
 
@@ -359,7 +359,7 @@ class LocalEngine:
     def _hear(self) -> None:
         records = self._channel.receive()
         if records is None:  # the supervisor is gone, and with it all that it started
-            self._leave()
+            self._disconnect()
             for one in list(self._processes):
                 self._has_ended(one, "killed with the supervisor")
             return
@@ -395,7 +395,7 @@ class LocalEngine:
             process.ready, process.address = True, runs.address
             process.started.set_result(None)
 
-    def _leave(self) -> None:
+    def _disconnect(self) -> None:
         self._next_sign.cancel()
         self._loop.remove_reader(self._channel.sock)
         self._loop.remove_writer(self._channel.sock)
