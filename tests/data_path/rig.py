@@ -28,6 +28,9 @@ from headgate.router.call import Call
 from headgate.router.router import Router
 from tests.support import until
 
+REMOTE = False
+"""Whether replicas are made as if they were on another node, so that links go by TCP."""
+
 _ids = itertools.count(1)
 _head = msgspec.msgpack.encode(wire.HttpHead("POST", b"/x?y=1", "1.1", [(b"host", b"h")], "http", "h:1", "127.0.0.1"))
 
@@ -59,7 +62,10 @@ class Replica:
         self.user_loop = uvloop.new_event_loop() if self.definition.any_async else None
         caller = Caller(self.definition, methods, backend="b", replica=self.id, idempotent=config.idempotent)
         self.runner = Runner(self.definition, config, caller, self.io_loop, self.user_loop)
-        self.links = self.runner.links = Links(str(folder / f"{self.id}.sock"), "secret", self.runner)
+        host = "127.0.0.1" if REMOTE else ""
+        self.links = self.runner.links = Links(
+            str(folder / f"{self.id}.sock"), "token", self.runner, host=host, node="theirs", secret=b"secret"
+        )
         self._io = threading.Thread(target=self._run_io)
         self._user = threading.Thread(target=self._run_user)
         self._io.start()
@@ -83,7 +89,7 @@ class Replica:
 
     @property
     def entry(self) -> ReplicaEntry:
-        return ReplicaEntry(self.id, self.links.path, self.links.token)
+        return ReplicaEntry(self.id, self.links.address, self.links.token)
 
     def close(self) -> None:
         self.runner.stop()
@@ -157,7 +163,7 @@ class Rig:
         self.handler, self.batch = handler, batch
         self.replicas = [Replica(folder, handler, self.config, batch) for _ in range(replicas)]
         self.reported: list[Message] = []
-        self.router = Router("t", str(folder), self.reported.append)
+        self.router = Router("t", str(folder), self.reported.append, node="ours", secret=b"secret")
         self.version = 0
         self.apply()
 

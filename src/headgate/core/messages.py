@@ -26,7 +26,7 @@ class ReplicaEntry(msgspec.Struct, frozen=True, array_like=True):
     """Where a ready replica takes links."""
 
     id: str
-    address: str  # path of its Unix socket
+    address: str  # see `router/remote.py`
     token: str
 
 

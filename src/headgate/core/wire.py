@@ -13,7 +13,7 @@ import msgspec
 
 from headgate.errors import WireError
 
-VERSION: Final = 2
+VERSION: Final = 3
 
 # Kinds of frames. A router sends those up to CREDIT, and CALLS; a replica the others. From CALLS on they are lists.
 HELLO: Final = 1  # metadata: `Hello`
@@ -26,8 +26,9 @@ CHUNK: Final = 7  # number; a part of a stream; the first one also has code and 
 END: Final = 8  # number, micros, place (load): the stream is complete
 FAIL: Final = 9  # number, code, micros, place (load); metadata: `errors.ErrorInfo`
 GIVE_BACK: Final = 10  # number, place (load): not started, send it elsewhere
-CALLS: Final = 11  # body: a list of `Call`, each with its body
-ANSWERS: Final = 12  # body: a list of `Answer`, each with its body; or with a small part of a stream, where its code is PART
+STARTED: Final = 11  # number, place: user code is entered for this call; only over TCP, where there is no shared page
+CALLS: Final = 12  # body: a list of `Call`, each with its body
+ANSWERS: Final = 13  # body: a list of `Answer`, each with its body; or with a small part of a stream, where its code is PART
 LAST_KIND: Final = ANSWERS
 
 # Flags.
@@ -80,7 +81,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True):
-    """The first frame of a link: who calls, the replica's token as proof of permission, and the shared page's path."""
+    """The first frame of a link: who calls, the replica's token as proof of permission, and the shared page's path; empty over TCP."""
 
     version: int
     router: str

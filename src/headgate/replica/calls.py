@@ -116,7 +116,9 @@ class Caller:
             member.link.give_back(member, dropped=True)
             return 0.0
         handler = self._only or self._handler_of(member)
-        member.mark_started(start)
+        if not member.mark_started(start):
+            member.link.give_back(member, dropped=True)
+            return 0.0
         self.running[slot] = members
         enter(CallFacts(members, False, self._backend, self._replica))
         try:
@@ -216,7 +218,9 @@ class Caller:
             member.link.give_back(member, dropped=True)
             return
         handler = self._only or self._handler_of(member)
-        member.mark_started(start)
+        if not member.mark_started(start):
+            member.link.give_back(member, dropped=True)
+            return
         slot = id(members)
         self.running[slot] = members
         enter(CallFacts(members, False, self._backend, self._replica))
@@ -276,10 +280,9 @@ class Caller:
         start = monotonic()
         live: list[Member] = []
         for member in members:
-            if member.cancelled or member.deadline <= start:
+            if member.cancelled or member.deadline <= start or not member.mark_started(start):
                 member.link.give_back(member, dropped=True)
             else:
-                member.mark_started(start)
                 live.append(member)
         if not live:
             return

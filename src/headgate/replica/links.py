@@ -19,6 +19,7 @@ import msgspec
 from headgate.core import wire
 from headgate.errors import EncodeError, ErrorInfo, WireError
 from headgate.replica.member import Member
+from headgate.router import remote
 from headgate.router.channel import SMALL_BYTES, Channel, Part
 from headgate.router.reading import Reading
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 _FIRST_BODY_BYTES = 0
 _BACKLOG = 100
 _ACCEPT_AGAIN_S = 0.1
+_MOST_STRANGERS = 100
+"""So many may be proving at once that they belong to the instance."""
 _CHUNKS_TOGETHER_S = 0.0005  # parts of streams that are made faster than this leave together, the last of them at the runner's tick
 _log = logging.getLogger("headgate.replica")
 _decode_calls = msgspec.msgpack.Decoder(list[Member]).decode
@@ -39,14 +42,16 @@ _hello_decoder = msgspec.msgpack.Decoder(wire.Hello)
 class ReplicaLink:
     """One router's link. `readable` is for the thread that reads; all from `answer` to `end` may be called by any thread."""
 
-    def __init__(self, links: Links, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, links: Links, sock: socket.socket, loop: asyncio.AbstractEventLoop, *, is_remote: bool = False) -> None:
         self.members: dict[int, Member] = {}
         """What this router has here and was not answered yet, by number."""
-        self.page: mmap.mmap | bytearray = bytearray(wire.PLACES)
+        self.page: mmap.mmap | bytearray | None = bytearray(wire.PLACES)
+        """What the router sees of what has started; None where it is told, over TCP."""
         self.newest_at = 0.0
         """When the youngest request for a batch handler was admitted of those that came over this link."""
         self._links = links
         self._loop = loop
+        self._is_remote = is_remote
         self._decoder = wire.Decoder(_FIRST_BODY_BYTES)  # until the token has been seen
         self._welcomed = False
         self._chunks_left_at = 0.0
@@ -116,11 +121,14 @@ class ReplicaLink:
     def _greet(self, hello: wire.Hello) -> None:
         if hello.version != wire.VERSION or hello.token != self._links.token:
             raise WireError("a link of another version, or with a wrong token")
-        descriptor = os.open(hello.page, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            self.page = mmap.mmap(descriptor, wire.PLACES)
-        finally:
-            os.close(descriptor)
+        if self._is_remote:
+            self.page = None
+        else:
+            descriptor = os.open(hello.page, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                self.page = mmap.mmap(descriptor, wire.PLACES)
+            finally:
+                os.close(descriptor)
         self._welcomed = True
         self._decoder.max_body_bytes = wire.MAX_BODY_BYTES
         self._put(wire.encode(wire.WELCOME, os.getpid()))
@@ -143,6 +151,13 @@ class ReplicaLink:
         start = _encode(record)
         start = wire.HEAD.pack(len(start), size, 0, 0, 0, 0, 0, wire.ANSWER, 0) + start
         self.channel.put([start, *body] if isinstance(body, list) else [start, body], now)
+
+    def tell_started(self, member: Member) -> bool:
+        """Over TCP: have the kernel send that this call starts. False where it must not, since its router has given it up or will soon."""
+        if self.channel.heard_ago_s() > remote.STARTS_UNTIL_S:
+            return False
+        self._put(wire.encode(wire.STARTED, member.number, place=member.place))
+        return self.channel.push()
 
     def fail(self, member: Member, error: ErrorInfo, micros: int | None) -> None:
         """End without an answer; `micros` is None where user code was not entered."""
@@ -211,15 +226,20 @@ class ReplicaLink:
 class Links:
     """All links of a replica, and the socket that takes them. `listen` and `close` are the I/O loop's."""
 
-    def __init__(self, path: str, token: str, runner: Runner) -> None:
+    def __init__(self, path: str, token: str, runner: Runner, *, host: str = "", node: str = "", secret: bytes = b"") -> None:
         self.path = path
         self.token = token
+        self.address = path
+        """Where routers reach it, once it listens."""
         self.runner = runner
         self.all: set[ReplicaLink] = set()
         self.only: ReplicaLink | None = None
         """The one link, where there is but one."""
         self.reading: Reading
         self._listener: socket.socket | None = None
+        self._host, self._node, self._secret = host, node, secret
+        self._tcp_listener: socket.socket | None = None
+        self._admitting: set[asyncio.Task[None]] = set()
 
     async def listen(self) -> None:
         """Take links from now on."""
@@ -229,23 +249,50 @@ class Links:
         self._listener.setblocking(False)
         self._listener.bind(self.path)
         self._listener.listen(_BACKLOG)
-        self._watch_listener()
+        self._watch(self._listener)
+        if self._host:
+            self._tcp_listener = remote.listen(self._host, _BACKLOG)
+            self._watch(self._tcp_listener)
+            host_and_port = remote.join(*self._tcp_listener.getsockname()[:2])
+            self.address = remote.address_of(self._node, host_and_port, self.path)
 
-    def _watch_listener(self) -> None:
-        if self._listener is not None and self._listener.fileno() >= 0:
-            self._loop.add_reader(self._listener, self._accept)
+    def _watch(self, listener: socket.socket) -> None:
+        if listener.fileno() >= 0:
+            self._loop.add_reader(listener, self._accept, listener)
 
-    def _accept(self) -> None:
-        assert self._listener is not None
+    def _accept(self, listener: socket.socket) -> None:
         try:
-            sock, _ = self._listener.accept()
+            sock, _ = listener.accept()
         except (BlockingIOError, ConnectionError):  # the router has given up already
             return
         except OSError:  # no descriptor is left, perhaps: it waits in the backlog, which would call here all the time
-            self._loop.remove_reader(self._listener)
-            self._loop.call_later(_ACCEPT_AGAIN_S, self._watch_listener)
+            self._loop.remove_reader(listener)
+            self._loop.call_later(_ACCEPT_AGAIN_S, self._watch, listener)
             return
-        link = ReplicaLink(self, sock, self._loop)
+        if listener is self._listener:
+            self._begin(sock, is_remote=False)
+        elif len(self._admitting) < _MOST_STRANGERS:
+            task = self._loop.create_task(self._admit(sock))
+            self._admitting.add(task)
+            task.add_done_callback(self._admitting.discard)
+        else:
+            sock.close()
+
+    async def _admit(self, sock: socket.socket) -> None:
+        try:
+            await remote.admit(sock, self._secret)
+        except WireError as error:
+            _log.warning("refused a link: %s", error)
+            sock.close()
+        except BaseException as error:
+            sock.close()
+            if not isinstance(error, OSError):
+                raise
+        else:
+            self._begin(sock, is_remote=True)
+
+    def _begin(self, sock: socket.socket, *, is_remote: bool) -> None:
+        link = ReplicaLink(self, sock, self._loop, is_remote=is_remote)
         self.all.add(link)
         self.only = link if len(self.all) == 1 else None
         self.reading.add(link.channel.fd, link.readable)
@@ -276,9 +323,12 @@ class Links:
 
     async def close(self) -> None:
         """Close the socket and every link."""
-        if self._listener is not None:
-            self._loop.remove_reader(self._listener)
-            self._listener.close()
+        for listener in (self._listener, self._tcp_listener):
+            if listener is not None:
+                self._loop.remove_reader(listener)
+                listener.close()
+        for task in list(self._admitting):
+            task.cancel()
         for link in list(self.all):
             link.close()
         if self._listener is not None:

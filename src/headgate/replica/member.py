@@ -42,10 +42,14 @@ class Member(wire.Call, eq=False):
         """When its time is over; infinity for no limit."""
         return self.received_at + self.millis / 1e3 if self.millis != wire.NO_LIMIT else _NEVER
 
-    def mark_started(self, now: float) -> None:
-        """Record where the dead can't take it that user code is entered."""
+    def mark_started(self, now: float) -> bool:
+        """Record where the dead can't take it that user code is entered. False where it must not be, as nobody waits any more."""
         self.started_at = now
-        self.link.page[self.place] = 1
+        page = self.link.page
+        if page is None:
+            return bool(self.link.tell_started(self))
+        page[self.place] = 1
+        return True
 
 
 class Stream:

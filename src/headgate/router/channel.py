@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
+import select
 import socket
 import threading
 from collections import deque
@@ -18,6 +20,7 @@ from typing import Final
 import msgspec
 
 from headgate.core import wire
+from headgate.router import remote
 
 Part = bytes | bytearray | memoryview
 
@@ -26,6 +29,7 @@ SMALL_BYTES: Final = 16 * 1024
 _JOIN_BYTES: Final = 64 * 1024
 _MOST_RECORDS: Final = 128  # in one frame: they are read when all of it has come
 _encode_into: Final = msgspec.msgpack.Encoder().encode_into
+_PUSH_LOOK_MS: Final = 20
 _BUFFER_BYTES: Final = 4 << 20  # asked of the kernel, which gives as much as it may
 
 
@@ -34,6 +38,7 @@ class Channel:
 
     __slots__ = (
         "_blocked",
+        "_broken",
         "_closed",
         "_decoder",
         "_loop",
@@ -68,6 +73,7 @@ class Channel:
         self._pending: deque[bytes | list[Part] | tuple[object, ...]] = deque()  # frames, whole or in parts, and records
         self._out: list[Part] = []  # what was taken from there to be written; the lock is held
         self._blocked = False
+        self._broken = False  # a part of what was put is lost
         self._closed = False
 
     # Reading.
@@ -107,6 +113,22 @@ class Channel:
                 if not self._blocked and not self._closed:
                     self._write()
 
+    def push(self) -> bool:
+        """Write all that waits, and block until the kernel has it. False where that can't be, since the link is over."""
+        self.flush()
+        while self._waits():
+            poll = select.poll()
+            poll.register(self.fd, select.POLLOUT)
+            poll.poll(_PUSH_LOOK_MS)
+            with self._writing:
+                if self._waits():
+                    self._blocked = False
+                    self._write()
+        return not (self._closed or self._broken)
+
+    def _waits(self) -> bool:
+        return self._blocked and not self._closed
+
     def _write(self) -> None:
         # Small parts are joined, large ones written as they are.
         pending, out = self._pending, self._out
@@ -139,6 +161,7 @@ class Channel:
             except BlockingIOError:
                 sent = 0
             except OSError:  # the peer is gone, or misses a part from now on; whoever reads finds out
+                self._broken = True
                 out.clear()
                 with contextlib.suppress(OSError):
                     self._sock.shutdown(socket.SHUT_RDWR)
@@ -172,6 +195,13 @@ class Channel:
         self._loop.remove_writer(self.fd)
         self._blocked = False
         self._write()
+
+    def heard_ago_s(self) -> float:
+        """How long ago the last packet came over a TCP connection; see `remote.heard_ago_s`."""
+        try:
+            return remote.heard_ago_s(self._sock)
+        except OSError:  # closed just now
+            return math.inf
 
     @property
     def empty(self) -> bool:

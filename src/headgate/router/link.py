@@ -3,11 +3,16 @@
 A link is one Unix socket and one page of shared memory. The page has a byte for each place of the router's window; the
 replica sets it just before it calls user code. So when the socket closes, the router knows which calls had started,
 however suddenly the replica died. Those that had not are sent elsewhere, but only once the process is seen dead.
+
+To a replica on another node it is a TCP connection, the page is the router's alone, and the replica has a frame in the kernel
+that says what it starts before it does. Whether such a process is dead can't be seen: it is known to start nothing any more when it
+has heard nothing of this router for a while.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import mmap
 import os
 import socket
@@ -18,6 +23,7 @@ import msgspec
 from headgate.core import wire
 from headgate.core.messages import ReplicaEntry
 from headgate.errors import ErrorInfo, WireError
+from headgate.router import remote
 from headgate.router.borrowing import SharedLoop
 from headgate.router.call import OVER, Call
 from headgate.router.channel import SMALL_BYTES, Channel, Part
@@ -35,6 +41,8 @@ _LEAVE_TOGETHER = 32
 """So many calls leave before the turn of the loop is over, so that the replica begins while the rest is still read."""
 _RETRY_S = 0.02
 _DEATH_WAIT_S = 1.0
+_STRANGER_S = 1.0
+_log = logging.getLogger("headgate.router")
 
 CONNECTING, OPEN, CLOSED = range(3)
 
@@ -42,7 +50,7 @@ CONNECTING, OPEN, CLOSED = range(3)
 class Link:
     """The link of one router to one replica. Everything here runs on the router's loop, or while that is borrowed."""
 
-    def __init__(self, backend: BackendRoute, entry: ReplicaEntry, router: str, page_path: str) -> None:
+    def __init__(self, backend: BackendRoute, entry: ReplicaEntry, router: str, page_path: str, node: str = "") -> None:
         self.replica = entry.id
         self.entry = entry
         self.state = CONNECTING
@@ -65,6 +73,11 @@ class Link:
         self._dead: asyncio.TimerHandle | None = None
         self.unstarted: list[Call] = []
         """What it had not started when it was lost, until its replica is seen dead."""
+        self._address = remote.as_seen_from(node, entry.address)
+        self._page: mmap.mmap | bytearray
+        if not remote.is_path(self._address):
+            self._page_path, self._page = "", bytearray(wire.PLACES)
+            return
         descriptor = os.open(page_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(descriptor, wire.PLACES)
@@ -80,8 +93,8 @@ class Link:
 
     async def _connect(self) -> None:
         hello = wire.Hello(wire.VERSION, self._router, self.entry.token, self._page_path)
-        while (channel := self._connected()) is None:  # noqa: ASYNC110 - nobody tells when the replica listens
-            await asyncio.sleep(_RETRY_S)
+        while (channel := await self._connected_by_tcp() if self._is_remote else self._connected()) is None:
+            await asyncio.sleep(_RETRY_S)  # nobody tells when the replica listens
         self._channel = channel
         channel.put(wire.encode(wire.HELLO, 0, meta=_encode(hello)), self._backend.router.now())
         channel.flush()
@@ -95,11 +108,26 @@ class Link:
             return None
         try:
             sock.setblocking(False)
-            sock.connect(self.entry.address)
+            sock.connect(self._address)
             return Channel(sock, self._loop, wire.Decoder(), wire.CALLS)
         except OSError:
             sock.close()
             return None
+
+    async def _connected_by_tcp(self) -> Channel | None:
+        try:
+            sock = await remote.connect(self._address, self._backend.router.secret)
+        except OSError:
+            return None
+        except WireError as error:  # what listens there now is none of ours
+            _log.warning("replica %s can't be reached: %s", self.replica, error)
+            await asyncio.sleep(_STRANGER_S)
+            return None
+        return Channel(sock, self._loop, wire.Decoder(), wire.CALLS)
+
+    @property
+    def _is_remote(self) -> bool:
+        return not remote.is_path(self._address)
 
     def close(self) -> None:
         """End the link; calls still on it are the caller's affair."""
@@ -129,7 +157,7 @@ class Link:
             self._loop.remove_reader(self._pid_fd)
             os.close(self._pid_fd)
             self._pid_fd = -1
-        if not self._page.closed:
+        if isinstance(self._page, mmap.mmap) and not self._page.closed:
             self._page.close()
         self._unlink_page()
 
@@ -291,6 +319,11 @@ class Link:
             self._backend.dispatcher.returned(self.replica, frame.place, now)
             if call.state != OVER:
                 self._backend.requeue(call)
+        elif kind == wire.STARTED:
+            call = self.calls[frame.number]
+            if call.place != frame.place:
+                raise WireError("a call starts in the place that it was given")
+            self._page[frame.place] = 1
         elif kind == wire.WELCOME:
             self._welcomed(frame.number)
         else:
@@ -326,12 +359,16 @@ class Link:
             return
         self.state = OPEN
         self._unlink_page()  # both sides have it open now
+        if not self._is_remote:
+            self._watch_process(pid)
+        self._backend.opened(self)
+
+    def _watch_process(self, pid: int) -> None:
         try:
             self._pid_fd = os.pidfd_open(pid)
             self._loop.add_reader(self._pid_fd, self._died)
         except (OSError, OverflowError, AttributeError):  # it is dead already, or none, or this system has no pidfd: the socket will tell
             self._pid_fd = -1
-        self._backend.opened(self)
 
     # The end.
 
@@ -343,7 +380,9 @@ class Link:
         self.calls.clear()
         self.unstarted = rest
         self._backend.lost(self, started)
-        if self._pid_fd < 0:
+        if self._is_remote:
+            self._dead = self._loop.call_later(remote.DROPPED_AFTER_S, self._settle)
+        elif self._pid_fd < 0:
             # Without a pidfd the closed socket is all the news there is.
             self._settle()
         else:
@@ -362,7 +401,8 @@ class Link:
         self._settle()
 
     def _settle(self) -> None:
-        """The process is dead: what had not started runs elsewhere. It may have started some since its link closed."""
+        """The process is dead, or starts nothing more: what had not started runs elsewhere. It may have started some since its link closed."""
+        self._dead = None
         rest, self.unstarted = self.unstarted, []
         late = [call for call in rest if self._page[call.place]]
         rest = [call for call in rest if not self._page[call.place]]

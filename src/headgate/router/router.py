@@ -35,11 +35,14 @@ _SHADOW_S = 60.0
 class Router:
     """Takes calls, and sees each to exactly one end. Made on a running event loop, and used only from it, or while it is borrowed.
 
-    `report` takes messages for the controller; they may be dropped while it is away.
+    `report` takes messages for the controller; they may be dropped while it is away. `node` is where this process runs, and `secret` the
+    instance's, where there are replicas on other nodes.
     """
 
-    def __init__(self, name: str, folder: str, report: Callable[[Message], None]) -> None:
+    def __init__(self, name: str, folder: str, report: Callable[[Message], None], *, node: str = "", secret: bytes = b"") -> None:
         self.name = name
+        self.node = node
+        self.secret = secret
         self.table = RoutingTable(version=0)
         self.report = report
         self.next_page = page_paths(folder, name)

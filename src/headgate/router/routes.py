@@ -63,7 +63,7 @@ class BackendRoute:
         listed = {replica.id: replica for replica in entry.replicas}
         for name, replica in listed.items():
             if name not in self.links:
-                link = self.links[name] = Link(self, replica, self.router.name, self.router.next_page())
+                link = self.links[name] = Link(self, replica, self.router.name, self.router.next_page(), self.router.node)
                 link.connect()
         for name in [name for name in self.links if name not in listed]:
             self.leave(name)

@@ -1,0 +1,152 @@
+"""How do two processes of one instance talk over TCP: who may connect, and when is the other one out of reach?
+
+Before anything else both prove by HMAC, over numbers drawn for this connection, that they know the instance's secret, which
+is never sent. The kernel asks idle peers for a sign of life, so that neither a busy interpreter nor a missing packet looks
+like an end: a connection over which nothing was heard for `LOST_AFTER_S` is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+import socket
+import struct
+import sys
+from typing import Final
+
+from headgate.errors import WireError
+
+LOST_AFTER_S: Final = 3.0
+"""So long after the last packet from its peer a connection is lost."""
+STARTS_UNTIL_S: Final = 2.0
+"""So long after the last packet from a router a replica starts what came from it, and no longer."""
+DROPPED_AFTER_S: Final = 2.5
+"""So long after it has lost the connection a router may be sure that the replica starts nothing of its own any more."""
+HANDSHAKE_S: Final = 5.0
+
+_MAGIC: Final = b"headgate\x01"
+_NONCE_BYTES: Final = 32
+_PROOF_BYTES: Final = 32
+_LAST_ACK_RECV: Final = struct.Struct("<56xI")  # of the kernel's `struct tcp_info`, in ms
+
+
+def address_of(node: str, host_and_port: str, path: str) -> str:
+    """The address of what can be reached in two ways: by a Unix socket from its own node, by TCP from all."""
+    return f"{node} {host_and_port} {path}"
+
+
+def as_seen_from(node: str, address: str) -> str:
+    """The way to an address: the path of a Unix socket, which is all that there is on one machine, or `host:port`."""
+    if is_path(address):
+        return address
+    its_node, host_and_port, path = address.split(" ", 2)
+    return path if its_node == node else host_and_port
+
+
+def is_path(address: str) -> bool:
+    """Whether this is the path of a Unix socket."""
+    return address.startswith("/")
+
+
+def split(address: str) -> tuple[str, int]:
+    """Host and port of an address such as `10.0.0.1:4711` or `[::1]:4711`."""
+    host, _, port = address.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def join(host: str, port: int) -> str:
+    """The address of a host and port."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def listen(host: str, backlog: int) -> socket.socket:
+    """A socket that takes connections at a free port of this address."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setblocking(False)
+        listener.bind((host, 0))
+        listener.listen(backlog)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+async def connect(address: str, secret: bytes) -> socket.socket:
+    """Connect, and have both sides prove that they know the secret.
+
+    Raises `OSError` where nobody listens, or too late, and `WireError` where the other one is of another instance.
+    """
+    loop = asyncio.get_running_loop()
+    host, port = split(address)
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        async with asyncio.timeout(HANDSHAKE_S):
+            await loop.sock_connect(sock, (host, port))
+            _set_options(sock)
+            theirs = await _receive(sock, len(_MAGIC) + _NONCE_BYTES)
+            if not theirs.startswith(_MAGIC):
+                raise WireError(f"what listens at {address} is not of this version of Headgate")
+            ours = secrets.token_bytes(_NONCE_BYTES)
+            theirs = theirs[len(_MAGIC) :]
+            await loop.sock_sendall(sock, ours + _proof(secret, b"connects", theirs, ours))
+            if not hmac.compare_digest(await _receive(sock, _PROOF_BYTES), _proof(secret, b"accepts", theirs, ours)):
+                raise WireError(f"what listens at {address} does not know this instance's secret")
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def admit(sock: socket.socket, secret: bytes) -> None:
+    """Have who has connected prove that they know the secret, and prove it to them.
+
+    Raises `OSError` where they leave or take too long, and `WireError` where they don't. The socket stays the caller's.
+    """
+    loop = asyncio.get_running_loop()
+    sock.setblocking(False)
+    _set_options(sock)
+    async with asyncio.timeout(HANDSHAKE_S):
+        ours = secrets.token_bytes(_NONCE_BYTES)
+        await loop.sock_sendall(sock, _MAGIC + ours)
+        answer = await _receive(sock, _NONCE_BYTES + _PROOF_BYTES)
+        theirs, proof = answer[:_NONCE_BYTES], answer[_NONCE_BYTES:]
+        if not hmac.compare_digest(proof, _proof(secret, b"connects", ours, theirs)):
+            raise WireError("who connected does not know this instance's secret")
+        await loop.sock_sendall(sock, _proof(secret, b"accepts", ours, theirs))
+
+
+def heard_ago_s(sock: socket.socket) -> float:
+    """How long ago the last packet of the peer came, its kernel's signs of life included; 0 where this system doesn't tell."""
+    if sys.platform != "linux":
+        return 0.0
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_ACK_RECV.size)
+    return float(_LAST_ACK_RECV.unpack(info)[0]) / 1e3
+
+
+def _proof(secret: bytes, role: bytes, accepts: bytes, connects: bytes) -> bytes:
+    return hmac.digest(secret, _MAGIC + role + accepts + connects, "sha256")
+
+
+async def _receive(sock: socket.socket, count: int) -> bytes:
+    loop = asyncio.get_running_loop()
+    data = b""
+    while len(data) < count:
+        more = await loop.sock_recv(sock, count - len(data))
+        if not more:
+            raise ConnectionResetError("the peer has left in the middle of the handshake")
+        data += more
+    return data
+
+
+def _set_options(sock: socket.socket) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "linux":
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(LOST_AFTER_S * 1e3))
