@@ -661,7 +661,7 @@ def test_what_is_sent_in_one_turn_leaves_together_or_by_32(tmp_path: Path) -> No
         with ours, theirs:
             theirs.setblocking(False)
             turn: list[Callable[[], object]] = []  # what is called at its end
-            link = Link(cast(Any, None), ReplicaEntry("r", "", ""), "router", str(tmp_path / "page"))
+            link = Link(cast(Any, None), ReplicaEntry("r", "/r", ""), "router", str(tmp_path / "page"))
             link._channel = channel = InterruptedChannel(ours, asyncio.get_running_loop(), wire.Decoder(), wire.CALLS)
             link._finally_call = turn.append
             decoder = wire.Decoder()
@@ -992,7 +992,8 @@ def test_a_router_without_a_free_descriptor_connects_once_there_is_one(tmp_path:
 
     async def scene() -> None:
         rig = Rig(tmp_path, lambda: "fine")
-        monkeypatch.setattr("headgate.router.link.socket", scarce)
+        for module in ("link", "remote"):
+            monkeypatch.setattr(f"headgate.router.{module}.socket", scarce)
         async with rig:
             call = rig.ask()
             await call.done
@@ -1006,8 +1007,9 @@ def test_a_replica_without_a_free_descriptor_takes_a_link_once_there_is_one(tmp_
     async def scene() -> None:
         rig = Rig(tmp_path, lambda: "fine")
         links = rig.replicas[0].links
-        scarce = _Scarce(links._listener, "accept")
-        links._listener = scarce  # type: ignore[assignment]  # it has all that is asked of it
+        used = max(links._listeners)
+        scarce = _Scarce(links._listeners[used], "accept")
+        links._listeners[used] = scarce  # type: ignore[assignment]  # it has all that is asked of it
         async with rig:
             call = rig.ask()
             await call.done
@@ -1076,7 +1078,10 @@ def test_garbage_in_place_of_an_answer_ends_the_link_and_no_call_is_forgotten(tm
     async def scene() -> None:
         async with Rig(tmp_path, lambda request: let_go.wait(10)) as rig:
             call = rig.ask(web=True)
-            await until(lambda: any(link.page[0] for link in rig.replicas[0].links.all), "it has started")
+            await until(
+                lambda: any(member.started_at for link in rig.replicas[0].links.all for member in list(link.members.values())),
+                "it has started",
+            )
             (link,) = rig.replicas[0].links.all
             (number,) = link.members
             for frame in _garbage_for(number)[what]:

@@ -236,40 +236,38 @@ class Links:
         self.only: ReplicaLink | None = None
         """The one link, where there is but one."""
         self.reading: Reading
-        self._listener: socket.socket | None = None
         self._host, self._node, self._secret = host, node, secret
-        self._tcp_listener: socket.socket | None = None
+        self._listeners: dict[bool, socket.socket] = {}  # by whether they are for other nodes
         self._admitting: set[asyncio.Task[None]] = set()
 
     async def listen(self) -> None:
         """Take links from now on."""
         self._loop = asyncio.get_running_loop()
         self.reading = Reading(self._loop)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.setblocking(False)
-        self._listener.bind(self.path)
-        self._listener.listen(_BACKLOG)
-        self._watch(self._listener)
+        listener = self._listeners[False] = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.setblocking(False)
+        listener.bind(self.path)
+        listener.listen(_BACKLOG)
         if self._host:
-            self._tcp_listener = remote.listen(self._host, _BACKLOG)
-            self._watch(self._tcp_listener)
-            host_and_port = remote.join(*self._tcp_listener.getsockname()[:2])
-            self.address = remote.address_of(self._node, host_and_port, self.path)
+            listener = self._listeners[True] = remote.listen(self._host, _BACKLOG)
+            self.address = remote.address_of(self._node, remote.join(*listener.getsockname()[:2]), self.path)
+        for is_remote in self._listeners:
+            self._watch(is_remote)
 
-    def _watch(self, listener: socket.socket) -> None:
-        if listener.fileno() >= 0:
-            self._loop.add_reader(listener, self._accept, listener)
+    def _watch(self, is_remote: bool) -> None:
+        if is_remote in self._listeners:
+            self._loop.add_reader(self._listeners[is_remote].fileno(), self._accept, is_remote)
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, is_remote: bool) -> None:
         try:
-            sock, _ = listener.accept()
+            sock, _ = self._listeners[is_remote].accept()
         except (BlockingIOError, ConnectionError):  # the router has given up already
             return
         except OSError:  # no descriptor is left, perhaps: it waits in the backlog, which would call here all the time
-            self._loop.remove_reader(listener)
-            self._loop.call_later(_ACCEPT_AGAIN_S, self._watch, listener)
+            self._loop.remove_reader(self._listeners[is_remote].fileno())
+            self._loop.call_later(_ACCEPT_AGAIN_S, self._watch, is_remote)
             return
-        if listener is self._listener:
+        if not is_remote:
             self._begin(sock, is_remote=False)
         elif len(self._admitting) < _MOST_STRANGERS:
             task = self._loop.create_task(self._admit(sock))
@@ -323,15 +321,16 @@ class Links:
 
     async def close(self) -> None:
         """Close the socket and every link."""
-        for listener in (self._listener, self._tcp_listener):
-            if listener is not None:
-                self._loop.remove_reader(listener)
-                listener.close()
+        was_open = bool(self._listeners)
+        while self._listeners:
+            _, listener = self._listeners.popitem()
+            self._loop.remove_reader(listener.fileno())
+            listener.close()
         for task in list(self._admitting):
             task.cancel()
         for link in list(self.all):
             link.close()
-        if self._listener is not None:
+        if was_open:
             self.reading.close()
         try:
             os.unlink(self.path)

@@ -93,8 +93,8 @@ class Link:
 
     async def _connect(self) -> None:
         hello = wire.Hello(wire.VERSION, self._router, self.entry.token, self._page_path)
-        while (channel := await self._connected_by_tcp() if self._is_remote else self._connected()) is None:
-            await asyncio.sleep(_RETRY_S)  # nobody tells when the replica listens
+        while (channel := await self._connected_by_tcp() if self._is_remote else self._connected()) is None:  # noqa: ASYNC110 - nobody tells when the replica listens
+            await asyncio.sleep(_RETRY_S)
         self._channel = channel
         channel.put(wire.encode(wire.HELLO, 0, meta=_encode(hello)), self._backend.router.now())
         channel.flush()
@@ -401,7 +401,7 @@ class Link:
         self._settle()
 
     def _settle(self) -> None:
-        """The process is dead, or starts nothing more: what had not started runs elsewhere. It may have started some since its link closed."""
+        """The replica starts nothing more: what had not started runs elsewhere. It may have started some since its link closed."""
         self._dead = None
         rest, self.unstarted = self.unstarted, []
         late = [call for call in rest if self._page[call.place]]
