@@ -1007,9 +1007,9 @@ def test_a_replica_without_a_free_descriptor_takes_a_link_once_there_is_one(tmp_
     async def scene() -> None:
         rig = Rig(tmp_path, lambda: "fine")
         links = rig.replicas[0].links
-        used = max(links._listeners)
-        scarce = _Scarce(links._listeners[used], "accept")
-        links._listeners[used] = scarce  # type: ignore[assignment]  # it has all that is asked of it
+        listens = links._gate or links
+        scarce = _Scarce(listens._listener, "accept")
+        listens._listener = scarce  # type: ignore[assignment]  # it has all that is asked of it
         async with rig:
             call = rig.ask()
             await call.done

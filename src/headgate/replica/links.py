@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 _FIRST_BODY_BYTES = 0
 _BACKLOG = 100
 _ACCEPT_AGAIN_S = 0.1
-_MOST_STRANGERS = 100
-"""So many may be proving at once that they belong to the instance."""
 _CHUNKS_TOGETHER_S = 0.0005  # parts of streams that are made faster than this leave together, the last of them at the runner's tick
 _log = logging.getLogger("headgate.replica")
 _decode_calls = msgspec.msgpack.Decoder(list[Member]).decode
@@ -236,58 +234,38 @@ class Links:
         self.only: ReplicaLink | None = None
         """The one link, where there is but one."""
         self.reading: Reading
-        self._host, self._node, self._secret = host, node, secret
-        self._listeners: dict[bool, socket.socket] = {}  # by whether they are for other nodes
-        self._admitting: set[asyncio.Task[None]] = set()
+        self._listener: socket.socket | None = None
+        self._node = node
+        self._gate = remote.Gate(host, secret, _BACKLOG, lambda sock: self._begin(sock, is_remote=True)) if host else None
+        """Where routers of other nodes come in."""
 
     async def listen(self) -> None:
         """Take links from now on."""
         self._loop = asyncio.get_running_loop()
         self.reading = Reading(self._loop)
-        listener = self._listeners[False] = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.setblocking(False)
-        listener.bind(self.path)
-        listener.listen(_BACKLOG)
-        if self._host:
-            listener = self._listeners[True] = remote.listen(self._host, _BACKLOG)
-            self.address = remote.address_of(self._node, remote.join(*listener.getsockname()[:2]), self.path)
-        for is_remote in self._listeners:
-            self._watch(is_remote)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.setblocking(False)
+        self._listener.bind(self.path)
+        self._listener.listen(_BACKLOG)
+        self._watch_listener()
+        if self._gate is not None:
+            self.address = remote.address_of(self._node, self._gate.open(), self.path)
 
-    def _watch(self, is_remote: bool) -> None:
-        if is_remote in self._listeners:
-            self._loop.add_reader(self._listeners[is_remote].fileno(), self._accept, is_remote)
+    def _watch_listener(self) -> None:
+        if self._listener is not None and self._listener.fileno() >= 0:
+            self._loop.add_reader(self._listener, self._accept)
 
-    def _accept(self, is_remote: bool) -> None:
+    def _accept(self) -> None:
+        assert self._listener is not None
         try:
-            sock, _ = self._listeners[is_remote].accept()
+            sock, _ = self._listener.accept()
         except (BlockingIOError, ConnectionError):  # the router has given up already
             return
         except OSError:  # no descriptor is left, perhaps: it waits in the backlog, which would call here all the time
-            self._loop.remove_reader(self._listeners[is_remote].fileno())
-            self._loop.call_later(_ACCEPT_AGAIN_S, self._watch, is_remote)
+            self._loop.remove_reader(self._listener)
+            self._loop.call_later(_ACCEPT_AGAIN_S, self._watch_listener)
             return
-        if not is_remote:
-            self._begin(sock, is_remote=False)
-        elif len(self._admitting) < _MOST_STRANGERS:
-            task = self._loop.create_task(self._admit(sock))
-            self._admitting.add(task)
-            task.add_done_callback(self._admitting.discard)
-        else:
-            sock.close()
-
-    async def _admit(self, sock: socket.socket) -> None:
-        try:
-            await remote.admit(sock, self._secret)
-        except WireError as error:
-            _log.warning("refused a link: %s", error)
-            sock.close()
-        except BaseException as error:
-            sock.close()
-            if not isinstance(error, OSError):
-                raise
-        else:
-            self._begin(sock, is_remote=True)
+        self._begin(sock, is_remote=False)
 
     def _begin(self, sock: socket.socket, *, is_remote: bool) -> None:
         link = ReplicaLink(self, sock, self._loop, is_remote=is_remote)
@@ -321,16 +299,14 @@ class Links:
 
     async def close(self) -> None:
         """Close the socket and every link."""
-        was_open = bool(self._listeners)
-        while self._listeners:
-            _, listener = self._listeners.popitem()
-            self._loop.remove_reader(listener.fileno())
-            listener.close()
-        for task in list(self._admitting):
-            task.cancel()
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+        if self._gate is not None:
+            self._gate.close()
         for link in list(self.all):
             link.close()
-        if was_open:
+        if self._listener is not None:
             self.reading.close()
         try:
             os.unlink(self.path)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import secrets
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from typing import Final
 
 from headgate.errors import WireError
@@ -25,6 +27,10 @@ DROPPED_AFTER_S: Final = 2.5
 """So long after it has lost the connection a router may be sure that the replica starts nothing of its own any more."""
 HANDSHAKE_S: Final = 5.0
 
+_MOST_STRANGERS: Final = 100
+"""So many may be proving at once that they belong to the instance."""
+_ACCEPT_AGAIN_S: Final = 0.1
+_log = logging.getLogger("headgate.router")
 _MAGIC: Final = b"headgate\x01"
 _NONCE_BYTES: Final = 32
 _PROOF_BYTES: Final = 32
@@ -60,18 +66,71 @@ def join(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def listen(host: str, backlog: int) -> socket.socket:
-    """A socket that takes connections at a free port of this address."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
+class Gate:
+    """Takes TCP connections on a free port of `host`, and hands on those whose peers know the secret.
+
+    `admitted` is called with each such socket, on the event loop on which the gate was opened.
+    """
+
+    def __init__(self, host: str, secret: bytes, backlog: int, admitted: Callable[[socket.socket], object]) -> None:
+        self._host = host
+        self._secret = secret
+        self._backlog = backlog
+        self._admitted = admitted
+        self._listener: socket.socket | None = None
+        self._strangers: set[asyncio.Task[None]] = set()
+
+    def open(self) -> str:
+        """Take connections from now on; returns host and port."""
+        self._loop = asyncio.get_running_loop()
+        listener = self._listener = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET, socket.SOCK_STREAM)
         listener.setblocking(False)
-        listener.bind((host, 0))
-        listener.listen(backlog)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
+        listener.bind((self._host, 0))
+        listener.listen(self._backlog)
+        self._watch()
+        return join(*listener.getsockname()[:2])
+
+    def close(self) -> None:
+        """Take no more; who is still proving itself is sent away."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            self._loop.remove_reader(listener.fileno())
+            listener.close()
+        for task in self._strangers:
+            task.cancel()
+
+    def _watch(self) -> None:
+        if self._listener is not None:
+            self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            sock, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionError):  # they have given up already
+            return
+        except OSError:  # no descriptor is left, perhaps: it waits in the backlog, which would call here all the time
+            self._loop.remove_reader(self._listener.fileno())
+            self._loop.call_later(_ACCEPT_AGAIN_S, self._watch)
+            return
+        if len(self._strangers) >= _MOST_STRANGERS:
+            sock.close()
+            return
+        task = self._loop.create_task(self._admit(sock))
+        self._strangers.add(task)
+        task.add_done_callback(self._strangers.discard)
+
+    async def _admit(self, sock: socket.socket) -> None:
+        try:
+            await admit(sock, self._secret)
+        except BaseException as error:
+            sock.close()
+            if isinstance(error, WireError):
+                _log.warning("refused a connection: %s", error)
+            elif not isinstance(error, OSError):
+                raise
+        else:
+            self._admitted(sock)
 
 
 async def connect(address: str, secret: bytes) -> socket.socket:
