@@ -6,11 +6,15 @@ import asyncio
 import os
 import socket
 import stat
+from pathlib import Path
 
 import pytest
 
+from headgate.controller.server import Connection, ControlServer
 from headgate.core import messages
 from headgate.core.messages import PROTOCOL, Applied, Count, CreateEndpoint, Describe, Hello, Message, RoutingTable, VerbCall, Welcome
+from headgate.errors import NotRunningError
+from headgate.router.control import ControlLink
 from tests.controller.rig import PATIENCE_S, Process, Rig, play
 from tests.support import until
 
@@ -124,3 +128,41 @@ def test_who_does_not_read_is_sent_only_the_latest_table_once_it_reads_again():
         assert len(tables) < count
 
     play(scene)
+
+
+class _Listener:
+    """What a server tells."""
+
+    def __init__(self) -> None:
+        self.received_messages: list[Message] = []
+
+    def connected(self, connection: Connection, hello: Hello) -> bool:
+        connection.send(Welcome("test", (), "/nowhere"))
+        return True
+
+    def received(self, connection: Connection, message: Message) -> None:
+        self.received_messages.append(message)
+
+    def lost(self, connection: Connection) -> None: ...
+
+
+def test_over_tcp_only_those_are_heard_who_know_the_secret(tmp_path: Path) -> None:
+    async def scene() -> None:
+        owner = _Listener()
+        server = ControlServer(str(tmp_path / "control.sock"), owner, host="127.0.0.1", secret=b"secret")
+        await server.open()
+        hello = Hello(PROTOCOL, "client", "x", 1)
+        friend = ControlLink(server.address, lambda: hello, lambda message: None, secret=b"secret")
+        stranger = ControlLink(server.address, lambda: hello, lambda message: None, secret=b"guessed", gone_after_s=0.3)
+        for link in (friend, stranger):
+            link.start()
+        assert (await friend.connected()).name == "test"
+        friend.send(Applied(1))
+        with pytest.raises(NotRunningError):
+            await stranger.connected()
+        await until(lambda: owner.received_messages == [Applied(1)], "it is heard")
+        for link in (friend, stranger):
+            await link.close()
+        await server.close()
+
+    asyncio.run(asyncio.wait_for(scene(), 20))

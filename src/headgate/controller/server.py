@@ -18,6 +18,7 @@ from typing import Protocol, cast
 from headgate.core import messages
 from headgate.core.messages import Hello, Message, RoutingTable
 from headgate.errors import WireError
+from headgate.router.remote import Gate
 
 _log = logging.getLogger("headgate.controller")
 
@@ -79,8 +80,10 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # not asserted: uvloop's has no such base
-        peer = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        pid, uid, _ = _CREDENTIALS.unpack(peer)
+        sock = transport.get_extra_info("socket")
+        if sock.family != socket.AF_UNIX:  # it came through the gate
+            return
+        pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         if uid != os.getuid():
             _log.warning("refused a connection of process %d: it runs as user %d, this instance as %d", pid, uid, os.getuid())
             self._refuse()
@@ -142,9 +145,13 @@ class Connection(asyncio.Protocol):
 
 
 class ControlServer:
-    """Listens at `path`, for the same user's processes only."""
+    """Listens at `path`, for the same user's processes only; and where a host is given there too, for those who know the secret."""
 
-    def __init__(self, path: str, owner: Owner) -> None:
+    def __init__(self, path: str, owner: Owner, *, host: str = "", secret: bytes = b"") -> None:
+        self.address = path
+        """Where it is reached, once it is open: from other nodes, where a host was given."""
+        self._gate = Gate(host, secret, _BACKLOG, self._take) if host else None
+        self._taking: set[asyncio.Task[object]] = set()
         self._path = path
         self._owner = owner
         self._server: asyncio.Server | None = None
@@ -161,11 +168,15 @@ class ControlServer:
         finally:
             os.umask(mask)
         self._server = await asyncio.get_running_loop().create_unix_server(self._accept, sock=listener, backlog=_BACKLOG)
+        if self._gate is not None:
+            self.address = self._gate.open()
 
     async def close(self) -> None:
         """Stop listening and end every connection, each after what was sent to it."""
         if self._server is not None:
             self._server.close()
+        if self._gate is not None:
+            self._gate.close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
         for connection in list(self._connections):
@@ -174,6 +185,11 @@ class ControlServer:
             if not self._connections:
                 return
             await asyncio.sleep(0.01)
+
+    def _take(self, sock: socket.socket) -> None:
+        task = asyncio.ensure_future(asyncio.get_running_loop().connect_accepted_socket(self._accept, sock))
+        self._taking.add(task)
+        task.add_done_callback(self._taking.discard)
 
     def _accept(self) -> Connection:
         connection = Connection(self._owner, self._connections.discard)

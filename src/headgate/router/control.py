@@ -16,7 +16,7 @@ from typing import cast
 from headgate.core import messages
 from headgate.core.messages import Hello, Message, Verb, VerbCall, VerbDone, Welcome
 from headgate.errors import NotRunningError, WireError
-from headgate.router import whereabouts
+from headgate.router import remote, whereabouts
 from headgate.router.channel import let_go
 
 FIRST_DELAY_S = 0.01
@@ -28,22 +28,24 @@ GONE_AFTER_S = 15.0
 class ControlLink:
     """One process's connection with the controller; reconnects until closed; verbs are re-sent under the same id.
 
-    `path` is the controller's Unix socket; `hello` is asked for at each connection, so that it can tell the state of
-    then. `on_message` gets everything but answers to verbs and welcomes. `on_gone` is called when the controller has been
-    out of reach for `GONE_AFTER_S`, and, with True, when the instance has ended for good: its folder is gone, or another instance of
-    its name has taken its place. All run on the loop.
+    `address` is the path of the controller's Unix socket; or its host and port, where it must know the `secret`. `hello` is asked for
+    at each connection, so that it can tell the state of then. `on_message` gets everything but answers to verbs and welcomes. `on_gone`
+    is called when the controller has been out of reach for `GONE_AFTER_S`, and, with True, when the instance has ended for good: its
+    folder is gone, or another instance of its name has taken its place. All run on the loop.
     """
 
     def __init__(
         self,
-        path: str,
+        address: str,
         hello: Callable[[], Hello],
         on_message: Callable[[Message], None],
         *,
         on_gone: Callable[[bool], None] | None = None,
         gone_after_s: float = GONE_AFTER_S,
+        secret: bytes = b"",
     ) -> None:
-        self._path = path
+        self._address = address
+        self._secret = secret
         self._hello = hello
         self._on_message = on_message
         self._on_gone = on_gone
@@ -122,8 +124,8 @@ class ControlLink:
         while True:
             connection = _Connection(self)
             try:
-                await self._loop.create_unix_connection(lambda made=connection: made, self._path)  # type: ignore[misc]  # mypy can't type a lambda with a default
-            except OSError:
+                await self._connect(connection)
+            except (OSError, WireError):  # nobody listens there, or it is another instance by now
                 pass
             else:
                 try:
@@ -132,7 +134,7 @@ class ControlLink:
                     connection.end()
                 if self._welcome is not None:
                     delay_s, lost_at, self._welcome = FIRST_DELAY_S, self._loop.time(), None
-            ended = ended or connection.stranger or not whereabouts.runs(os.path.dirname(self._path))
+            ended = ended or connection.stranger or self._has_ended()
             if ended or self._loop.time() - lost_at > self._gone_after_s:
                 self._gone = True
                 why = "the instance has ended" if ended else f"its controller could not be reached for {self._gone_after_s:g} s"
@@ -141,6 +143,21 @@ class ControlLink:
                     self._on_gone(ended)
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, LONGEST_DELAY_S)
+
+    async def _connect(self, connection: _Connection) -> None:
+        if remote.is_path(self._address):
+            await self._loop.create_unix_connection(lambda: connection, self._address)
+            return
+        sock = await remote.connect(self._address, self._secret)
+        try:
+            await self._loop.create_connection(lambda: connection, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _has_ended(self) -> bool:
+        """Whether the instance is known to have ended, with its folder."""
+        return remote.is_path(self._address) and not whereabouts.runs(os.path.dirname(self._address))
 
     def _made(self, transport: asyncio.WriteTransport) -> None:
         self._transport = transport
