@@ -38,9 +38,13 @@ class Outcome(NamedTuple):
     connected_at: float
     """When its connection was made."""
     sent_at: float
+    written_at: float
+    """When all of it was with the kernel; infinity where it never was."""
     ended_at: float
     body: str
     retry_after: str
+    port: int
+    """The client's own, of its connection; 0 where there was none."""
 
     @property
     def took_s(self) -> float:
@@ -118,7 +122,8 @@ class Load:
 
     async def _one(self, name: str) -> None:
         sent_at = connected_at = time.monotonic()
-        status, body, retry_after = REFUSED, "", ""
+        written_at = math.inf
+        status, body, retry_after, port = REFUSED, "", "", 0
         writer: asyncio.StreamWriter | None = None
         try:
             async with asyncio.timeout(self._timeout_s + _PATIENCE_S):
@@ -129,8 +134,9 @@ class Load:
                 else:
                     reader, writer = await asyncio.open_connection(*self._address)
                     connected_at = time.monotonic()
-                status = NO_ANSWER
+                status, port = NO_ANSWER, writer.get_extra_info("sockname")[1]
                 writer.write(f"{self._head}{len(name)}\r\n\r\n{name}".encode())
+                written_at = time.monotonic()
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 fields = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:-2])
                 body = (await reader.readexactly(int(fields["content-length"]))).decode()
@@ -143,6 +149,6 @@ class Load:
         except (OSError, asyncio.IncompleteReadError):
             pass
         finally:
-            self.outcomes.append(Outcome(name, status, connected_at, sent_at, time.monotonic(), body, retry_after))
+            self.outcomes.append(Outcome(name, status, connected_at, sent_at, written_at, time.monotonic(), body, retry_after, port))
             if writer is not None:
                 writer.close()

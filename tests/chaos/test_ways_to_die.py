@@ -8,7 +8,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import requests
 from headgate import serve
 from headgate.serve import Instance
 from tests.chaos.conftest import Figures
-from tests.chaos.moments import ready
+from tests.chaos.moments import ready, under_way
 from tests.support import TIME_FACTOR, wait_until
 
 
@@ -183,6 +183,47 @@ def test_a_request_that_met_three_deaths_is_given_up_and_named_in_the_log(capfd:
         assert answer.status_code == 502
         assert "too many deaths" in answer.json()["detail"]
     assert "request poison-1 to endpoint 'e' met the deaths of 3 replicas" in capfd.readouterr().err
+
+
+class Streams:
+    """Sends one chunk of a stream that never ends, where it is asked for one; each begin is a line in the file `begun`."""
+
+    def __init__(self, begun: str) -> None:
+        self._begun = os.open(begun, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def __call__(self, request: Any) -> str | Iterator[str]:
+        name: str = request.data.decode()
+        os.write(self._begun, f"{name}\n".encode())
+        return self._stream() if name == "stream" else name
+
+    def _stream(self) -> Iterator[str]:
+        yield "one"
+        time.sleep(600)
+
+
+@pytest.mark.parametrize("idempotent", [False, True], ids=["once", "idempotent"])
+def test_a_stream_whose_replica_is_killed_after_a_chunk_is_cut_and_nothing_runs_twice(idempotent: bool, instance: Instance, tmp_path: Path):
+    instance.create_backend("b", Streams, str(tmp_path / "begun"), config={"idempotent": idempotent})
+    instance.create_endpoint("e", "/e", ["POST"], backend="b")
+    url = f"{instance.http_url}/e"
+    host, port = instance.http_url.removeprefix("http://").split(":")
+    (victim,) = ready(instance, "b")
+    with socket.create_connection((host, int(port)), timeout=20) as connection, ThreadPoolExecutor(1) as threads:
+        connection.sendall(b"POST /e HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n\r\nstream")
+        received = b""
+        while not received.endswith(b"\r\n\r\n3\r\none\r\n"):
+            more = connection.recv(65536)
+            assert more, received
+            received += more
+        behind = threads.submit(requests.post, url, "behind", timeout=20)
+        wait_until(lambda: under_way(instance, "b") == 2)
+        os.kill(victim, signal.SIGKILL)
+        assert connection.recv(65536) == b"", "the connection ends, and the body has no end"
+        assert behind.result().text == "behind"
+    assert requests.post(url, "next", timeout=20).text == "next"
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert b"transfer-encoding: chunked\r\n" in received
+    assert (tmp_path / "begun").read_text().split() == ["stream", "behind", "next"]
 
 
 class OneAnswer:
