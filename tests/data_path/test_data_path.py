@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import math
+import os
 import socket
 import threading
 import time
@@ -26,7 +27,7 @@ from headgate.router import payload
 from headgate.router.channel import Channel
 from headgate.router.context import context
 from headgate.router.link import Link
-from tests.data_path.rig import Asked, Rig
+from tests.data_path.rig import Asked, Replica, Rig
 from tests.support import until
 
 Scene = Callable[[], Coroutine[Any, Any, None]]
@@ -1107,5 +1108,57 @@ def test_a_closed_router_fails_what_is_left_and_refuses_the_rest(tmp_path: Path)
             assert refused.info is not None
             assert refused.info.reason == "shutting down"
             let_go.set()
+
+    play(scene)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_no_task_stays_of_links_and_calls_that_have_come_and_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_async: bool) -> None:
+    monkeypatch.delattr(os, "pidfd_open")  # these replicas die without their process: their sockets tell
+
+    def handler(x: int) -> int:
+        return x
+
+    async def handler_async(x: int) -> int:
+        await asyncio.sleep(0)
+        return x
+
+    async def play_round(rig: Rig, number: int) -> None:
+        """One replica comes, one goes, and one is listed that never listens, while calls are under way."""
+        await rig.linked()
+        old, links = rig.replicas[1], rig.router._backends["b"].links
+        rig.replicas.append(Replica(tmp_path, rig.handler, rig.config, batch=False))
+        never = ReplicaEntry(f"never-{number}", str(tmp_path / "never"), "secret")
+        rig.apply(backends={"b": msgspec.structs.replace(rig.entry(), replicas=(*rig.entry().replicas, never))})
+        calls = [rig.ask(place) for place in range(100)]
+        for call in calls[::10]:
+            rig.router.cancel(call)
+        if number % 2:  # its link breaks, and is made anew
+            (link,) = old.links.all
+            old.io_loop.call_soon_threadsafe(link.close)
+            await until(lambda: old.id not in links)
+            rig.apply()
+            await rig.linked()
+        rig.replicas.remove(old)
+        rig.apply()  # what it still has it may finish
+        await asyncio.gather(*(call.done for place, call in enumerate(calls) if place % 10))
+        assert {call.info.kind for call in calls if call.info} <= {"ReplicaDiedError"}
+        await until(lambda: old.id not in links and not old.runner._async_running)
+        await asyncio.to_thread(old.close)
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler_async if is_async else handler, replicas=2) as rig:
+            lasting = rig.replicas[0]
+            loops = [loop for loop in (asyncio.get_running_loop(), lasting.io_loop, lasting.user_loop) if loop is not None]
+
+            def tasks() -> list[int]:
+                return [len(asyncio.all_tasks(loop)) for loop in loops]
+
+            await rig.linked()
+            before = tasks()
+            for number in range(40):
+                await play_round(rig, number)
+            await until(lambda: tasks() == before, "there are as many tasks as before")
+            assert rig.router.active == 0
 
     play(scene)
