@@ -308,11 +308,11 @@ class Controller:
             else:
                 _log.warning("replica %s of backend %r ended: %s", replica.id, replica.tag, replica.fault)
                 self._fleet.deaths[replica.tag] += 1
+                fault = f"replica {replica.id} ended: {replica.fault}"
                 if life.died_early(life.READY, replica.answered, now - replica.ready_at):
-                    fault = f"replica {replica.id} ended: {replica.fault}"
                     self._restarts.failed(replica.tag, replica.id, life.READY, fault, no_room=False, now=now)
                 else:
-                    self._restarts.forget(replica.tag)
+                    self._restarts.replaced(replica.tag, fault)
         self._reconcile()
 
     def _dismiss(self, replica: Replica | None) -> None:
