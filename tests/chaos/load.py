@@ -54,10 +54,11 @@ class Outcome(NamedTuple):
 class Load:
     """Requests to `url`, `rate` a second at random moments (Poisson), from entry to exit of the `with` block; in a thread of its own.
 
-    Each gives the server `timeout_s` for the answer. On exit no more are sent, and all that were are waited for.
+    Each gives the server `timeout_s` for the answer, and its name is the URL's path, or `name`, and a number. On exit no more are sent,
+    and all that were are waited for.
     """
 
-    def __init__(self, url: str, rate: float, *, timeout_s: float = 5.0, seed: int = 1) -> None:
+    def __init__(self, url: str, rate: float, *, timeout_s: float = 5.0, seed: int = 1, name: str = "") -> None:
         parts = urlsplit(url)
         self.outcomes: list[Outcome] = []
         """In the order of their ends."""
@@ -68,7 +69,8 @@ class Load:
         self._rate = rate
         self._timeout_s = timeout_s
         self._chance = random.Random(seed)
-        self._names = (f"{parts.path.strip('/')}-{number}" for number in itertools.count())
+        prefix = name or parts.path.strip("/")
+        self._names = (f"{prefix}-{number}" for number in itertools.count())
         self._free: deque[tuple[asyncio.StreamReader, asyncio.StreamWriter, float]] = deque()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name=f"load on {url}")
@@ -139,7 +141,7 @@ class Load:
                 written_at = time.monotonic()
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 fields = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:-2])
-                body = (await reader.readexactly(int(fields["content-length"]))).decode()
+                body = (await _body(reader, fields)).decode()
                 status, retry_after = int(head[9:12]), fields.get("retry-after", "")
                 if fields.get("connection") != "close":
                     self._free.append((reader, writer, connected_at))
@@ -152,3 +154,15 @@ class Load:
             self.outcomes.append(Outcome(name, status, connected_at, sent_at, written_at, time.monotonic(), body, retry_after, port))
             if writer is not None:
                 writer.close()
+
+
+async def _body(reader: asyncio.StreamReader, fields: dict[str, str]) -> bytes:
+    """By its length, or in chunks until the last one."""
+    if "content-length" in fields:
+        return await reader.readexactly(int(fields["content-length"]))
+    body = b""
+    while size := int((await reader.readline()).decode() or "x", 16):
+        body += await reader.readexactly(size)
+        await reader.readexactly(2)
+    await reader.readexactly(2)
+    return body

@@ -45,6 +45,11 @@ def under_way(instance: Instance, tag: str) -> int:
     return sum(depth.in_flight for depth in instance.stat().counters.queues if depth.backend == tag)
 
 
+def wait_nothing_under_way(instance: Instance, tag: str) -> None:
+    """Until a backend has no request, queued or running."""
+    wait_until(lambda: under_way(instance, tag) == 0, what=f"nothing is under way at {tag}")
+
+
 def kill_with_clients(pid: int) -> tuple[float, frozenset[int]]:
     """Kill a process. Returns when, and the ports of the clients that were connected to it then, over IPv4.
 
