@@ -455,6 +455,30 @@ def test_a_removed_replica_answers_what_it_has_and_gets_nothing_new(tmp_path: Pa
     play(scene)
 
 
+def test_a_removed_replica_that_is_listed_again_while_it_has_calls_takes_new_ones(tmp_path: Path) -> None:
+    began, go = threading.Event(), threading.Event()
+
+    def handler(x: int) -> int:
+        began.set()
+        assert x == 0 or go.wait(10)
+        return x
+
+    async def scenario() -> None:
+        async with Rig(tmp_path, handler, request_timeout=None) as rig:
+            await rig.linked()
+            first = rig.ask(1)
+            await asyncio.to_thread(began.wait, 10)
+            rig.apply(backends={"b": msgspec.structs.replace(rig.entry(), replicas=(), starting=1)})
+            second = rig.ask(0)
+            rig.apply()
+            go.set()
+            await first.done
+            await second.done
+            assert (first.value, second.value) == (1, 0)
+
+    play(scenario)
+
+
 def test_a_removed_endpoint_is_idle_once_its_calls_are_answered(tmp_path: Path) -> None:
     let_go = threading.Event()
 

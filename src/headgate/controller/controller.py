@@ -202,7 +202,7 @@ class Controller:
                 wanted = old.config.num_replicas if old is not None else 0
                 found_of_it.sort(key=lambda found: found.state == life.STARTING)
                 found_of_it = found_of_it[wanted:]
-            if not found_of_it:
+            if not found_of_it and not self._in_a_gap(verb, by_generation):
                 self._store.forget(verb.id)
                 continue
             carried.append((verb, [self._fleet.adopt(found, held=True, config=verb.backend.config) for found in found_of_it]))
@@ -223,6 +223,11 @@ class Controller:
         self._adopted.set()
         self._ingresses.start([found for found in running if found.role == "ingress"])
         self._reconcile()
+
+    def _in_a_gap(self, verb: Pending, running: dict[tuple[str, int], list[Running]]) -> bool:
+        """Whether old replicas of a backend have made room already for those of an update."""
+        old = self._verbs.state.backends.get(verb.backend.tag)
+        return verb.kind == "update" and old is not None and len(running.get((old.tag, old.generation), [])) < old.config.num_replicas
 
     def _config_of(self, spec: ReplicaSpec) -> BackendConfig:
         backend = self._verbs.state.backends.get(spec.backend)

@@ -105,6 +105,8 @@ class Verbs:
 
     def carry_on(self, pending: Pending, replicas: list[Replica]) -> None:
         """Go on with a verb that an earlier controller began, and of which these replicas run, held."""
+        if pending.kind == "update":
+            self._rollouts.resume(self.state.backends[pending.backend.tag], pending.backend, replicas)
         self._begin(pending.id, self._carry_on(pending, replicas), self._tasks)
 
     async def give_up(self) -> None:

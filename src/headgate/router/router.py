@@ -72,7 +72,7 @@ class Router:
             if tag in self._backends:
                 self._backends[tag].update(entry)
             else:
-                self._backends[tag] = BackendRoute(self, entry)
+                self._backends[tag] = _Route(self, entry)
         for name, endpoint in table.endpoints.items():
             known = self._endpoints.get(name)
             if known is None:
@@ -362,6 +362,18 @@ class Router:
             for call in [*waiting, *sent]:
                 self.fail(call, unavailable("its router was closed", "shutting down", None), now)
             backend.close()
+
+
+class _Route(BackendRoute):
+    """A backend of whose calls none waits in vain."""
+
+    def update(self, entry: BackendEntry) -> None:
+        super().update(entry)
+        for replica in entry.replicas:
+            if replica.id in self._leaving:  # it stays after all: who had it leave died before it was told to
+                self._leaving.remove(replica.id)
+                self.dispatcher.add_replica(replica.id)
+                self.pump(self.router.now())
 
 
 class _Shadow(Call):
