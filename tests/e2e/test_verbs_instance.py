@@ -200,6 +200,34 @@ def test_shutdown_finishes_what_was_admitted(tmp_path: Path) -> None:
             serve.get_handle("e")
 
 
+def test_a_replica_that_calls_another_endpoint_for_the_first_time_while_the_instance_shuts_down_is_answered(tmp_path: Path) -> None:
+    class Outer:
+        def __init__(self, inner: serve.Handle) -> None:
+            self.inner = inner
+
+        def __call__(self, request: Any) -> str:
+            (tmp_path / "begun").touch()
+            wait_until((tmp_path / "go").exists, 30)
+            return str(self.inner.remote().result(10))
+
+    with serve.init(http_port=0) as instance:
+        serve.create_backend("inner", hello)
+        serve.create_endpoint("inner", backend="inner")
+        serve.create_backend("outer", Outer, serve.get_handle("inner"))
+        serve.create_endpoint("outer", "/outer", backend="outer")
+        answers: list[str] = []
+        thread = threading.Thread(target=lambda: answers.append(requests.get(f"{instance.http_url}/outer", timeout=20).text))
+        thread.start()
+        wait_until((tmp_path / "begun").exists)
+        shutting_down = threading.Thread(target=serve.shutdown)
+        shutting_down.start()
+        wait_until(lambda: requests.get(f"{instance.http_url}/-/readyz", timeout=10).json()["status"] == "shutting down")
+        (tmp_path / "go").touch()
+        shutting_down.join(20)
+        thread.join(10)
+        assert answers == ["hello"]
+
+
 def test_an_exception_in_the_with_block_shuts_down_too() -> None:
     with pytest.raises(ZeroDivisionError), serve.init(http_port=0):
         raise ZeroDivisionError

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Collection
 
 import msgspec
 
@@ -66,8 +65,8 @@ class Controller:
         self._http_urls = http_urls
         self._changes = Changes()
         self._tasks = Tasks()
-        self._routers = Routers(self._changes)
         self._fleet = Fleet(engine, settings, self._tasks, self._changes, changed=self._publish, over=self._replica_over)
+        self._routers = Routers(self._changes, in_replica=self._is_in_replica)
         self._rollouts = Rollouts(engine, self._fleet, self._changes, reconcile=self._reconcile)
         self._ingresses = Ingresses(engine, settings, self._routers, self._tasks, self._changes)
         self._server = ControlServer(settings.control_path, self)
@@ -141,11 +140,15 @@ class Controller:
         connection.send(Welcome(self._settings.name, self._http_urls, self._settings.folder, self._settings.id))
         if hello.routes:
             self._routers.add(connection)
-        if hello.role == "replica" and hello.state == life.READY:
-            replica = self._fleet.get(hello.id)
-            if replica is not None:  # it was out of reach, and may have missed a change
+        replica = self._fleet.get(hello.id) if hello.role == "replica" else None
+        if replica is not None:
+            replica.pid = hello.pid
+            if hello.state == life.READY:  # it was out of reach, and may have missed a change
                 self._fleet.configure([replica], replica.config)
         return True
+
+    def _is_in_replica(self, hello: Hello) -> bool:
+        return hello.role == "client" and any(replica.pid == hello.pid for replica in self._fleet.all())
 
     def received(self, connection: Connection, message: Message) -> None:
         """See `Owner`."""
@@ -265,8 +268,8 @@ class Controller:
             self._dismiss(self._fleet.get(id))
         self._publish()
 
-    def _publish(self, *, spare: Collection[int] = ()) -> int:
-        """Push the table if it has changed, but not to the processes in `spare`; returns the version to wait for."""
+    def _publish(self) -> int:
+        """Push the table if it has changed; returns the version to wait for."""
         if not self._adopted.is_set():
             return -1
         ready: dict[str, list[ReplicaEntry]] = {}
@@ -286,7 +289,7 @@ class Controller:
             faults=self._restarts.faults(),
             base=msgspec.structs.replace(self._base, closing=self._closing),
         )
-        return self._routers.publish(table, self._epoch, spare=spare)
+        return self._routers.publish(table, self._epoch)
 
     async def _start_alone(self, replica: Replica) -> None:
         """Start a replica that no verb waits for. What becomes of a failure is decided where every end is."""
@@ -396,8 +399,7 @@ class Controller:
         """Refuse new work; drain; stop replicas, then ingresses; then nothing is left but this process."""
         _log.info("shutting down: new work is refused")
         self._closing = True
-        # Not in replicas: what they have admitted may need to call another endpoint before it is answered.
-        self._publish(spare=[replica.pid for replica in self._fleet.all() if replica.pid is not None])
+        self._publish()
         await self._verbs.give_up()  # what had not finished is as if it had not begun
         graces = [replica.config.graceful_shutdown_timeout for replica in self._fleet.all() if replica.state == life.READY]
         deadline = self._now() + max(graces, default=0.0)
