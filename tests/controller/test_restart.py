@@ -329,6 +329,25 @@ def test_what_is_no_longer_wanted_is_drained_by_the_next_controller():
     play(scene)
 
 
+def test_a_deleted_backend_that_routers_have_requests_for_is_kept_going_by_the_next_controller():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1", num_replicas=2, graceful_shutdown_timeout=1000.0)
+        rig.ingress.busy_backends = ("v1",)
+        first = asyncio.create_task(rig.repeat("id-1", DeleteBackend("v1")))
+        await until(lambda: "v1" in rig.ingress.table.leaving, "it is leaving")
+        await crash_during(rig, first)
+        await rig.start()
+        dead, _ = rig.replicas("v1")
+        rig.engine.end(dead)
+        await until(lambda: len(rig.replicas("v1")) == 2 and dead not in rig.replicas("v1"), "what dies is replaced")
+        await until(lambda: len(rig.ingress.table.leaving["v1"].replicas) == 2, "routers are told")
+        rig.ingress.is_idle()
+        assert (await rig.repeat("id-1", DeleteBackend("v1"))).error is None
+        assert rig.replicas("v1") == []
+
+    play(scene)
+
+
 def test_adopted_replicas_are_told_their_config_again():
     async def scene(rig: Rig) -> None:
         await rig.create("v1")
