@@ -455,6 +455,30 @@ def test_a_removed_replica_answers_what_it_has_and_gets_nothing_new(tmp_path: Pa
     play(scene)
 
 
+def test_a_removed_replica_that_is_listed_again_while_it_has_calls_takes_new_ones(tmp_path: Path) -> None:
+    began, go = threading.Event(), threading.Event()
+
+    def handler(x: int) -> int:
+        began.set()
+        assert x == 0 or go.wait(10)
+        return x
+
+    async def scenario() -> None:
+        async with Rig(tmp_path, handler, request_timeout=None) as rig:
+            await rig.linked()
+            first = rig.ask(1)
+            await asyncio.to_thread(began.wait, 10)
+            rig.apply(backends={"b": msgspec.structs.replace(rig.entry(), replicas=(), starting=1)})
+            second = rig.ask(0)
+            rig.apply()
+            go.set()
+            await first.done
+            await second.done
+            assert (first.value, second.value) == (1, 0)
+
+    play(scenario)
+
+
 def test_a_removed_endpoint_is_idle_once_its_calls_are_answered(tmp_path: Path) -> None:
     let_go = threading.Event()
 
@@ -473,6 +497,55 @@ def test_a_removed_endpoint_is_idle_once_its_calls_are_answered(tmp_path: Path) 
 
 
 # Streams.
+
+
+def test_calls_wait_for_the_replica_of_a_deleted_backend_and_are_refused_once_none_will_come(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Rig(tmp_path, lambda x: x, request_timeout=None) as rig:
+            entry = rig.entry()
+            nobody = msgspec.structs.replace(entry, replicas=(), starting=1)
+            rig.apply(backends={"b": nobody})
+            waiting = rig.ask(1)
+            rig.apply(endpoints={}, backends={}, leaving={"b": nobody})
+            assert rig.reported[-1] == Idle(rig.version, ("e",), ("b",))
+            rig.apply(endpoints={}, backends={}, leaving={"b": entry})
+            await waiting.done
+            assert waiting.value == 1
+            await until(lambda: rig.reported[-1] == Idle(rig.version), "the router says that it has nothing left")
+            rig.apply(backends={"b": nobody})
+            waiting = rig.ask(2)
+            rig.apply(endpoints={}, backends={}, leaving={"b": nobody})
+            rig.apply(endpoints={}, backends={})
+            assert waiting.info is not None
+            assert (waiting.info.kind, waiting.info.reason) == ("UnavailableError", "no replica")
+            assert rig.router.active == 0
+
+    play(scenario)
+
+
+def test_what_the_last_replica_of_a_deleted_backend_gives_back_is_refused(tmp_path: Path) -> None:
+    go = threading.Event()
+
+    def handler(x: int) -> int:
+        assert x == 0 or go.wait(10)
+        return x
+
+    async def scenario() -> None:
+        async with Rig(tmp_path, handler, request_timeout=None) as rig:
+            await rig.linked()
+            for _ in range(20):  # until the window has room for one that waits behind another
+                await rig.ask(0).done
+            first, second = rig.ask(1), rig.ask(2)
+            assert second.link is not None
+            rig.apply(endpoints={}, backends={})
+            await second.done  # it is given back, since the first one is slow
+            assert second.info is not None
+            assert (second.info.kind, second.info.reason) == ("UnavailableError", "no replica")
+            go.set()
+            await first.done
+            assert first.value == 1
+
+    play(scenario)
 
 
 def test_a_generator_streams_and_ends(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ import random
 import time
 from typing import TYPE_CHECKING, cast
 
+import msgspec
+
 from headgate.core import wire
 from headgate.core.deadlines import DeadlineWheel
 from headgate.core.messages import Applied, BackendEntry, Idle, Message, RoutingTable
@@ -51,7 +53,9 @@ class Router:
         self._endpoints: dict[str, EndpointRoute] = {}
         self._backends: dict[str, BackendRoute] = {}
         self._old_endpoints: list[EndpointRoute] = []
-        self._old_backends: list[BackendRoute] = []
+        self._leaving: dict[str, BackendRoute] = {}  # deleted backends that the table still has, and …
+        self._old_backends: list[BackendRoute] = []  # … those whose replicas end now; kept until the last call has ended
+        self._idle = Idle(-1)
         self._wheel: DeadlineWheel[Call] = DeadlineWheel()
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = math.inf
@@ -72,7 +76,7 @@ class Router:
             if tag in self._backends:
                 self._backends[tag].update(entry)
             else:
-                self._backends[tag] = BackendRoute(self, entry)
+                self._backends[tag] = _Route(self, entry)
         for name, endpoint in table.endpoints.items():
             known = self._endpoints.get(name)
             if known is None:
@@ -80,21 +84,28 @@ class Router:
             elif known.entry != endpoint:
                 known.update(endpoint)
         for tag in [tag for tag in self._backends if tag not in table.backends]:
-            self._old_backends.append(self._backends.pop(tag))
+            self._leaving[tag] = self._backends.pop(tag)
+        for tag, backend in list(self._leaving.items()):
+            leaving = table.leaving.get(tag)
+            if leaving is None:
+                self._old_backends.append(self._leaving.pop(tag))
+                leaving = msgspec.structs.replace(backend.entry, replicas=(), starting=0)
+            backend.update(leaving)
         self.report(Applied(table.version))
         self._report_idle(followed=True)
 
     def _report_idle(self, *, followed: bool = False) -> None:
-        """Tell the controller what is still served of what the table no longer has: after each table, and when it gets less."""
-        before = len(self._old_endpoints) + len(self._old_backends)
+        """Tell the controller what is still served of what is to go: after each table, and when it gets less."""
         self._old_endpoints = [route for route in self._old_endpoints if route.in_flight]
         for backend in self._old_backends:
             if not backend.in_flight:
                 backend.close()
         self._old_backends = [route for route in self._old_backends if route.in_flight]
-        if followed or len(self._old_endpoints) + len(self._old_backends) < before:
-            endpoints = tuple(route.entry.name for route in self._old_endpoints)
-            self.report(Idle(self.table.version, endpoints, tuple(route.tag for route in self._old_backends)))
+        backends = [*(route for route in self._leaving.values() if route.in_flight), *self._old_backends]
+        idle = Idle(self.table.version, tuple(route.entry.name for route in self._old_endpoints), tuple(route.tag for route in backends))
+        if followed or idle != self._idle:
+            self._idle = idle
+            self.report(idle)
 
     # One request.
 
@@ -228,7 +239,7 @@ class Router:
         call.backend_route.in_flight -= 1
         call.endpoint_route.in_flight -= 1
         self._count(call, status, now)
-        if self._old_endpoints or self._old_backends:
+        if self._old_endpoints or self._leaving or self._old_backends:
             self._loop.call_soon(self._report_idle)
 
     def fail(self, call: Call, error: ErrorInfo, now: float) -> None:
@@ -342,7 +353,7 @@ class Router:
 
     def forked(self) -> None:
         """In a forked child: let go of its copies of the links' sockets."""
-        for backend in [*self._backends.values(), *self._old_backends]:
+        for backend in self._all_backends():
             for link in backend.links.values():
                 link.forked()
 
@@ -355,13 +366,33 @@ class Router:
         if self._alarm is not None:
             self._alarm.cancel()
         now = self.now()
-        for backend in [*self._backends.values(), *self._old_backends]:
+        for backend in self._all_backends():
             waiting = backend.dispatcher.drain()
             sent = [call for link in backend.links.values() for call in link.calls.values()]
             sent += [call for link in backend.dying for call in link.unstarted]
             for call in [*waiting, *sent]:
                 self.fail(call, unavailable("its router was closed", "shutting down", None), now)
             backend.close()
+
+    def _all_backends(self) -> list[BackendRoute]:
+        return [*self._backends.values(), *self._leaving.values(), *self._old_backends]
+
+
+class _Route(BackendRoute):
+    """A backend of whose calls none waits in vain."""
+
+    def update(self, entry: BackendEntry) -> None:
+        super().update(entry)
+        for replica in entry.replicas:
+            if replica.id in self._leaving:  # it stays after all: who had it leave died before it was told to
+                self._leaving.remove(replica.id)
+                self.dispatcher.add_replica(replica.id)
+                self.pump(self.router.now())
+
+    def requeue(self, call: Call) -> None:
+        super().requeue(call)
+        if not self.entry.replicas and not self.entry.starting:
+            self.refuse_queued("no replica of this backend is ready or starting")
 
 
 class _Shadow(Call):
