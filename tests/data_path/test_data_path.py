@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import math
 import os
 import socket
@@ -18,6 +19,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 import uvloop
+import werkzeug.exceptions
 
 from headgate.config import BackendConfig
 from headgate.core import wire
@@ -108,6 +110,136 @@ def test_what_user_code_raises_is_that_calls_failure_alone(tmp_path: Path) -> No
             assert "KeyError" in info.message
             assert "raise KeyError" in info.traceback
             assert "headgate/replica" not in info.traceback
+
+    play(scene)
+
+
+class _NoTextError(Exception):
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+class _NoPickleError(Exception):
+    def __reduce__(self) -> Any:
+        raise SystemExit(3)
+
+
+class _NoCauseError(Exception):
+    @property
+    def __cause__(self) -> Any:  # type: ignore[override]  # that is the point
+        raise RuntimeError("no cause")
+
+
+class _NoHeaders(werkzeug.exceptions.HTTPException):
+    code = 418
+
+    def get_headers(self, *args: Any, **kwargs: Any) -> Any:
+        raise KeyError("mine")
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("is_batch", [False, True])
+def test_an_exception_that_can_not_be_told_is_that_calls_failure_alone(tmp_path: Path, is_async: bool, is_batch: bool) -> None:
+    kinds: list[type[Exception]] = [_NoTextError, _NoPickleError, _NoCauseError, _NoHeaders]
+
+    def handler(number: Any) -> Any:
+        if is_batch:
+            return [kinds[number[0]]()]
+        raise kinds[number]
+
+    async def handler_async(number: Any) -> Any:
+        return handler(number)
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler_async if is_async else handler, batch=is_batch) as rig:
+            calls = [rig.ask(number) for number in range(len(kinds))]
+            await asyncio.gather(*(call.done for call in calls))
+            assert [call.info.kind for call in calls if call.info] == ["UserCodeError"] * len(kinds)
+            assert calls[0].info is not None
+            assert "_NoTextError" in calls[0].info.message
+            await until(lambda: rig.replicas[0].links.settled)
+
+    play(scene)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_http_exception_whose_own_methods_raise_is_500(tmp_path: Path, is_async: bool) -> None:
+    def handler() -> Any:
+        raise _NoHeaders
+
+    async def handler_async() -> Any:
+        raise _NoHeaders
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler_async if is_async else handler) as rig:
+            for _ in range(2):
+                call = rig.ask(web=True)
+                await call.done
+                assert call.info is not None
+                assert (call.info.kind, call.info.status) == ("UserCodeError", 500)
+
+    play(scene)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_what_can_not_be_logged_is_answered_all_the_same(tmp_path: Path, is_async: bool) -> None:
+    def refuse(record: logging.LogRecord) -> bool:
+        raise AttributeError("a filter of user code")
+
+    def handler() -> None:
+        raise ValueError("no")
+
+    async def handler_async() -> None:
+        raise ValueError("no")
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler_async if is_async else handler) as rig:
+            for _ in range(2):
+                call = rig.ask()
+                await call.done
+                assert call.info is not None
+                assert "ValueError" in call.info.message
+
+    log = logging.getLogger("headgate.replica")
+    log.addFilter(refuse)
+    try:
+        play(scene)
+    finally:
+        log.removeFilter(refuse)
+
+
+class _Unreadable:
+    """An argument that raises when it is opened."""
+
+    def __init__(self, kind: type[BaseException]) -> None:
+        self._kind = kind
+
+    def __reduce__(self) -> Any:
+        return _raise, (self._kind,)
+
+
+def _raise(kind: type[BaseException]) -> None:
+    raise kind
+
+
+class _Unsendable:
+    def __reduce__(self) -> Any:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_one_bad_item_fails_alone_whatever_it_raises_when_it_is_opened_or_encoded(tmp_path: Path, is_async: bool) -> None:
+    def handler(x: list[Any]) -> list[Any]:
+        return [_Unsendable() if value == 1 else value for value in x]
+
+    async def handler_async(x: list[Any]) -> list[Any]:
+        return handler(x)
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler_async if is_async else handler, batch=True, max_batch_size=4, batch_wait_timeout=5.0) as rig:
+            calls = [rig.ask(value) for value in (0, 1, _Unreadable(KeyboardInterrupt), 3)]
+            await asyncio.gather(*(call.done for call in calls))
+            assert [call.info is None for call in calls] == [True, False, False, True]
 
     play(scene)
 

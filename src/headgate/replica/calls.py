@@ -6,6 +6,7 @@ One `Caller` per replica. `call` is for threads, `call_async` for the event loop
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -38,6 +39,7 @@ from headgate.router.context import CallFacts, enter
 _log = logging.getLogger("headgate.replica")
 _LONGEST_S = wire.MAX_MICROS / 1e6
 _head_decoder = msgspec.msgpack.Decoder(wire.HttpHead)
+_UNTOLD = ErrorInfo("UserCodeError", "user code raised an exception that can't be told: methods of its own class raise, too")
 
 
 class Handler:
@@ -197,10 +199,14 @@ class Caller:
     def _describe(self, error: BaseException, member: Member) -> ErrorInfo:
         if member.cancelled and isinstance(error, asyncio.CancelledError | GeneratorExit):  # else it is user code's own
             return describe(RequestCancelledError("the request was cancelled while it ran"))
-        info = response.raised(error)
+        try:
+            info = response.raised(error)
+        except BaseException:  # noqa: BLE001 - its class is user code, and may raise wherever it is asked; some answer must leave
+            info = _UNTOLD
         if info.status >= 500:
             why = info.traceback or info.message
-            _log.error("request %s to endpoint %r failed in backend %r:\n%s", member.request_id, member.endpoint, self._backend, why)
+            with contextlib.suppress(BaseException):  # user code may have hung filters of its own into logging
+                _log.error("request %s to endpoint %r failed in backend %r:\n%s", member.request_id, member.endpoint, self._backend, why)
         return info
 
     # The event loop.
@@ -335,7 +341,7 @@ class Caller:
         for member in members:
             try:
                 calls.append(payload.load(member.body))
-            except Exception as error:  # noqa: BLE001 - opening runs user code: reducers, imports
+            except BaseException as error:  # noqa: BLE001 - opening runs user code: reducers, imports
                 self._fail(member, error)
                 continue
             good.append(member)
@@ -356,7 +362,7 @@ class Caller:
                 if isinstance(value, Exception):
                     raise value
                 self._send(member, value, micros, now)
-            except Exception as error:  # noqa: BLE001 - the member's own failure: returned, or not to be encoded
+            except BaseException as error:  # noqa: BLE001 - the member's own failure: returned, or not to be encoded
                 self._fail(member, error)
 
     def _fail_all(self, members: list[Member], error: BaseException) -> None:
@@ -438,8 +444,10 @@ def _micros(seconds: float) -> int:
 def _exit(error: SystemExit) -> None:
     """User code asked this process to end, in whichever thread: it does, and is replaced."""
     code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    if isinstance(error.code, str):
-        sys.stderr.write(f"{error.code}\n")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        if isinstance(error.code, str):
+            sys.stderr.write(f"{error.code}\n")
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # user code may have closed or replaced them
+        os._exit(code & 0xFF)
