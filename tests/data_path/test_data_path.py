@@ -967,6 +967,61 @@ def test_one_bad_item_of_eight_fails_alone_where_the_handler_raises_and_is_idemp
     play(scene)
 
 
+def test_a_batch_is_cancelled_when_its_last_member_leaves_though_another_failed_before(tmp_path: Path) -> None:
+    events: list[str] = []
+
+    async def handler(x: list[int]) -> list[int]:
+        events.append(f"{len(x)} started")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            events.append("cancelled")
+        return x
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, batch=True, max_batch_size=3, batch_wait_timeout=5.0) as rig:
+            calls = [rig.ask(1), rig.ask(_Unreadable(ValueError)), rig.ask(3)]
+            await calls[1].done
+            rig.router.cancel(calls[0])
+            await until(lambda: events == ["2 started"])
+            rig.router.cancel(calls[2])
+            await until(lambda: events == ["2 started", "cancelled"])
+
+    play(scene)
+
+
+def test_of_a_batch_that_is_split_nothing_runs_on_for_members_that_are_all_gone_or_answered(tmp_path: Path) -> None:
+    runs: list[list[int]] = []
+    let_go = asyncio.Event()
+
+    async def handler(x: list[int]) -> list[int]:
+        runs.append(x)
+        if len(x) > 2:
+            await let_go.wait()
+            raise ValueError("too many")
+        if x != [0, 1]:
+            await asyncio.Event().wait()
+        return x
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, batch=True, max_batch_size=6, batch_wait_timeout=5.0, idempotent=True) as rig:
+            replica = rig.replicas[0]
+            calls = [rig.ask(number) for number in range(6)]
+            await until(lambda: runs)
+            for call in calls[4:]:
+                rig.router.cancel(call)
+            assert replica.user_loop is not None
+            replica.user_loop.call_soon_threadsafe(let_go.set)
+            await calls[0].done
+            for call in calls[2:4]:
+                rig.router.cancel(call)
+            await until(lambda: replica.links.settled and not replica.runner._caller.running)
+            assert runs[1:3] == [[0, 1, 2], [0, 1]]
+            assert runs[3:] in ([], [[2]])  # which was cancelled, unless it was before it began
+
+    play(scene)
+
+
 def test_a_batch_that_raises_fails_whole_where_it_may_not_run_again(tmp_path: Path) -> None:
     runs: list[int] = []
 

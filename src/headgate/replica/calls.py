@@ -262,7 +262,7 @@ class Caller:
         """Cancel the task of a call, once all of its members are gone."""
         for members in self.running.values():
             if member in members:
-                if all(each.cancelled for each in members):
+                if _all_gone(members):
                     task.cancel()
                 return
 
@@ -307,6 +307,9 @@ class Caller:
                 if error is not None:
                     search.failed(part)
                     if len(chosen) == 1:
+                if _all_gone(chosen):
+                    self._fail_all(chosen, asyncio.CancelledError())
+                    continue
                         self._fail(chosen[0], error)
         finally:
             del self.running[slot]
@@ -398,6 +401,11 @@ class Caller:
 
 def _request_of(member: Member) -> Request:
     return Request(member.http, member.body)
+
+
+def _all_gone(members: list[Member]) -> bool:
+    """Whether nobody waits for any of them: each was cancelled, or has its answer."""
+    return all(member.cancelled or member.number not in member.link.members for member in members)
 
 
 def _takes_coding(member: Member) -> bool:
