@@ -28,6 +28,7 @@ from headgate.errors import (
     SignatureError,
     describe,
     describe_user_error,
+    in_one_line,
 )
 from headgate.replica import response
 from headgate.replica.member import Member, Stream
@@ -38,8 +39,8 @@ from headgate.router.context import CallFacts, enter
 
 _log = logging.getLogger("headgate.replica")
 _LONGEST_S = wire.MAX_MICROS / 1e6
-_head_decoder = msgspec.msgpack.Decoder(wire.HttpHead)
 _UNTOLD = ErrorInfo("UserCodeError", "user code raised an exception that can't be told: methods of its own class raise, too")
+_head_decoder = msgspec.msgpack.Decoder(wire.HttpHead)
 
 
 class Handler:
@@ -218,11 +219,14 @@ class Caller:
             return
         member = members[0]
         start = monotonic()
+        member.mark_started(start)  # before the question, as `Runner._withdraw_unbegun` asks the other way round
+        if member.task is None:
+            member.link.give_back(member, dropped=False)
+            return
         if member.cancelled or member.deadline <= start:
             member.link.give_back(member, dropped=True)
             return
         handler = self._only or self._handler_of(member)
-        member.mark_started(start)
         slot = id(members)
         self.running[slot] = members
         enter(CallFacts(members, False, self._backend, self._replica))
@@ -303,13 +307,13 @@ class Caller:
             search = Bisection(len(live))
             while (part := search.next()) is not None:
                 chosen = live[part.start : part.stop]
+                if _all_gone(chosen):
+                    self._fail_all(chosen, asyncio.CancelledError())
+                    continue
                 error = await self._run_together(handler, chosen, calls[part.start : part.stop], start)
                 if error is not None:
                     search.failed(part)
                     if len(chosen) == 1:
-                if _all_gone(chosen):
-                    self._fail_all(chosen, asyncio.CancelledError())
-                    continue
                         self._fail(chosen[0], error)
         finally:
             del self.running[slot]
@@ -383,8 +387,8 @@ class Caller:
         assert self._check_health is not None
         try:
             self._check_health()
-        except Exception as error:  # noqa: BLE001 - whatever it raises says that the replica is not healthy
-            return f"check_health() raised: {type(error).__name__}: {error}"
+        except BaseException as error:  # noqa: BLE001 - whatever it raises says that the replica is not healthy
+            return f"check_health() raised: {in_one_line(error)}"
         return ""
 
     async def check_health_async(self) -> str:
@@ -394,18 +398,18 @@ class Caller:
             result = self._check_health()
             if isinstance(result, Coroutine):
                 await result
-        except Exception as error:  # noqa: BLE001 - as above
-            return f"check_health() raised: {type(error).__name__}: {error}"
+        except BaseException as error:  # noqa: BLE001 - as above; also `CancelledError`, of something that it waited for
+            return f"check_health() raised: {in_one_line(error)}"
         return ""
-
-
-def _request_of(member: Member) -> Request:
-    return Request(member.http, member.body)
 
 
 def _all_gone(members: list[Member]) -> bool:
     """Whether nobody waits for any of them: each was cancelled, or has its answer."""
     return all(member.cancelled or member.number not in member.link.members for member in members)
+
+
+def _request_of(member: Member) -> Request:
+    return Request(member.http, member.body)
 
 
 def _takes_coding(member: Member) -> bool:
