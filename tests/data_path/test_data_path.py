@@ -1205,6 +1205,70 @@ def test_a_replica_without_a_free_descriptor_takes_a_link_once_there_is_one(tmp_
     play(scene)
 
 
+def test_a_replica_that_takes_links_no_more_for_want_of_a_descriptor_says_so(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda: "fine", health_check_timeout=0.05) as rig:
+            await rig.ask().done
+            replica = rig.replicas[0]
+            listener = replica.links._listener
+            replica.links._listener = _Scarce(listener, "accept", 1_000_000)  # type: ignore[assignment]  # as above
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(replica.links.path)
+
+                def told() -> bool:
+                    replica.io_loop.call_soon_threadsafe(replica.runner.check_health)
+                    return "no descriptor left" in replica.runner.unhealthy
+
+                await until(told)
+
+    play(scene)
+
+
+def reports(rig: Rig) -> list[BrokenReplica]:
+    return [message for message in rig.reported if isinstance(message, BrokenReplica)]
+
+
+def test_a_link_that_closes_before_it_is_taken_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scarce = _Scarce(os, "open")  # for the page
+
+    async def scene() -> None:
+        rig = Rig(tmp_path, lambda: "fine")
+        monkeypatch.setattr("headgate.replica.links.os", scarce)
+        async with rig:
+            call = rig.ask()
+            await call.done
+            assert call.value == "fine"
+            assert not scarce.left
+            assert not reports(rig)
+
+    play(scene)
+
+
+def test_a_replica_that_goes_on_closing_links_before_it_takes_them_is_reported_until_it_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene() -> None:
+        rig = Rig(tmp_path, lambda: "fine")
+        monkeypatch.setattr("headgate.replica.links.os", _Scarce(os, "open", 1_000_000))
+        monkeypatch.setattr("headgate.router.link._REFUSED_S", 0.1)
+        async with rig:
+            call = rig.ask()
+            await until(lambda: len(reports(rig)) >= 2)
+            assert {(report.replica, "has not taken a router's link" in report.reason) for report in reports(rig)} == {
+                (rig.replicas[0].id, True)
+            }
+            rig.apply(backends={"b": msgspec.structs.replace(rig.entry(), replicas=(), starting=1)})
+            assert not rig.router._backends["b"].links
+            count = len(reports(rig))
+            monkeypatch.undo()
+            rig.apply()  # the next one
+            await call.done
+            assert call.value == "fine"
+            assert len(reports(rig)) == count
+
+    play(scene)
+
+
 def test_garbage_on_a_link_closes_that_link_alone(tmp_path: Path) -> None:
     async def scene() -> None:
         async with Rig(tmp_path, lambda: "fine") as rig:
