@@ -95,6 +95,27 @@ class IgnoresItsCancellation(Awaits):
     async def check_health(self) -> None: ...
 
 
+class LeavesATimer(Awaits):
+    """One of its requests is answered, and leaves behind what never lets go of the event loop."""
+
+    async def __call__(self, request: Any) -> str:  # type: ignore[override]  # as above
+        if self.falls_in():
+            asyncio.get_running_loop().call_later(0.05, self.holds)
+        return await super().__call__(request)
+
+    def holds(self) -> None:
+        Path(f"{self._trap}-holds").touch()
+        wait_for_ever()
+
+    async def check_health(self) -> None: ...
+
+
+class LeavesATimerUnchecked(LeavesATimer):
+    """The same without a health check."""
+
+    check_health = None  # type: ignore[assignment]  # as if it had none
+
+
 def wait_for_ever() -> NoReturn:
     while True:
         threading.Event().wait()
@@ -214,6 +235,31 @@ def test_a_replica_whose_asynchronous_work_makes_no_progress_is_replaced_while_r
     figure("requests served while it was stuck", stuck.served_meanwhile(), at_least=1)
     figure("found", stuck.found_at - stuck.caught_at, at_most_s=limit_s + TIMEOUT_S + 0.5)
     figure("another serves after that", stuck.replaced_at - stuck.found_at, at_most_s=1.0)
+
+
+@pytest.mark.parametrize("code", [LeavesATimer, LeavesATimerUnchecked])
+def test_a_replica_whose_event_loop_something_else_than_a_call_holds_is_replaced(
+    code: type[Trapped], tmp_path: Path, figure: Figures, capfd: pytest.CaptureFixture[str]
+):
+    limit_s = 0.5
+    with serve.init(http_port=0) as instance:
+        url = serve_trapped(instance, code, tmp_path, request_timeout=limit_s)
+        (victim,) = ready(instance, "b")
+        (tmp_path / "trap").touch()
+        assert requests.post(url, "armed", timeout=5).text == "armed"
+        wait_until((tmp_path / "trap-holds").exists)
+        caught_at = time.monotonic()
+
+        def another_answers() -> bool:
+            answer = requests.post(url, "next", timeout=5)
+            assert answer.status_code in (200, 502, 504), answer
+            return answer.status_code == 200 and victim not in ready(instance, "b")
+
+        wait_until(another_answers, 20 * TIME_FACTOR)
+        replaced_at = time.monotonic()
+    assert "of backend 'b' is killed: its event loop has stood still for " in capfd.readouterr().err
+    allowed_s = TIMEOUT_S if code is LeavesATimer else limit_s + TIMEOUT_S
+    figure("another answers", replaced_at - caught_at, at_most_s=allowed_s + 1.5)
 
 
 @pytest.mark.parametrize("code", [Blocks, Awaits])

@@ -19,7 +19,7 @@ import requests
 from headgate import serve
 from headgate.serve import Instance
 from tests.chaos.conftest import Figures
-from tests.chaos.moments import ready, under_way
+from tests.chaos.moments import process, ready, under_way
 from tests.support import TIME_FACTOR, wait_until
 
 
@@ -268,3 +268,35 @@ def test_a_request_that_finds_no_memory_fails_alone_and_its_replica_serves_on(in
     assert (greedy.status_code, "MemoryError" in greedy.json()["detail"]) == (500, True)
     assert requests.post(f"{instance.http_url}/e", "modest", timeout=20).text == "modest"
     assert ready(instance, "b") == before
+
+
+class Leaks:
+    """Has as many descriptors left after a request as that says."""
+
+    def __call__(self, request: Any) -> str:
+        left = request.data.decode()
+        if left:
+            highest = max(map(int, os.listdir("/proc/self/fd")))
+            while os.open("/dev/null", os.O_RDONLY) < highest:  # no number below it is free
+                pass
+            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1 + int(left), hard))
+        return str(os.getpid())
+
+
+@pytest.mark.parametrize("left", [0, -5], ids=["one to take a link, and none for its page", "none to take a link"])
+def test_a_replica_without_a_descriptor_for_a_new_ingress_is_replaced(left: int, figure: Figures, capfd: pytest.CaptureFixture[str]):
+    with serve.init(http_port=0) as instance:
+        instance.create_backend("b", Leaks, config={"request_timeout": 20.0, "health_check_period": 0.1, "health_check_timeout": 0.5})
+        instance.create_endpoint("e", "/e", ["POST"], backend="b")
+        url = f"{instance.http_url}/e"
+        victim = requests.post(url, str(left), timeout=5).text
+        (ingress,) = process(instance, "ingress")
+        killed_at = time.monotonic()
+        os.kill(ingress, signal.SIGKILL)
+        answer = requests.post(url, "", timeout=20)  # it waits for the next replica
+        assert answer.status_code == 200
+        assert answer.text != victim
+        figure("another answers", time.monotonic() - killed_at, at_most_s=5.0)
+    said = capfd.readouterr().err
+    assert ("it has not taken a router's link" if left == 0 else "it could not take the link of a router") in said, said

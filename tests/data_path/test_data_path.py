@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import math
 import os
 import socket
@@ -18,6 +19,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 import uvloop
+import werkzeug.exceptions
 
 from headgate.config import BackendConfig
 from headgate.core import wire
@@ -108,6 +110,136 @@ def test_what_user_code_raises_is_that_calls_failure_alone(tmp_path: Path) -> No
             assert "KeyError" in info.message
             assert "raise KeyError" in info.traceback
             assert "headgate/replica" not in info.traceback
+
+    play(scene)
+
+
+class _NoTextError(Exception):
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+class _NoPickleError(Exception):
+    def __reduce__(self) -> Any:
+        raise SystemExit(3)
+
+
+class _NoCauseError(Exception):
+    @property
+    def __cause__(self) -> Any:  # type: ignore[override]  # that is the point
+        raise RuntimeError("no cause")
+
+
+class _NoHeaders(werkzeug.exceptions.HTTPException):
+    code = 418
+
+    def get_headers(self, *args: Any, **kwargs: Any) -> Any:
+        raise KeyError("mine")
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("is_batch", [False, True])
+def test_an_exception_that_can_not_be_told_is_that_calls_failure_alone(tmp_path: Path, is_async: bool, is_batch: bool) -> None:
+    kinds: list[type[Exception]] = [_NoTextError, _NoPickleError, _NoCauseError, _NoHeaders]
+
+    def handler(number: Any) -> Any:
+        if is_batch:
+            return [kinds[number[0]]()]
+        raise kinds[number]
+
+    async def handler_async(number: Any) -> Any:
+        return handler(number)
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler_async if is_async else handler, batch=is_batch) as rig:
+            calls = [rig.ask(number) for number in range(len(kinds))]
+            await asyncio.gather(*(call.done for call in calls))
+            assert [call.info.kind for call in calls if call.info] == ["UserCodeError"] * len(kinds)
+            assert calls[0].info is not None
+            assert "_NoTextError" in calls[0].info.message
+            await until(lambda: rig.replicas[0].links.settled)
+
+    play(scene)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_http_exception_whose_own_methods_raise_is_500(tmp_path: Path, is_async: bool) -> None:
+    def handler() -> Any:
+        raise _NoHeaders
+
+    async def handler_async() -> Any:
+        raise _NoHeaders
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler_async if is_async else handler) as rig:
+            for _ in range(2):
+                call = rig.ask(web=True)
+                await call.done
+                assert call.info is not None
+                assert (call.info.kind, call.info.status) == ("UserCodeError", 500)
+
+    play(scene)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_what_can_not_be_logged_is_answered_all_the_same(tmp_path: Path, is_async: bool) -> None:
+    def refuse(record: logging.LogRecord) -> bool:
+        raise AttributeError("a filter of user code")
+
+    def handler() -> None:
+        raise ValueError("no")
+
+    async def handler_async() -> None:
+        raise ValueError("no")
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler_async if is_async else handler) as rig:
+            for _ in range(2):
+                call = rig.ask()
+                await call.done
+                assert call.info is not None
+                assert "ValueError" in call.info.message
+
+    log = logging.getLogger("headgate.replica")
+    log.addFilter(refuse)
+    try:
+        play(scene)
+    finally:
+        log.removeFilter(refuse)
+
+
+class _Unreadable:
+    """An argument that raises when it is opened."""
+
+    def __init__(self, kind: type[BaseException]) -> None:
+        self._kind = kind
+
+    def __reduce__(self) -> Any:
+        return _raise, (self._kind,)
+
+
+def _raise(kind: type[BaseException]) -> None:
+    raise kind
+
+
+class _Unsendable:
+    def __reduce__(self) -> Any:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_one_bad_item_fails_alone_whatever_it_raises_when_it_is_opened_or_encoded(tmp_path: Path, is_async: bool) -> None:
+    def handler(x: list[Any]) -> list[Any]:
+        return [_Unsendable() if value == 1 else value for value in x]
+
+    async def handler_async(x: list[Any]) -> list[Any]:
+        return handler(x)
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler_async if is_async else handler, batch=True, max_batch_size=4, batch_wait_timeout=5.0) as rig:
+            calls = [rig.ask(value) for value in (0, 1, _Unreadable(KeyboardInterrupt), 3)]
+            await asyncio.gather(*(call.done for call in calls))
+            assert [call.info is None for call in calls] == [True, False, False, True]
 
     play(scene)
 
@@ -908,6 +1040,61 @@ def test_one_bad_item_of_eight_fails_alone_where_the_handler_raises_and_is_idemp
     play(scene)
 
 
+def test_a_batch_is_cancelled_when_its_last_member_leaves_though_another_failed_before(tmp_path: Path) -> None:
+    events: list[str] = []
+
+    async def handler(x: list[int]) -> list[int]:
+        events.append(f"{len(x)} started")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            events.append("cancelled")
+        return x
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, batch=True, max_batch_size=3, batch_wait_timeout=5.0) as rig:
+            calls = [rig.ask(1), rig.ask(_Unreadable(ValueError)), rig.ask(3)]
+            await calls[1].done
+            rig.router.cancel(calls[0])
+            await until(lambda: events == ["2 started"])
+            rig.router.cancel(calls[2])
+            await until(lambda: events == ["2 started", "cancelled"])
+
+    play(scene)
+
+
+def test_of_a_batch_that_is_split_nothing_runs_on_for_members_that_are_all_gone_or_answered(tmp_path: Path) -> None:
+    runs: list[list[int]] = []
+    let_go = asyncio.Event()
+
+    async def handler(x: list[int]) -> list[int]:
+        runs.append(x)
+        if len(x) > 2:
+            await let_go.wait()
+            raise ValueError("too many")
+        if x != [0, 1]:
+            await asyncio.Event().wait()
+        return x
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, batch=True, max_batch_size=6, batch_wait_timeout=5.0, idempotent=True) as rig:
+            replica = rig.replicas[0]
+            calls = [rig.ask(number) for number in range(6)]
+            await until(lambda: runs)
+            for call in calls[4:]:
+                rig.router.cancel(call)
+            assert replica.user_loop is not None
+            replica.user_loop.call_soon_threadsafe(let_go.set)
+            await calls[0].done
+            for call in calls[2:4]:
+                rig.router.cancel(call)
+            await until(lambda: replica.links.settled and not replica.runner._caller.running)
+            assert runs[1:3] == [[0, 1, 2], [0, 1]]
+            assert runs[3:] in ([], [[2]])  # which was cancelled, unless it was before it began
+
+    play(scene)
+
+
 def test_a_batch_that_raises_fails_whole_where_it_may_not_run_again(tmp_path: Path) -> None:
     runs: list[int] = []
 
@@ -1087,6 +1274,70 @@ def test_a_replica_without_a_free_descriptor_takes_a_link_once_there_is_one(tmp_
             await call.done
             assert call.value == "fine"
             assert not scarce.left
+
+    play(scene)
+
+
+def test_a_replica_that_takes_links_no_more_for_want_of_a_descriptor_says_so(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda: "fine", health_check_timeout=0.05) as rig:
+            await rig.ask().done
+            replica = rig.replicas[0]
+            listener = replica.links._listener
+            replica.links._listener = _Scarce(listener, "accept", 1_000_000)  # type: ignore[assignment]  # as above
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(replica.links.path)
+
+                def told() -> bool:
+                    replica.io_loop.call_soon_threadsafe(replica.runner.check_health)
+                    return "no descriptor left" in replica.runner.unhealthy
+
+                await until(told)
+
+    play(scene)
+
+
+def reports(rig: Rig) -> list[BrokenReplica]:
+    return [message for message in rig.reported if isinstance(message, BrokenReplica)]
+
+
+def test_a_link_that_closes_before_it_is_taken_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scarce = _Scarce(os, "open")  # for the page
+
+    async def scene() -> None:
+        rig = Rig(tmp_path, lambda: "fine")
+        monkeypatch.setattr("headgate.replica.links.os", scarce)
+        async with rig:
+            call = rig.ask()
+            await call.done
+            assert call.value == "fine"
+            assert not scarce.left
+            assert not reports(rig)
+
+    play(scene)
+
+
+def test_a_replica_that_goes_on_closing_links_before_it_takes_them_is_reported_until_it_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene() -> None:
+        rig = Rig(tmp_path, lambda: "fine")
+        monkeypatch.setattr("headgate.replica.links.os", _Scarce(os, "open", 1_000_000))
+        monkeypatch.setattr("headgate.router.link._REFUSED_S", 0.1)
+        async with rig:
+            call = rig.ask()
+            await until(lambda: len(reports(rig)) >= 2)
+            assert {(report.replica, "has not taken a router's link" in report.reason) for report in reports(rig)} == {
+                (rig.replicas[0].id, True)
+            }
+            rig.apply(backends={"b": msgspec.structs.replace(rig.entry(), replicas=(), starting=1)})
+            assert not rig.router._backends["b"].links
+            count = len(reports(rig))
+            monkeypatch.undo()
+            rig.apply()  # the next one
+            await call.done
+            assert call.value == "fine"
+            assert len(reports(rig)) == count
 
     play(scene)
 

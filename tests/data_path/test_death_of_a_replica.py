@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from headgate.core.messages import ReplicaEntry
+from headgate.core.messages import BrokenReplica, ReplicaEntry
 from headgate.router import payload
 from tests.data_path.rig import Asked, Rig
 from tests.data_path.test_data_path import play
@@ -114,6 +114,29 @@ def test_only_what_had_not_started_when_the_process_was_dead_runs_elsewhere(
             for call in calls:
                 await call.done
             assert [call.info.kind if call.info else call.value for call in calls] == ends
+
+    with standin(LINGERING, address) as process:
+        play(scene)
+
+
+def test_a_replica_that_lives_on_without_its_link_is_reported_until_it_is_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headgate.router.link._DEATH_WAIT_S", 0.02)
+    address = str(tmp_path / "standin.sock")
+
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda x: "elsewhere", concurrency=2) as rig:
+            entry = msgspec.structs.replace(rig.entry(), replicas=(ReplicaEntry("standin", address, "secret"),))
+            rig.apply(backends={"b": entry})
+            calls = [rig.ask(number) for number in range(2)]
+            broken = BrokenReplica("standin", "its link closed while the process lives")
+            await until(lambda: rig.reported.count(broken) >= 3)  # no controller may have heard the first
+            rig.apply()  # the real replica is there now
+            tell(process, "die")
+            await calls[1].done
+            assert calls[1].value == "elsewhere"
+            count = rig.reported.count(broken)
+            await asyncio.sleep(0.1)
+            assert rig.reported.count(broken) == count
 
     with standin(LINGERING, address) as process:
         play(scene)

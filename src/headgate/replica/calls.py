@@ -6,6 +6,7 @@ One `Caller` per replica. `call` is for threads, `call_async` for the event loop
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -27,6 +28,7 @@ from headgate.errors import (
     SignatureError,
     describe,
     describe_user_error,
+    in_one_line,
 )
 from headgate.replica import response
 from headgate.replica.member import Member, Stream
@@ -37,6 +39,7 @@ from headgate.router.context import CallFacts, enter
 
 _log = logging.getLogger("headgate.replica")
 _LONGEST_S = wire.MAX_MICROS / 1e6
+_UNTOLD = ErrorInfo("UserCodeError", "user code raised an exception that can't be told: methods of its own class raise, too")
 _head_decoder = msgspec.msgpack.Decoder(wire.HttpHead)
 
 
@@ -197,10 +200,14 @@ class Caller:
     def _describe(self, error: BaseException, member: Member) -> ErrorInfo:
         if member.cancelled and isinstance(error, asyncio.CancelledError | GeneratorExit):  # else it is user code's own
             return describe(RequestCancelledError("the request was cancelled while it ran"))
-        info = response.raised(error)
+        try:
+            info = response.raised(error)
+        except BaseException:  # noqa: BLE001 - its class is user code, and may raise wherever it is asked; some answer must leave
+            info = _UNTOLD
         if info.status >= 500:
             why = info.traceback or info.message
-            _log.error("request %s to endpoint %r failed in backend %r:\n%s", member.request_id, member.endpoint, self._backend, why)
+            with contextlib.suppress(BaseException):  # user code may have hung filters of its own into logging
+                _log.error("request %s to endpoint %r failed in backend %r:\n%s", member.request_id, member.endpoint, self._backend, why)
         return info
 
     # The event loop.
@@ -212,11 +219,14 @@ class Caller:
             return
         member = members[0]
         start = monotonic()
+        member.mark_started(start)  # before the question, as `Runner._withdraw_unbegun` asks the other way round
+        if member.task is None:
+            member.link.give_back(member, dropped=False)
+            return
         if member.cancelled or member.deadline <= start:
             member.link.give_back(member, dropped=True)
             return
         handler = self._only or self._handler_of(member)
-        member.mark_started(start)
         slot = id(members)
         self.running[slot] = members
         enter(CallFacts(members, False, self._backend, self._replica))
@@ -256,7 +266,7 @@ class Caller:
         """Cancel the task of a call, once all of its members are gone."""
         for members in self.running.values():
             if member in members:
-                if all(each.cancelled for each in members):
+                if _all_gone(members):
                     task.cancel()
                 return
 
@@ -297,6 +307,9 @@ class Caller:
             search = Bisection(len(live))
             while (part := search.next()) is not None:
                 chosen = live[part.start : part.stop]
+                if _all_gone(chosen):
+                    self._fail_all(chosen, asyncio.CancelledError())
+                    continue
                 error = await self._run_together(handler, chosen, calls[part.start : part.stop], start)
                 if error is not None:
                     search.failed(part)
@@ -335,7 +348,7 @@ class Caller:
         for member in members:
             try:
                 calls.append(payload.load(member.body))
-            except Exception as error:  # noqa: BLE001 - opening runs user code: reducers, imports
+            except BaseException as error:  # noqa: BLE001 - opening runs user code: reducers, imports
                 self._fail(member, error)
                 continue
             good.append(member)
@@ -356,7 +369,7 @@ class Caller:
                 if isinstance(value, Exception):
                     raise value
                 self._send(member, value, micros, now)
-            except Exception as error:  # noqa: BLE001 - the member's own failure: returned, or not to be encoded
+            except BaseException as error:  # noqa: BLE001 - the member's own failure: returned, or not to be encoded
                 self._fail(member, error)
 
     def _fail_all(self, members: list[Member], error: BaseException) -> None:
@@ -374,8 +387,8 @@ class Caller:
         assert self._check_health is not None
         try:
             self._check_health()
-        except Exception as error:  # noqa: BLE001 - whatever it raises says that the replica is not healthy
-            return f"check_health() raised: {type(error).__name__}: {error}"
+        except BaseException as error:  # noqa: BLE001 - whatever it raises says that the replica is not healthy
+            return f"check_health() raised: {in_one_line(error)}"
         return ""
 
     async def check_health_async(self) -> str:
@@ -385,9 +398,14 @@ class Caller:
             result = self._check_health()
             if isinstance(result, Coroutine):
                 await result
-        except Exception as error:  # noqa: BLE001 - as above
-            return f"check_health() raised: {type(error).__name__}: {error}"
+        except BaseException as error:  # noqa: BLE001 - as above; also `CancelledError`, of something that it waited for
+            return f"check_health() raised: {in_one_line(error)}"
         return ""
+
+
+def _all_gone(members: list[Member]) -> bool:
+    """Whether nobody waits for any of them: each was cancelled, or has its answer."""
+    return all(member.cancelled or member.number not in member.link.members for member in members)
 
 
 def _request_of(member: Member) -> Request:
@@ -438,8 +456,10 @@ def _micros(seconds: float) -> int:
 def _exit(error: SystemExit) -> None:
     """User code asked this process to end, in whichever thread: it does, and is replaced."""
     code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    if isinstance(error.code, str):
-        sys.stderr.write(f"{error.code}\n")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        if isinstance(error.code, str):
+            sys.stderr.write(f"{error.code}\n")
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # user code may have closed or replaced them
+        os._exit(code & 0xFF)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _FIRST_BODY_BYTES = 0
 _BACKLOG = 100
+_MOST_LOAD = 0xFFFF  # that a frame can tell
 _ACCEPT_AGAIN_S = 0.1
 _CHUNKS_TOGETHER_S = 0.0005  # parts of streams that are made faster than this leave together, the last of them at the runner's tick
 _log = logging.getLogger("headgate.replica")
@@ -155,12 +156,13 @@ class ReplicaLink:
         load = self._links.load()
         self._put(wire.encode(wire.FAIL, member.number, flags=flags, code=error.status, micros=micros, place=load, meta=meta))
 
-    def give_back(self, member: Member, *, dropped: bool) -> None:
-        """It was not started here: `dropped` says that nobody wants it any more."""
+    def give_back(self, member: Member, *, dropped: bool, least_load: int = 0) -> None:
+        """It was not started here: `dropped` says that nobody wants it any more. A replica that is held has at least that load."""
         if self.members.pop(member.number, None) is None:
             return
         flags = wire.DROPPED if dropped else 0
-        self._put(wire.encode(wire.GIVE_BACK, member.number, flags=flags, place=self._links.load()))
+        load = max(self._links.load(), min(least_load, _MOST_LOAD))
+        self._put(wire.encode(wire.GIVE_BACK, member.number, flags=flags, place=load))
 
     def chunk(self, member: Member, first: bool, code: int, meta: bytes, body: bytes) -> None:
         """Send a part of a stream: at once, or with what follows where another part has just left."""
@@ -218,6 +220,8 @@ class Links:
         self.all: set[ReplicaLink] = set()
         self.only: ReplicaLink | None = None
         """The one link, where there is but one."""
+        self.deaf_since = 0.0
+        """Since when no link could be taken, for want of a descriptor; 0 where they are."""
         self.reading: Reading
         self._listener: socket.socket | None = None
 
@@ -242,9 +246,11 @@ class Links:
         except (BlockingIOError, ConnectionError):  # the router has given up already
             return
         except OSError:  # no descriptor is left, perhaps: it waits in the backlog, which would call here all the time
+            self.deaf_since = self.deaf_since or time.monotonic()
             self._loop.remove_reader(self._listener)
             self._loop.call_later(_ACCEPT_AGAIN_S, self._watch_listener)
             return
+        self.deaf_since = 0.0
         link = ReplicaLink(self, sock, self._loop)
         self.all.add(link)
         self.only = link if len(self.all) == 1 else None
@@ -262,7 +268,7 @@ class Links:
         """Calls that are here and not answered, over all routers; as it travels in frames."""
         only = self.only
         count = len(only.members) if only is not None else sum(len(link.members) for link in list(self.all))
-        return min(count, 0xFFFF)
+        return min(count, _MOST_LOAD)
 
     def flush(self) -> None:
         """Write what waits on any link."""

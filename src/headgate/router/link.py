@@ -34,6 +34,9 @@ _error_decoder = msgspec.msgpack.Decoder(ErrorInfo)
 _LEAVE_TOGETHER = 32
 """So many calls leave before the turn of the loop is over, so that the replica begins while the rest is still read."""
 _RETRY_S = 0.02
+_LONGEST_RETRY_S = 0.5
+_REFUSED_S = 2.0
+"""A replica that has closed its links again and again for so long before it took one is reported."""
 _DEATH_WAIT_S = 1.0
 
 CONNECTING, OPEN, CLOSED = range(3)
@@ -62,6 +65,8 @@ class Link:
         self._next_place = 0
         self._pid_fd = -1
         self._connecting: asyncio.Task[None] | None = None
+        self._refused_at: float | None = None  # when the replica first closed it before it had taken it …
+        self._retry_s = _RETRY_S  # … and how long to wait after the next time
         self._dead: asyncio.TimerHandle | None = None
         self.unstarted: list[Call] = []
         """What it had not started when it was lost, until its replica is seen dead."""
@@ -76,9 +81,10 @@ class Link:
 
     def connect(self) -> None:
         """Connect, and try again until it succeeds or the link is closed: the replica may not listen yet."""
-        self._connecting = self._loop.create_task(self._connect())
+        self._connecting = self._loop.create_task(self._connect(0.0))
 
-    async def _connect(self) -> None:
+    async def _connect(self, after_s: float) -> None:
+        await asyncio.sleep(after_s)
         hello = wire.Hello(wire.VERSION, self._router, self.entry.token, self._page_path)
         while (channel := self._connected()) is None:  # noqa: ASYNC110 - nobody tells when the replica listens
             await asyncio.sleep(_RETRY_S)
@@ -336,8 +342,11 @@ class Link:
     # The end.
 
     def _lost(self) -> None:
-        self.state = CLOSED
         self._close_channel()
+        if self.state == CONNECTING:
+            self._refused()
+            return
+        self.state = CLOSED
         started = [call for call in self.calls.values() if self._page[call.place]]
         rest = [call for call in self.calls.values() if not self._page[call.place]]
         self.calls.clear()
@@ -349,8 +358,19 @@ class Link:
         else:
             self._dead = self._loop.call_later(_DEATH_WAIT_S, self._still_alive)
 
+    def _refused(self) -> None:
+        """The replica has closed the link before it took it, for want of a descriptor perhaps: nothing is lost, so connect again."""
+        now = self._backend.router.now()
+        if self._refused_at is None:
+            self._refused_at = now
+        elif now - self._refused_at > _REFUSED_S:
+            self._backend.report_broken(self.replica, f"it has not taken a router's link for {now - self._refused_at:.1f} s, but closes it")
+        self._connecting = self._loop.create_task(self._connect(self._retry_s))
+        self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
+
     def _still_alive(self) -> None:
-        self._dead = None
+        # Again and again until it is dead: a report is lost where the controller is away.
+        self._dead = self._loop.call_later(_DEATH_WAIT_S, self._still_alive)
         self._backend.report_broken(self.replica, "its link closed while the process lives")
 
     def _died(self) -> None:
