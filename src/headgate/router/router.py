@@ -76,7 +76,7 @@ class Router:
             if tag in self._backends:
                 self._backends[tag].update(entry)
             else:
-                self._backends[tag] = _Route(self, entry)
+                self._backends[tag] = BackendRoute(self, entry)
         for name, endpoint in table.endpoints.items():
             known = self._endpoints.get(name)
             if known is None:
@@ -376,23 +376,6 @@ class Router:
 
     def _all_backends(self) -> list[BackendRoute]:
         return [*self._backends.values(), *self._leaving.values(), *self._old_backends]
-
-
-class _Route(BackendRoute):
-    """A backend of whose calls none waits in vain."""
-
-    def update(self, entry: BackendEntry) -> None:
-        super().update(entry)
-        for replica in entry.replicas:
-            if replica.id in self._leaving:  # it stays after all: who had it leave died before it was told to
-                self._leaving.remove(replica.id)
-                self.dispatcher.add_replica(replica.id)
-                self.pump(self.router.now())
-
-    def requeue(self, call: Call) -> None:
-        super().requeue(call)
-        if not self.entry.replicas and not self.entry.starting:
-            self.refuse_queued("no replica of this backend is ready or starting")
 
 
 class _Shadow(Call):

@@ -65,14 +65,16 @@ class BackendRoute:
             if name not in self.links:
                 link = self.links[name] = Link(self, replica, self.router.name, self.router.next_page())
                 link.connect()
+            elif name in self._leaving:  # it stays after all: who had it leave died before it was told to
+                self._leaving.remove(name)
+                self.dispatcher.add_replica(name)
         for name in [name for name in self.links if name not in listed]:
             self.leave(name)
         if entry.replicas or entry.starting:
             self._next_start_at = None
-        else:
-            if self._next_start_at is None:
-                self._next_start_at = self.router.now() + entry.pause_s
-            self.refuse_queued("no replica of this backend is ready or starting")
+        elif self._next_start_at is None:
+            self._next_start_at = self.router.now() + entry.pause_s
+        self._refuse_queued_in_vain()
         self.pump(self.router.now())  # a raised limit makes room
 
     def leave(self, replica: str) -> None:
@@ -110,12 +112,16 @@ class BackendRoute:
         call.state = WAITING
         call.link = None
         self.dispatcher.requeue(call, call.admitted_at, self.router.now())
+        self._refuse_queued_in_vain()
 
-    def refuse_queued(self, why: str) -> None:
-        """End everything that waits: nobody will come to take it."""
+    def _refuse_queued_in_vain(self) -> None:
+        """End everything that waits, where nobody will come to take it."""
+        if self.entry.replicas or self.entry.starting:
+            return
         now = self.router.now()
+        error = unavailable(f"no replica of backend {self.tag!r} is ready or starting", "no replica", self.next_start_s(now))
         for call in self.dispatcher.drain():
-            self.router.fail(call, unavailable(f"backend {self.tag!r}: {why}", "no replica", self.next_start_s(now)), now)
+            self.router.fail(call, error, now)
 
     def next_start_s(self, now: float) -> float | None:
         """In how many seconds the next replica is to be started, while there is none; None where that isn't known."""
