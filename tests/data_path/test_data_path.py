@@ -397,6 +397,38 @@ def test_a_full_queue_refuses_with_a_time_to_retry(tmp_path: Path) -> None:
     play(scene)
 
 
+def test_the_first_that_would_wait_too_long_is_refused_on_arrival_and_the_first_that_would_not_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go, real, took_s = threading.Event(), time.monotonic, 0.0
+    monkeypatch.setattr("headgate.replica.calls.monotonic", lambda: real() + took_s)
+
+    def handler(first: bool) -> None:
+        nonlocal took_s
+        if first:
+            took_s = 2.0
+        else:
+            let_go.wait(10)
+
+    async def scene() -> None:
+        nonlocal took_s
+        async with Rig(tmp_path, handler) as rig:
+            await rig.ask(True).done
+            took_s = 0.0
+            running = rig.ask(False)
+            late = rig.ask(False, timeout_s=0.5)
+            assert late.info is not None
+            assert (late.info.kind, late.info.reason) == ("UnavailableError", "deadline")
+            assert 1.9 < (late.info.retry_after_s or 0.0) <= 2.1
+            rig.router.now = lambda: real() + 1.8
+            in_time = rig.ask(False, timeout_s=1.8 + 0.5)
+            let_go.set()
+            await asyncio.gather(running.done, in_time.done)
+            assert (running.info, in_time.info) == (None, None)
+
+    play(scene)
+
+
 def test_unknown_endpoints_and_endpoints_without_traffic_are_refused(tmp_path: Path) -> None:
     async def scene() -> None:
         async with Rig(tmp_path, lambda: None) as rig:

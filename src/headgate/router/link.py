@@ -156,6 +156,7 @@ class Link:
         call.link = self
         call.number = number
         call.place = place
+        call.sent_at = now
         left, age = call.deadline - now, now - call.admitted_at
         millis = (int(left * 1000) + 1 if left > 0 else 1) if left < 4_000_000 else wire.NO_LIMIT
         micros = int(age * 1e6) if age < 4000 else wire.MAX_MICROS

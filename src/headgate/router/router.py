@@ -140,15 +140,16 @@ class Router:
         if caller_limit is not None and caller_limit < limit:
             limit = caller_limit
         deadline = call.deadline = call.admitted_at + limit
+        if deadline <= now:
+            self._refuse(call, unavailable("its time was over on arrival", "deadline", None))
+            return
         dispatcher = backend.dispatcher
-        if dispatcher.queued or not entry.replicas:
+        replica = dispatcher.place(now, self.draw())
+        if replica is None:
             error = self._refusal(backend, deadline, now)
             if error is not None:
                 self._refuse(call, error)
                 return
-        elif deadline <= now:
-            self._refuse(call, unavailable("its time was over on arrival", "deadline", None))
-            return
         call.backend_route = backend
         call.endpoint_route = endpoint
         endpoint.in_flight += 1
@@ -157,8 +158,9 @@ class Router:
             call.bucket = self._wheel.add(call, deadline)
             if deadline < self._alarm_at:
                 self._set_alarm()
-        replica = dispatcher.offer(call, now, self.draw())
-        if replica is not None:
+        if replica is None:
+            dispatcher.enqueue(call, now)
+        else:
             call.state = SENT
             backend.links[replica].send(call, now)
         if endpoint.has_shadows:
@@ -184,12 +186,10 @@ class Router:
         dispatcher, entry = backend.dispatcher, backend.entry
         if not entry.replicas and not entry.starting:
             return unavailable(f"no replica of backend {entry.tag!r} is ready or starting", "no replica", backend.next_start_s(now))
-        wait = dispatcher.wait_estimate_s(now)
+        wait = dispatcher.wait_estimate_s(now, backend.oldest_at)
         if dispatcher.full:
             why = f"{entry.max_queued_queries} requests wait for backend {entry.tag!r} already"
             return ErrorInfo("QueueFullError", why, reason="queue full", retry_after_s=wait or 1.0)
-        if deadline <= now:
-            return unavailable("its time was over on arrival", "deadline", None)
         if wait is not None and now + wait > deadline:
             why = f"backend {entry.tag!r} would take it in about {wait:.2f} s, after its deadline in {deadline - now:.2f} s"
             return unavailable(why, "deadline", wait)
