@@ -53,6 +53,11 @@ class ReplicaLink:
         self._lost = False
         self.channel = Channel(sock, loop, self._decoder, wire.ANSWERS)
 
+    @property
+    def stream_limit_s(self) -> float | None:
+        """How long after one part of a stream the next may come, as the router counts it."""
+        return self._links.runner.config.request_timeout
+
     # The thread that reads.
 
     def readable(self) -> None:

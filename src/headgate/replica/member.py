@@ -39,8 +39,14 @@ class Member(wire.Call, eq=False):
 
     @property
     def deadline(self) -> float:
-        """When its time is over; infinity for no limit."""
-        return self.received_at + self.millis / 1e3 if self.millis != wire.NO_LIMIT else _NEVER
+        """When its time is over; infinity for no limit. Once its stream has begun the limit counts from each chunk to the next."""
+        if self.millis == wire.NO_LIMIT:
+            return _NEVER
+        stream = self.stream
+        if stream is not None and stream.begun:
+            limit_s = self.link.stream_limit_s
+            return _NEVER if limit_s is None else stream.last_chunk_at + limit_s
+        return self.received_at + self.millis / 1e3
 
     def mark_started(self, now: float) -> None:
         """Record where the dead can't take it that user code is entered."""

@@ -131,6 +131,7 @@ class Runner:
         task = member.task
         if task is not None and self._loop is not None:
             self._loop.call_soon_threadsafe(self._caller.cancel_if_all_gone, task, member)
+        self._caller.give_up_if_all_gone(member)  # after that: async code is to see its own cancellation first
 
     # The I/O thread.
 
@@ -203,10 +204,10 @@ class Runner:
                     link.channel.flush()
         running = list(self._caller.running.values())
         if running:
-            left_alone = now - min(members[0].started_at for members in running) >= _LEFT_ALONE_S
+            left_alone = now - min(facts.members[0].started_at for facts in running) >= _LEFT_ALONE_S
             if left_alone:
                 self.links.reading.leave()
-            busy = busy or not left_alone or any(members[0].stream for members in running)
+            busy = busy or not left_alone or any(facts.members[0].stream for facts in running)
         if not self._inbox.empty:
             busy = True
             self._give_back_if_slow(now)
@@ -224,7 +225,7 @@ class Runner:
     def _give_back_if_slow(self, now: float) -> None:
         """Every slot has been busy for a while: what can't run soon runs sooner elsewhere. Once for each such set of calls."""
         # With its start, since a later call may get the identity of one that has ended.
-        calls = {(members[0].started_at, id(members)) for members in list(self._caller.running.values())}
+        calls = {(facts.members[0].started_at, id(facts)) for facts in list(self._caller.running.values())}
         if not calls or len(calls) < self._concurrency or now - max(calls)[0] < SLOW_CALL_S:
             return
         if calls <= self._gave_back:
