@@ -504,6 +504,45 @@ def test_a_removed_endpoint_is_idle_once_its_calls_are_answered(tmp_path: Path) 
     play(scene)
 
 
+@pytest.mark.parametrize("what", ["the endpoint", "the backend", "the replica", "everything", "the router"])
+def test_nothing_that_leaves_waits_for_a_copy_for_a_shadow(tmp_path: Path, what: str) -> None:
+    began, let_go = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        began.set()
+        let_go.wait(10)
+
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda: None) as rig:
+            shadow = Replica(tmp_path, slow, rig.config, False)
+            backends = {"b": rig.entry(), "s": msgspec.structs.replace(rig.entry(), tag="s", replicas=(shadow.entry,))}
+            endpoints = {"e": msgspec.structs.replace(rig.router.table.endpoints["e"], shadows={"s": 1.0})}
+            rig.apply(endpoints=endpoints, backends=backends)
+            await until(lambda: rig.router._backends["s"].dispatcher.window(shadow.id))
+            await rig.ask().done
+            await until(began.is_set)
+            assert rig.router.active == 0
+            assert [queue.in_flight for queue in rig.router.counters().queues] == [0, 0]
+            if what == "the endpoint":
+                rig.apply(endpoints={}, backends=backends)
+            elif what == "the backend":
+                rig.apply()
+            elif what == "the replica":
+                backends["s"] = msgspec.structs.replace(backends["s"], replicas=(), starting=1)
+                rig.apply(endpoints=endpoints, backends=backends)
+            elif what == "everything":
+                rig.apply(endpoints=endpoints, backends=backends, closing=True)
+            else:
+                await rig.router.close(10)
+            if what != "the router":
+                assert [message for message in rig.reported if isinstance(message, Idle)][-1] == Idle(rig.version)
+            await until(lambda: shadow.links.settled and shadow.runner.only_shadows)
+            let_go.set()
+            await asyncio.to_thread(shadow.close)
+
+    play(scene)
+
+
 # Streams.
 
 

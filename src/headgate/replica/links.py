@@ -110,6 +110,7 @@ class ReplicaLink:
         elif frame.kind == wire.CANCEL:
             member = self.members.get(frame.number)
             if member is not None:
+                member.shadow = bool(frame.flags & wire.SHADOW)
                 self._links.runner.cancel(member)
         elif frame.kind == wire.CREDIT:
             member = self.members.get(frame.number)
@@ -276,8 +277,11 @@ class Links:
 
     @property
     def settled(self) -> bool:
-        """Nothing is unread or unanswered, and every answer was written."""
-        return not self.reading.pending and all(not link.members and link.channel.empty for link in list(self.all))
+        """Nothing is unread, nothing that anybody waits for unanswered, and every answer was written."""
+        if self.reading.pending:
+            return False
+        links = list(self.all)
+        return all(link.channel.empty and all(member.shadow for member in list(link.members.values())) for link in links)
 
     async def close(self) -> None:
         """Close the socket and every link."""

@@ -22,6 +22,7 @@ class Member(wire.Call, eq=False):
     link: Any = None  # the `ReplicaLink` that it came over
     received_at: float = 0.0
     cancelled: bool = False
+    shadow: bool = False  # cancelled, and a copy whose answer nobody has ever waited for
     started_at: float = 0.0
     task: Any = None  # the `asyncio.Task` that runs it
     stream: Any = None  # its `Stream`

@@ -177,6 +177,12 @@ class Runner:
         now = time.monotonic()
         return max((now - since - limit for since in self._caller.running_since()), default=0.0)
 
+    @property
+    def only_shadows(self) -> bool:
+        """Whether synchronous code runs, and nobody has ever waited for any of it. Asynchronous code is cancelled, and may clean up."""
+        running = [member for facts in list(self._caller.running.values()) for member in facts.members]
+        return self._loop is None and bool(running) and all(member.shadow for member in running)
+
     def stop(self) -> None:
         """Have `run` return when the calls under way have ended."""
         self._stopping = True

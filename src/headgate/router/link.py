@@ -192,7 +192,7 @@ class Link:
 
     def cancel(self, call: Call) -> None:
         """Tell the replica that nobody waits for this call; its place stays taken until the replica answers."""
-        self._send_small(wire.encode(wire.CANCEL, call.number))
+        self._send_small(wire.encode(wire.CANCEL, call.number, flags=wire.SHADOW if call.shadow else 0))
 
     def credit(self, call: Call, count_bytes: int) -> None:
         """Let the replica send that many more bytes of this call's stream."""

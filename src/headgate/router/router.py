@@ -56,6 +56,7 @@ class Router:
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = math.inf
         self._counts: dict[tuple[str, str, int], list[float]] = {}
+        self._shadows: set[Call] = set()
         self._shadows_dropped = 0
         self._closed = False
 
@@ -81,6 +82,7 @@ class Router:
                 known.update(endpoint)
         for tag in [tag for tag in self._backends if tag not in table.backends]:
             self._old_backends.append(self._backends.pop(tag))
+        self._drop_shadows(table)
         self.report(Applied(table.version))
         self._report_idle(followed=True)
 
@@ -218,13 +220,16 @@ class Router:
         elif call.link is not None:
             call.link.cancel(call)
 
-    # Ends. Every admitted call passes `over` exactly once.
+    # Ends. Every admitted call, and every shadow, passes `over` exactly once.
 
     def over(self, call: Call, status: int, now: float) -> None:
         """Take note of a call's end. The caller of this tells the call."""
         call.state = OVER
         if call.deadline != math.inf:
             self._wheel.discard(call, call.bucket)
+        if call.shadow:
+            self._shadows.discard(call)
+            return
         call.backend_route.in_flight -= 1
         call.endpoint_route.in_flight -= 1
         self._count(call, status, now)
@@ -251,8 +256,6 @@ class Router:
         call.deadline = deadline
 
     def _count(self, call: Call, status: int, now: float) -> None:
-        if call.shadow:
-            return
         key = (call.endpoint, call.backend, status)
         counted = self._counts.get(key)
         if counted is None:
@@ -302,8 +305,7 @@ class Router:
             shadow = _Shadow(call, tag, now + min(backend.timeout_s, _SHADOW_S))
             shadow.backend_route = backend
             shadow.endpoint_route = endpoint
-            endpoint.in_flight += 1
-            backend.in_flight += 1
+            self._shadows.add(shadow)
             shadow.bucket = self._wheel.add(shadow, shadow.deadline)
             if shadow.deadline < self._alarm_at:
                 self._set_alarm()
@@ -311,6 +313,16 @@ class Router:
             if replica is not None:
                 shadow.state = SENT
                 backend.links[replica].send(shadow, now)
+
+    def _drop_shadows(self, table: RoutingTable) -> None:
+        """Give up the copies that something which leaves would have to wait for: nobody has ever waited for them."""
+        if not self._shadows:
+            return
+        stay = {replica.id for entry in table.backends.values() for replica in entry.replicas}
+        for shadow in list(self._shadows):
+            leaves = shadow.endpoint not in table.endpoints or shadow.backend not in table.backends
+            if leaves or table.closing or (shadow.link is not None and shadow.link.replica not in stay):
+                self.cancel(shadow)
 
     # For people and the end.
 
@@ -349,6 +361,8 @@ class Router:
     async def close(self, timeout_s: float) -> None:
         """Refuse new calls, wait for those under way for up to `timeout_s`, fail the rest, close all links."""
         self._closed = True
+        for shadow in list(self._shadows):
+            self.cancel(shadow)
         until = self.now() + timeout_s
         while self.active and self.now() < until:  # noqa: ASYNC110 - calls don't pay for telling
             await asyncio.sleep(0.005)
