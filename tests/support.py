@@ -1,4 +1,8 @@
-"""What do tests share? Waiting with a deadline, in a thread and on an event loop; how exact times are; and leaving out a test."""
+"""What do tests share?
+
+Waiting with a deadline, in a thread and on an event loop; how exact times are; leaving out a test; and what stands for an instance
+where handles are tested.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,9 @@ from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 import pytest
+
+from headgate.errors import ErrorInfo
+from headgate.router.call import Call
 
 T = TypeVar("T")
 
@@ -56,3 +63,29 @@ def leave_out(why: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(f"this can't be left out where CI is set: {why}", pytrace=False)
     pytest.skip(why)
+
+
+class FakeConnection:
+    """Keeps calls, for the test to end them on whichever thread it likes."""
+
+    over = ""
+    forked = False
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.credited = 0
+
+    def submit(self, call: Call) -> None:
+        self.calls.append(call)
+
+    def cancel(self, call: Call) -> None:
+        call.failed(ErrorInfo("RequestCancelledError", "cancelled"))
+
+    def credit(self, call: Call, count_bytes: int) -> None:
+        self.credited += count_bytes
+
+    def forbid_waiting(self) -> None:
+        pass
+
+    def read_for(self, ready: object, add_waiter: object, until: float) -> bool:
+        return False  # another thread reads

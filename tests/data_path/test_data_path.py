@@ -503,7 +503,7 @@ def test_a_health_check_that_waits_behind_a_long_call_on_the_event_loop_is_not_t
             replica.io_loop.call_soon_threadsafe(replica.runner.check_health)
             await until(lambda: checks)
             await rig.ask().done
-            await until(lambda: "ended" in checks)
+            await until(lambda: "ended" in checks and replica.runner._checking_since is None)
             assert replica.runner.unhealthy == ""
 
     play(scene)
@@ -525,6 +525,38 @@ def test_a_full_queue_refuses_with_a_time_to_retry(tmp_path: Path) -> None:
             let_go.set()
             await asyncio.gather(*(call.done for call in calls[:3]))
             assert [call.info for call in calls[:3]] == [None] * 3
+
+    play(scene)
+
+
+def test_the_first_that_would_wait_too_long_is_refused_on_arrival_and_the_first_that_would_not_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go, real, took_s = threading.Event(), time.monotonic, 0.0
+    monkeypatch.setattr("headgate.replica.calls.monotonic", lambda: real() + took_s)
+
+    def handler(first: bool) -> None:
+        nonlocal took_s
+        if first:
+            took_s = 2.0
+        else:
+            let_go.wait(10)
+
+    async def scene() -> None:
+        nonlocal took_s
+        async with Rig(tmp_path, handler) as rig:
+            await rig.ask(True).done
+            took_s = 0.0
+            running = rig.ask(False)
+            late = rig.ask(False, timeout_s=0.5)
+            assert late.info is not None
+            assert (late.info.kind, late.info.reason) == ("UnavailableError", "deadline")
+            assert 1.9 < (late.info.retry_after_s or 0.0) <= 2.1
+            rig.router.now = lambda: real() + 1.8
+            in_time = rig.ask(False, timeout_s=1.8 + 0.5)
+            let_go.set()
+            await asyncio.gather(running.done, in_time.done)
+            assert (running.info, in_time.info) == (None, None)
 
     play(scene)
 
@@ -624,6 +656,45 @@ def test_a_removed_endpoint_is_idle_once_its_calls_are_answered(tmp_path: Path) 
             await call.done
             assert call.info is None
             await until(lambda: [m for m in rig.reported if isinstance(m, Idle)][-1] == Idle(rig.version))
+
+    play(scene)
+
+
+@pytest.mark.parametrize("what", ["the endpoint", "the backend", "the replica", "everything", "the router"])
+def test_nothing_that_leaves_waits_for_a_copy_for_a_shadow(tmp_path: Path, what: str) -> None:
+    began, let_go = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        began.set()
+        let_go.wait(10)
+
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda: None) as rig:
+            shadow = Replica(tmp_path, slow, rig.config, False)
+            backends = {"b": rig.entry(), "s": msgspec.structs.replace(rig.entry(), tag="s", replicas=(shadow.entry,))}
+            endpoints = {"e": msgspec.structs.replace(rig.router.table.endpoints["e"], shadows={"s": 1.0})}
+            rig.apply(endpoints=endpoints, backends=backends)
+            await until(lambda: rig.router._backends["s"].dispatcher.window(shadow.id))
+            await rig.ask().done
+            await until(began.is_set)
+            assert rig.router.active == 0
+            assert [queue.in_flight for queue in rig.router.counters().queues] == [0, 0]
+            if what == "the endpoint":
+                rig.apply(endpoints={}, backends=backends)
+            elif what == "the backend":
+                rig.apply()
+            elif what == "the replica":
+                backends["s"] = msgspec.structs.replace(backends["s"], replicas=(), starting=1)
+                rig.apply(endpoints=endpoints, backends=backends)
+            elif what == "everything":
+                rig.apply(endpoints=endpoints, backends=backends, closing=True)
+            else:
+                await rig.router.close(10)
+            if what != "the router":
+                assert [message for message in rig.reported if isinstance(message, Idle)][-1] == Idle(rig.version)
+            await until(lambda: shadow.links.settled and shadow.runner.only_shadows)
+            let_go.set()
+            await asyncio.to_thread(shadow.close)
 
     play(scene)
 

@@ -270,6 +270,28 @@ def test_a_replica_that_calls_another_endpoint_for_the_first_time_while_the_inst
         assert answers == ["hello"]
 
 
+def test_neither_delete_endpoint_nor_shutdown_waits_for_copies_for_shadows(tmp_path: Path) -> None:
+    def held(request: Any = None) -> None:
+        (tmp_path / "began").touch()
+        wait_until((tmp_path / "go").exists, 60)
+
+    with serve.init(http_port=0):
+        serve.create_backend("b", lambda: "done")
+        serve.create_backend("s", held)
+        serve.create_endpoint("e", backend="b")
+        serve.create_endpoint("f", backend="b")
+        for name in ("e", "f"):
+            serve.shadow_traffic(name, "s", 1.0)
+        assert serve.get_handle("e").remote().result(10) == "done"
+        wait_until((tmp_path / "began").exists)
+        assert serve.get_handle("f").remote().result(10) == "done"
+        began = time.monotonic()
+        serve.delete_endpoint("e")
+        serve.shutdown()
+        assert time.monotonic() - began < 5 * TIME_FACTOR
+    assert not processes()
+
+
 def test_an_exception_in_the_with_block_shuts_down_too() -> None:
     with pytest.raises(ZeroDivisionError), serve.init(http_port=0):
         raise ZeroDivisionError

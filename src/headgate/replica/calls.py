@@ -38,6 +38,7 @@ from headgate.router import payload
 from headgate.router.context import CallFacts, enter
 
 _log = logging.getLogger("headgate.replica")
+_CANCELLED = (asyncio.CancelledError, GeneratorExit, RequestCancelledError)
 _LONGEST_S = wire.MAX_MICROS / 1e6
 _UNTOLD = ErrorInfo("UserCodeError", "user code raised an exception that can't be told: methods of its own class raise, too")
 _head_decoder = msgspec.msgpack.Decoder(wire.HttpHead)
@@ -73,7 +74,7 @@ class Caller:
         self.has_health_check = self._check_health is not None
         self.has_batches = any(handler.info.is_batch for handler in self._handlers.values())
         self.idempotent = idempotent
-        self.running: dict[int, list[Member]] = {}
+        self.running: dict[int, CallFacts[Member]] = {}
         """What runs now, by slot (threads) or by the call's identity (event loop)."""
         self.ended = 0
         """Calls of user code that have ended; a count for people, not exact over threads."""
@@ -83,9 +84,10 @@ class Caller:
     def running_since(self) -> list[float]:
         """When each call that runs now began; a stream's: when its last chunk left."""
         since: list[float] = []
-        for members in list(self.running.values()):
-            stream = members[0].stream
-            since.append(members[0].started_at if stream is None else stream.last_chunk_at)
+        for facts in list(self.running.values()):
+            member = facts.members[0]
+            stream = member.stream
+            since.append(member.started_at if stream is None else stream.last_chunk_at)
         return since
 
     def group_of(self, member: Member) -> object:
@@ -120,8 +122,8 @@ class Caller:
             return 0.0
         handler = self._only or self._handler_of(member)
         member.mark_started(start)
-        self.running[slot] = members
-        enter(CallFacts(members, False, self._backend, self._replica))
+        facts = self.running[slot] = CallFacts(members, False, self._backend, self._replica)
+        enter(facts)
         try:
             result = self._invoke(handler, member)
             if not isinstance(result, response.STREAMS):
@@ -132,6 +134,7 @@ class Caller:
         finally:
             del self.running[slot]
             self.ended += 1
+            facts.over = True
             enter(None)
         return monotonic() - start
 
@@ -198,7 +201,7 @@ class Caller:
         member.link.fail(member, self._describe(error, member), micros)
 
     def _describe(self, error: BaseException, member: Member) -> ErrorInfo:
-        if member.cancelled and isinstance(error, asyncio.CancelledError | GeneratorExit):  # else it is user code's own
+        if member.cancelled and isinstance(error, _CANCELLED):  # else it is user code's own
             return describe(RequestCancelledError("the request was cancelled while it ran"))
         try:
             info = response.raised(error)
@@ -228,8 +231,8 @@ class Caller:
             return
         handler = self._only or self._handler_of(member)
         slot = id(members)
-        self.running[slot] = members
-        enter(CallFacts(members, False, self._backend, self._replica))
+        facts = self.running[slot] = CallFacts(members, False, self._backend, self._replica)
+        enter(facts)
         try:
             result = self._invoke(handler, member)
             if isinstance(result, Coroutine):
@@ -243,6 +246,7 @@ class Caller:
         finally:
             del self.running[slot]
             self.ended += 1
+            facts.over = True
 
     async def _stream_async(self, member: Member, result: Any) -> None:
         chunks, encoder = response.open_stream(result, web=member.web)
@@ -264,11 +268,17 @@ class Caller:
 
     def cancel_if_all_gone(self, task: asyncio.Task[None], member: Member) -> None:
         """Cancel the task of a call, once all of its members are gone."""
-        for members in self.running.values():
-            if member in members:
-                if _all_gone(members):
+        for facts in self.running.values():
+            if member in facts.members:
+                if facts.gone:
                     task.cancel()
                 return
+
+    def give_up_if_all_gone(self, member: Member) -> None:
+        """Give up what a call has asked of others through handles, once all of its members are gone; from any thread."""
+        for facts in list(self.running.values()):
+            if facts.asked and member in facts.members and facts.gone:
+                facts.give_up()
 
     # Batches.
 
@@ -295,10 +305,10 @@ class Caller:
             return
         handler = self._handler_of(live[0])
         assert handler is not None
-        self.running[slot] = live
+        self.running[slot] = CallFacts(live, True, self._backend, self._replica)
         try:
             live, calls = self._open(live, handler)
-            error = await self._run_together(handler, live, calls, start)
+            error = await self._run_together(handler, slot, live, calls, start)
             if error is None:
                 return
             if len(live) == 1 or not self.idempotent or isinstance(error, BatchResultError) or not isinstance(error, Exception):
@@ -307,10 +317,7 @@ class Caller:
             search = Bisection(len(live))
             while (part := search.next()) is not None:
                 chosen = live[part.start : part.stop]
-                if _all_gone(chosen):
-                    self._fail_all(chosen, asyncio.CancelledError())
-                    continue
-                error = await self._run_together(handler, chosen, calls[part.start : part.stop], start)
+                error = await self._run_together(handler, slot, chosen, calls[part.start : part.stop], start)
                 if error is not None:
                     search.failed(part)
                     if len(chosen) == 1:
@@ -320,12 +327,15 @@ class Caller:
             self.ended += 1
 
     async def _run_together(
-        self, handler: Handler, members: list[Member], calls: list[tuple[Any, dict[str, Any]]], start: float
+        self, handler: Handler, slot: int, members: list[Member], calls: list[tuple[Any, dict[str, Any]]], start: float
     ) -> BaseException | None:
         """Call user code once for these members and answer them; or return what it raised, with nobody answered."""
         if not members:
             return None
-        enter(CallFacts(members, True, self._backend, self._replica))
+        facts = self.running[slot] = CallFacts(members, True, self._backend, self._replica)
+        if facts.gone:  # before it could be cancelled
+            return asyncio.CancelledError()
+        enter(facts)
         try:
             args, kwargs = self._gather(members, calls)
             result = handler.call(*args, **kwargs)
@@ -335,6 +345,7 @@ class Caller:
         except BaseException as error:  # noqa: BLE001 - user code may raise anything; it is the batch's failure
             return error
         finally:
+            facts.over = True
             enter(None)
         self._answer_all(members, values, start)
         return None
@@ -403,11 +414,6 @@ class Caller:
         return ""
 
 
-def _all_gone(members: list[Member]) -> bool:
-    """Whether nobody waits for any of them: each was cancelled, or has its answer."""
-    return all(member.cancelled or member.number not in member.link.members for member in members)
-
-
 def _request_of(member: Member) -> Request:
     return Request(member.http, member.body)
 
@@ -455,11 +461,17 @@ def _micros(seconds: float) -> int:
 
 def _exit(error: SystemExit) -> None:
     """User code asked this process to end, in whichever thread: it does, and is replaced."""
-    code = error.code if isinstance(error.code, int) else int(error.code is not None)
     try:
         if isinstance(error.code, str):
             sys.stderr.write(f"{error.code}\n")
+    finally:  # user code may have closed or replaced it
+        exit_now(error.code if isinstance(error.code, int) else int(error.code is not None))
+
+
+def exit_now(code: int) -> None:
+    """End this process, whatever its threads are at; what was printed comes out."""
+    try:
         sys.stdout.flush()
         sys.stderr.flush()
-    finally:  # user code may have closed or replaced them
+    finally:
         os._exit(code & 0xFF)

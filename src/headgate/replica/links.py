@@ -54,6 +54,11 @@ class ReplicaLink:
         self._lost = False
         self.channel = Channel(sock, loop, self._decoder, wire.ANSWERS)
 
+    @property
+    def stream_limit_s(self) -> float | None:
+        """How long after one part of a stream the next may come, as the router counts it."""
+        return self._links.runner.config.request_timeout
+
     # The thread that reads.
 
     def readable(self) -> None:
@@ -106,6 +111,7 @@ class ReplicaLink:
         elif frame.kind == wire.CANCEL:
             member = self.members.get(frame.number)
             if member is not None:
+                member.shadow = bool(frame.flags & wire.SHADOW)
                 self._links.runner.cancel(member)
         elif frame.kind == wire.CREDIT:
             member = self.members.get(frame.number)
@@ -277,8 +283,11 @@ class Links:
 
     @property
     def settled(self) -> bool:
-        """Nothing is unread or unanswered, and every answer was written."""
-        return not self.reading.pending and all(not link.members and link.channel.empty for link in list(self.all))
+        """Nothing is unread, nothing that anybody waits for unanswered, and every answer was written."""
+        if self.reading.pending:
+            return False
+        links = list(self.all)
+        return all(link.channel.empty and all(member.shadow for member in list(link.members.values())) for link in links)
 
     async def close(self) -> None:
         """Close the socket and every link."""

@@ -135,6 +135,7 @@ class Runner:
         task = member.task
         if task is not None and self._loop is not None:
             self._loop.call_soon_threadsafe(self._caller.cancel_if_all_gone, task, member)
+        self._caller.give_up_if_all_gone(member)  # after that: async code is to see its own cancellation first
 
     # The I/O thread.
 
@@ -204,6 +205,12 @@ class Runner:
         now = time.monotonic()
         return max((now - since - limit for since in self._caller.running_since()), default=0.0)
 
+    @property
+    def only_shadows(self) -> bool:
+        """Whether synchronous code runs, and nobody has ever waited for any of it. Asynchronous code is cancelled, and may clean up."""
+        running = [member for facts in list(self._caller.running.values()) for member in facts.members]
+        return self._loop is None and bool(running) and all(member.shadow for member in running)
+
     def stop(self) -> None:
         """Have `run` return when the calls under way have ended."""
         self._stopping = True
@@ -231,10 +238,10 @@ class Runner:
                     link.channel.flush()
         running = list(self._caller.running.values())
         if running:
-            left_alone = now - min(members[0].started_at for members in running) >= _LEFT_ALONE_S
+            left_alone = now - min(facts.members[0].started_at for facts in running) >= _LEFT_ALONE_S
             if left_alone:
                 self.links.reading.leave()
-            busy = busy or not left_alone or any(members[0].stream for members in running)
+            busy = busy or not left_alone or any(facts.members[0].stream for facts in running)
         if not self._inbox.empty or self._async_running > len(running):
             busy = True
             if self._slots_are_slow(now):
@@ -255,7 +262,7 @@ class Runner:
     def _slots_are_slow(self, now: float) -> bool:
         """Every slot has been busy for a while. True once for each such set of calls."""
         # With its start, since a later call may get the identity of one that has ended.
-        calls = {(members[0].started_at, id(members)) for members in list(self._caller.running.values())}
+        calls = {(facts.members[0].started_at, id(facts)) for facts in list(self._caller.running.values())}
         if not calls or len(calls) < self._concurrency or now - max(calls)[0] < SLOW_CALL_S:
             return False
         if calls <= self._gave_back:

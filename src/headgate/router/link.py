@@ -162,6 +162,7 @@ class Link:
         call.link = self
         call.number = number
         call.place = place
+        call.sent_at = now
         left, age = call.deadline - now, now - call.admitted_at
         millis = (int(left * 1000) + 1 if left > 0 else 1) if left < 4_000_000 else wire.NO_LIMIT
         micros = int(age * 1e6) if age < 4000 else wire.MAX_MICROS
@@ -197,7 +198,7 @@ class Link:
 
     def cancel(self, call: Call) -> None:
         """Tell the replica that nobody waits for this call; its place stays taken until the replica answers."""
-        self._send_small(wire.encode(wire.CANCEL, call.number))
+        self._send_small(wire.encode(wire.CANCEL, call.number, flags=wire.SHADOW if call.shadow else 0))
 
     def credit(self, call: Call, count_bytes: int) -> None:
         """Let the replica send that many more bytes of this call's stream."""

@@ -60,6 +60,7 @@ class Router:
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = math.inf
         self._counts: dict[tuple[str, str, int], list[float]] = {}
+        self._shadows: set[Call] = set()
         self._shadows_dropped = 0
         self._closed = False
 
@@ -91,6 +92,7 @@ class Router:
                 self._old_backends.append(self._leaving.pop(tag))
                 leaving = msgspec.structs.replace(backend.entry, replicas=(), starting=0)
             backend.update(leaving)
+        self._drop_shadows(table)
         self.report(Applied(table.version))
         self._report_idle(followed=True)
 
@@ -151,15 +153,16 @@ class Router:
         if caller_limit is not None and caller_limit < limit:
             limit = caller_limit
         deadline = call.deadline = call.admitted_at + limit
+        if deadline <= now:
+            self._refuse(call, unavailable("its time was over on arrival", "deadline", None))
+            return
         dispatcher = backend.dispatcher
-        if dispatcher.queued or not entry.replicas:
+        replica = dispatcher.place(now, self.draw())
+        if replica is None:
             error = self._refusal(backend, deadline, now)
             if error is not None:
                 self._refuse(call, error)
                 return
-        elif deadline <= now:
-            self._refuse(call, unavailable("its time was over on arrival", "deadline", None))
-            return
         call.backend_route = backend
         call.endpoint_route = endpoint
         endpoint.in_flight += 1
@@ -168,8 +171,9 @@ class Router:
             call.bucket = self._wheel.add(call, deadline)
             if deadline < self._alarm_at:
                 self._set_alarm()
-        replica = dispatcher.offer(call, now, self.draw())
-        if replica is not None:
+        if replica is None:
+            dispatcher.enqueue(call, now)
+        else:
             call.state = SENT
             backend.links[replica].send(call, now)
         if endpoint.has_shadows:
@@ -195,12 +199,10 @@ class Router:
         dispatcher, entry = backend.dispatcher, backend.entry
         if not entry.replicas and not entry.starting:
             return unavailable(f"no replica of backend {entry.tag!r} is ready or starting", "no replica", backend.next_start_s(now))
-        wait = dispatcher.wait_estimate_s(now)
+        wait = dispatcher.wait_estimate_s(now, backend.oldest_at)
         if dispatcher.full:
             why = f"{entry.max_queued_queries} requests wait for backend {entry.tag!r} already"
             return ErrorInfo("QueueFullError", why, reason="queue full", retry_after_s=wait or 1.0)
-        if deadline <= now:
-            return unavailable("its time was over on arrival", "deadline", None)
         if wait is not None and now + wait > deadline:
             why = f"backend {entry.tag!r} would take it in about {wait:.2f} s, after its deadline in {deadline - now:.2f} s"
             return unavailable(why, "deadline", wait)
@@ -229,13 +231,16 @@ class Router:
         elif call.link is not None:
             call.link.cancel(call)
 
-    # Ends. Every admitted call passes `over` exactly once.
+    # Ends. Every admitted call, and every shadow, passes `over` exactly once.
 
     def over(self, call: Call, status: int, now: float) -> None:
         """Take note of a call's end. The caller of this tells the call."""
         call.state = OVER
         if call.deadline != math.inf:
             self._wheel.discard(call, call.bucket)
+        if call.shadow:
+            self._shadows.discard(call)
+            return
         call.backend_route.in_flight -= 1
         call.endpoint_route.in_flight -= 1
         self._count(call, status, now)
@@ -262,8 +267,6 @@ class Router:
         call.deadline = deadline
 
     def _count(self, call: Call, status: int, now: float) -> None:
-        if call.shadow:
-            return
         key = (call.endpoint, call.backend, status)
         counted = self._counts.get(key)
         if counted is None:
@@ -313,8 +316,7 @@ class Router:
             shadow = _Shadow(call, tag, now + min(backend.timeout_s, _SHADOW_S))
             shadow.backend_route = backend
             shadow.endpoint_route = endpoint
-            endpoint.in_flight += 1
-            backend.in_flight += 1
+            self._shadows.add(shadow)
             shadow.bucket = self._wheel.add(shadow, shadow.deadline)
             if shadow.deadline < self._alarm_at:
                 self._set_alarm()
@@ -322,6 +324,16 @@ class Router:
             if replica is not None:
                 shadow.state = SENT
                 backend.links[replica].send(shadow, now)
+
+    def _drop_shadows(self, table: RoutingTable) -> None:
+        """Give up the copies that something which leaves would have to wait for: nobody has ever waited for them."""
+        if not self._shadows:
+            return
+        stay = {replica.id for entry in table.backends.values() for replica in entry.replicas}
+        for shadow in list(self._shadows):
+            leaves = shadow.endpoint not in table.endpoints or shadow.backend not in table.backends
+            if leaves or table.closing or (shadow.link is not None and shadow.link.replica not in stay):
+                self.cancel(shadow)
 
     # For people and the end.
 
@@ -360,6 +372,8 @@ class Router:
     async def close(self, timeout_s: float) -> None:
         """Refuse new calls, wait for those under way for up to `timeout_s`, fail the rest, close all links."""
         self._closed = True
+        for shadow in list(self._shadows):
+            self.cancel(shadow)
         until = self.now() + timeout_s
         while self.active and self.now() < until:  # noqa: ASYNC110 - calls don't pay for telling
             await asyncio.sleep(0.005)

@@ -128,6 +128,12 @@ class BackendRoute:
         at = self._next_start_at
         return at - now if at is not None and at > now else None
 
+    def oldest_at(self, replica: str) -> float:
+        """When the oldest call at a replica was sent there; infinity where there is none."""
+        for call in self.links[replica].calls.values():
+            return call.sent_at
+        return math.inf
+
     def report_broken(self, replica: str, reason: str) -> None:
         """Have the controller end a replica that can't be talked to."""
         self.router.report(BrokenReplica(replica, reason))
