@@ -259,20 +259,21 @@ def describe(error: BaseException) -> ErrorInfo:
             _text(error.message),
             _text(getattr(error, "remote_traceback", "")),
             _text(getattr(error, "reason", "")),
-            error.retry_after_s,
+            None if error.retry_after_s is None else float(error.retry_after_s),
         )
-    return ErrorInfo("HeadgateError", f"internal error: {_line(error)}", format_traceback(error))
+    return ErrorInfo("HeadgateError", f"internal error: {in_one_line(error)}", format_traceback(error))
 
 
 def describe_user_error(error: BaseException) -> ErrorInfo:
     """Turn what user code raised into a record: message, traceback, and the exception itself where it pickles."""
-    return ErrorInfo("UserCodeError", _line(error), format_traceback(error), pickled=_pickle(error))
+    return ErrorInfo("UserCodeError", in_one_line(error), format_traceback(error), pickled=_pickle(error))
 
 
-def _line(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
+    """Its class and what it says, whatever its own code does."""
     try:
         said = str(error)
-    except Exception:  # noqa: BLE001 - user code: its `__str__` may raise anything
+    except BaseException:  # noqa: BLE001 - user code: its `__str__` may raise anything
         said = "<its __str__ raised>"
     return _text(f"{type(error).__name__}: {said}")
 
@@ -367,7 +368,7 @@ def _pickle(error: BaseException | None) -> bytes:
     try:
         data = pickle.dumps(portable(error))
         pickle.loads(data)
-    except Exception:  # noqa: BLE001 - user classes may fail to pickle in any way; the message and traceback still travel
+    except BaseException:  # noqa: BLE001 - user classes may fail to pickle in any way; the message and traceback still travel
         return b""
     return data
 

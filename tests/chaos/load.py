@@ -38,9 +38,13 @@ class Outcome(NamedTuple):
     connected_at: float
     """When its connection was made."""
     sent_at: float
+    written_at: float
+    """When all of it was with the kernel; infinity where it never was."""
     ended_at: float
     body: str
     retry_after: str
+    port: int
+    """The client's own, of its connection; 0 where there was none."""
 
     @property
     def took_s(self) -> float:
@@ -50,10 +54,11 @@ class Outcome(NamedTuple):
 class Load:
     """Requests to `url`, `rate` a second at random moments (Poisson), from entry to exit of the `with` block; in a thread of its own.
 
-    Each gives the server `timeout_s` for the answer. On exit no more are sent, and all that were are waited for.
+    Each gives the server `timeout_s` for the answer, and its name is the URL's path, or `name`, and a number. On exit no more are sent,
+    and all that were are waited for.
     """
 
-    def __init__(self, url: str, rate: float, *, timeout_s: float = 5.0, seed: int = 1) -> None:
+    def __init__(self, url: str, rate: float, *, timeout_s: float = 5.0, seed: int = 1, name: str = "") -> None:
         parts = urlsplit(url)
         self.outcomes: list[Outcome] = []
         """In the order of their ends."""
@@ -64,7 +69,8 @@ class Load:
         self._rate = rate
         self._timeout_s = timeout_s
         self._chance = random.Random(seed)
-        self._names = (f"{parts.path.strip('/')}-{number}" for number in itertools.count())
+        prefix = name or parts.path.strip("/")
+        self._names = (f"{prefix}-{number}" for number in itertools.count())
         self._free: deque[tuple[asyncio.StreamReader, asyncio.StreamWriter, float]] = deque()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name=f"load on {url}")
@@ -118,7 +124,8 @@ class Load:
 
     async def _one(self, name: str) -> None:
         sent_at = connected_at = time.monotonic()
-        status, body, retry_after = REFUSED, "", ""
+        written_at = math.inf
+        status, body, retry_after, port = REFUSED, "", "", 0
         writer: asyncio.StreamWriter | None = None
         try:
             async with asyncio.timeout(self._timeout_s + _PATIENCE_S):
@@ -129,11 +136,12 @@ class Load:
                 else:
                     reader, writer = await asyncio.open_connection(*self._address)
                     connected_at = time.monotonic()
-                status = NO_ANSWER
+                status, port = NO_ANSWER, writer.get_extra_info("sockname")[1]
                 writer.write(f"{self._head}{len(name)}\r\n\r\n{name}".encode())
+                written_at = time.monotonic()
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 fields = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:-2])
-                body = (await reader.readexactly(int(fields["content-length"]))).decode()
+                body = (await _body(reader, fields)).decode()
                 status, retry_after = int(head[9:12]), fields.get("retry-after", "")
                 if fields.get("connection") != "close":
                     self._free.append((reader, writer, connected_at))
@@ -143,6 +151,18 @@ class Load:
         except (OSError, asyncio.IncompleteReadError):
             pass
         finally:
-            self.outcomes.append(Outcome(name, status, connected_at, sent_at, time.monotonic(), body, retry_after))
+            self.outcomes.append(Outcome(name, status, connected_at, sent_at, written_at, time.monotonic(), body, retry_after, port))
             if writer is not None:
                 writer.close()
+
+
+async def _body(reader: asyncio.StreamReader, fields: dict[str, str]) -> bytes:
+    """By its length, or in chunks until the last one."""
+    if "content-length" in fields:
+        return await reader.readexactly(int(fields["content-length"]))
+    body = b""
+    while size := int((await reader.readline()).decode() or "x", 16):
+        body += await reader.readexactly(size)
+        await reader.readexactly(2)
+    await reader.readexactly(2)
+    return body

@@ -1,9 +1,12 @@
-"""When does the next thing die, and how soon was it found?"""
+"""When does the next thing die, what was with it then, and how soon was it found?"""
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from headgate.serve import Instance
 from tests.support import wait_until
@@ -37,6 +40,31 @@ def process(instance: Instance, role: str) -> list[int]:
     return [process.pid for process in instance.status().processes if process.role == role]
 
 
+def under_way(instance: Instance, tag: str) -> int:
+    """How many requests a backend has, queued or running."""
+    return sum(depth.in_flight for depth in instance.stat().counters.queues if depth.backend == tag)
+
+
+def wait_nothing_under_way(instance: Instance, tag: str) -> None:
+    """Until a backend has no request, queued or running."""
+    wait_until(lambda: under_way(instance, tag) == 0, what=f"nothing is under way at {tag}")
+
+
+def kill_with_clients(pid: int) -> tuple[float, frozenset[int]]:
+    """Kill a process. Returns when, and the ports of the clients that were connected to it then, over IPv4.
+
+    It is stopped first, so that it takes no connection between the look and its end. Connections that it hasn't taken are not its own.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("T"), what=f"{pid} is stopped")
+    sockets = {os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")}
+    rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    ports = frozenset(int(row[2].partition(":")[2], 16) for row in rows if f"socket:[{row[9]}]" in sockets)
+    killed_at = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    return killed_at, ports
+
+
 def wait_ready(instance: Instance, tag: str, count: int, *, without: int = 0) -> None:
     """Until so many replicas of a backend are ready, and the process `without` is none of them."""
     wait_until(
@@ -47,6 +75,11 @@ def wait_ready(instance: Instance, tag: str, count: int, *, without: int = 0) ->
 def wait_without(instance: Instance, tag: str, victim: int) -> None:
     """Until that process is no longer among the replicas that are ready."""
     wait_until(lambda: victim not in ready(instance, tag), what=f"{victim} of {tag} is found")
+
+
+def wait_not_listed(instance: Instance, tag: str) -> None:
+    """Until a backend is deleted, though it may still have requests."""
+    wait_until(lambda: tag not in instance.list_backends(), what=f"{tag} is deleted")
 
 
 def wait_other_process(instance: Instance, role: str, count: int, *, without: int) -> None:

@@ -8,7 +8,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import requests
 from headgate import serve
 from headgate.serve import Instance
 from tests.chaos.conftest import Figures
-from tests.chaos.moments import ready
+from tests.chaos.moments import process, ready, under_way
 from tests.support import TIME_FACTOR, wait_until
 
 
@@ -185,6 +185,47 @@ def test_a_request_that_met_three_deaths_is_given_up_and_named_in_the_log(capfd:
     assert "request poison-1 to endpoint 'e' met the deaths of 3 replicas" in capfd.readouterr().err
 
 
+class Streams:
+    """Sends one chunk of a stream that never ends, where it is asked for one; each begin is a line in the file `begun`."""
+
+    def __init__(self, begun: str) -> None:
+        self._begun = os.open(begun, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def __call__(self, request: Any) -> str | Iterator[str]:
+        name: str = request.data.decode()
+        os.write(self._begun, f"{name}\n".encode())
+        return self._stream() if name == "stream" else name
+
+    def _stream(self) -> Iterator[str]:
+        yield "one"
+        time.sleep(600)
+
+
+@pytest.mark.parametrize("idempotent", [False, True], ids=["once", "idempotent"])
+def test_a_stream_whose_replica_is_killed_after_a_chunk_is_cut_and_nothing_runs_twice(idempotent: bool, instance: Instance, tmp_path: Path):
+    instance.create_backend("b", Streams, str(tmp_path / "begun"), config={"idempotent": idempotent})
+    instance.create_endpoint("e", "/e", ["POST"], backend="b")
+    url = f"{instance.http_url}/e"
+    host, port = instance.http_url.removeprefix("http://").split(":")
+    (victim,) = ready(instance, "b")
+    with socket.create_connection((host, int(port)), timeout=20) as connection, ThreadPoolExecutor(1) as threads:
+        connection.sendall(b"POST /e HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n\r\nstream")
+        received = b""
+        while not received.endswith(b"\r\n\r\n3\r\none\r\n"):
+            more = connection.recv(65536)
+            assert more, received
+            received += more
+        behind = threads.submit(requests.post, url, "behind", timeout=20)
+        wait_until(lambda: under_way(instance, "b") == 2)
+        os.kill(victim, signal.SIGKILL)
+        assert connection.recv(65536) == b"", "the connection ends, and the body has no end"
+        assert behind.result().text == "behind"
+    assert requests.post(url, "next", timeout=20).text == "next"
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert b"transfer-encoding: chunked\r\n" in received
+    assert (tmp_path / "begun").read_text().split() == ["stream", "behind", "next"]
+
+
 class OneAnswer:
     """Answers once, and dies of the second request."""
 
@@ -227,3 +268,35 @@ def test_a_request_that_finds_no_memory_fails_alone_and_its_replica_serves_on(in
     assert (greedy.status_code, "MemoryError" in greedy.json()["detail"]) == (500, True)
     assert requests.post(f"{instance.http_url}/e", "modest", timeout=20).text == "modest"
     assert ready(instance, "b") == before
+
+
+class Leaks:
+    """Has as many descriptors left after a request as that says."""
+
+    def __call__(self, request: Any) -> str:
+        left = request.data.decode()
+        if left:
+            highest = max(map(int, os.listdir("/proc/self/fd")))
+            while os.open("/dev/null", os.O_RDONLY) < highest:  # no number below it is free
+                pass
+            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1 + int(left), hard))
+        return str(os.getpid())
+
+
+@pytest.mark.parametrize("left", [0, -5], ids=["one to take a link, and none for its page", "none to take a link"])
+def test_a_replica_without_a_descriptor_for_a_new_ingress_is_replaced(left: int, figure: Figures, capfd: pytest.CaptureFixture[str]):
+    with serve.init(http_port=0) as instance:
+        instance.create_backend("b", Leaks, config={"request_timeout": 20.0, "health_check_period": 0.1, "health_check_timeout": 0.5})
+        instance.create_endpoint("e", "/e", ["POST"], backend="b")
+        url = f"{instance.http_url}/e"
+        victim = requests.post(url, str(left), timeout=5).text
+        (ingress,) = process(instance, "ingress")
+        killed_at = time.monotonic()
+        os.kill(ingress, signal.SIGKILL)
+        answer = requests.post(url, "", timeout=20)  # it waits for the next replica
+        assert answer.status_code == 200
+        assert answer.text != victim
+        figure("another answers", time.monotonic() - killed_at, at_most_s=5.0)
+    said = capfd.readouterr().err
+    assert ("it has not taken a router's link" if left == 0 else "it could not take the link of a router") in said, said

@@ -136,6 +136,25 @@ def test_the_reason_is_forgotten_once_all_replicas_are_ready_and_the_back_off_is
     play(scene)
 
 
+def test_why_a_replica_that_had_answered_is_gone_is_said_until_the_next_one_is_ready():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1")
+        (id,) = rig.replicas("v1")
+        rig.ingress.link.send(HadAnswered(id))
+        await rig.describe()  # so that it has arrived
+        rig.engine.hold("v1")
+        rig.engine.end(id)
+        await until(lambda: "killed by SIGKILL" in rig.ingress.table.backends["v1"].fault, "routers know why")
+        backend = (await rig.describe()).backends["v1"]
+        assert (backend.state, backend.reason) == ("unhealthy", f"replica {id} ended: killed by SIGKILL")
+        assert rig.ingress.table.backends["v1"].starting == 1  # at once
+        rig.engine.release("v1")
+        await until(lambda: rig.ingress.table.backends["v1"].fault == "", "all is well")
+        assert (await rig.describe()).backends["v1"].state == "ready"
+
+    play(scene)
+
+
 def test_what_is_kept_of_a_backend_that_crashes_for_days_is_bounded():
     async def scene() -> None:
         restarts = Restarts(lambda: None)

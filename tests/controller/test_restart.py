@@ -12,6 +12,7 @@ import pytest
 from headgate.config import ReplicaOptions
 from headgate.core import replica_life
 from headgate.core.messages import (
+    BackendEntry,
     Configure,
     CreateEndpoint,
     DeleteBackend,
@@ -180,6 +181,119 @@ def test_an_update_goes_on_under_the_next_controller(cpus: float):
     play(scene, resources={"CPU": cpus})
 
 
+def entries(rig: Rig, seen: int) -> list[BackendEntry]:
+    """What the ingress was told of "v1" after the first so many tables."""
+    return [table.backends["v1"] for table in rig.ingress.tables[seen:]]
+
+
+def test_replicas_that_replace_others_one_at_a_time_go_on_to_serve_under_the_next_controller_and_nothing_old_is_started_again():
+    async def scene(rig: Rig) -> None:
+        await rig.verb(create("v1", options=ONE_CPU, num_replicas=2))
+        old = rig.replicas("v1")
+        rig.engine.hold("v1")
+        verb = UpdateBackend("v1", definition("g"), allow_gap=False)
+        first = asyncio.create_task(rig.repeat("id-1", verb))
+        await until(lambda: set(rig.replicas("v1")) - set(old), "the first new one starts")
+        rig.engine.release("v1")
+        rig.engine.hold("v1")
+        await until(lambda: len(rig.replicas("v1")) == 2 and not set(rig.replicas("v1")) & set(old), "the second one starts")
+        serving, starting = rig.replicas("v1")
+        assert rig.ingress.replicas("v1") == [serving]
+        seen = len(rig.ingress.tables)
+        await crash_during(rig, first)
+        await rig.start()
+        await rig.describe()
+        assert rig.replicas("v1") == [serving, starting]
+        assert [replica.id for replica in (await rig.describe()).backends["v1"].replicas] == [serving, starting]
+        rig.engine.release("v1")
+        assert (await rig.repeat("id-1", verb)).error is None
+        assert rig.replicas("v1") == [serving, starting]
+        assert sorted(rig.ingress.replicas("v1")) == sorted([serving, starting])
+        for entry in entries(rig, seen):
+            assert serving in [replica.id for replica in entry.replicas]
+            assert entry.starting or len(entry.replicas) == 2
+            assert entry.fault == ""
+
+    play(scene, resources={"CPU": 2})
+
+
+def test_of_a_version_that_fails_under_the_next_controller_what_served_is_drained_and_the_old_one_comes_back():
+    async def scene(rig: Rig) -> None:
+        await rig.verb(create("v1", options=ONE_CPU, num_replicas=2))
+        old = rig.replicas("v1")
+        rig.engine.hold("v1")
+        verb = UpdateBackend("v1", definition("g"), allow_gap=False)
+        first = asyncio.create_task(rig.repeat("id-1", verb))
+        await until(lambda: set(rig.replicas("v1")) - set(old), "the first new one starts")
+        rig.engine.release("v1")
+        rig.engine.hold("v1")
+        await until(lambda: len(rig.replicas("v1")) == 2 and not set(rig.replicas("v1")) & set(old), "the second one starts")
+        serving, _ = rig.replicas("v1")
+        await crash_during(rig, first)
+        await rig.start()
+        rig.engine.fail_next("v1", ReplicaStartError("boom"))
+        rig.engine.release("v1")
+        done = await rig.repeat("id-1", verb)
+        assert done.error is not None
+        assert "boom" in done.error.message
+        await until(lambda: len(rig.ingress.replicas("v1")) == 2, "the old version serves again")
+        assert {ended.id: ended.reason for ended in rig.engine.ended}[serving] == "exit status 0"  # drained, not killed
+        info = (await rig.describe()).backends["v1"]
+        assert (info.definition, info.state) == ("f", "ready")
+
+    play(scene, resources={"CPU": 2})
+
+
+@pytest.mark.parametrize("starting", [True, False], ids=["the new one starts", "nothing runs"])
+def test_in_the_gap_of_an_update_requests_wait_for_the_new_replica_also_under_the_next_controller(starting: bool):
+    async def scene(rig: Rig) -> None:
+        await rig.verb(create("v1", options=ONE_CPU))
+        old = rig.replicas("v1")
+        rig.engine.hold("v1")
+        first = asyncio.create_task(rig.repeat("id-1", UpdateBackend("v1", definition("g"), allow_gap=True)))
+        await until(lambda: set(rig.replicas("v1")) - set(old), "the new one starts")
+        (new,) = rig.replicas("v1")
+        seen = len(rig.ingress.tables)
+        await crash_during(rig, first)
+        if not starting:
+            rig.engine._running.pop(new)
+            rig.engine._books.give_back(new)
+        await rig.start()
+        await rig.describe()
+        rig.engine.release("v1")
+        await until(lambda: bool(rig.ingress.replicas("v1")), "it serves, though nobody asks again")
+        assert (await rig.describe()).backends["v1"].definition == "g"
+        assert all(entry.replicas or entry.starting for entry in entries(rig, seen))
+
+    play(scene, resources={"CPU": 1})
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_crash_at_any_turn_of_an_update_without_room_takes_back_no_new_replica_and_lets_requests_wait(replicas: int):
+    async def scene(rig: Rig, turns: int) -> None:
+        await rig.verb(create("v1", options=ONE_CPU, num_replicas=replicas))
+        seen = len(rig.ingress.tables)
+        verb = UpdateBackend("v1", definition("g"), allow_gap=True)
+        first = asyncio.create_task(rig.repeat("id-1", verb))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await crash_during(rig, first)
+        await rig.start()
+        assert (await rig.repeat("id-1", verb)).error is None
+        info = (await rig.describe()).backends["v1"]
+        assert (info.definition, info.state, len(rig.replicas("v1"))) == ("g", "ready", replicas)
+        final = set(rig.replicas("v1"))
+        served: set[str] = set()
+        for entry in entries(rig, seen):
+            listed = {replica.id for replica in entry.replicas}
+            assert listed or entry.starting
+            assert served <= listed
+            served |= listed & final
+
+    for turns in range(0, 60, 2):
+        play(lambda rig, turns=turns: scene(rig, turns), resources={"CPU": replicas})  # type: ignore[misc]  # mypy can't type a lambda with a default
+
+
 def test_scaling_up_goes_on_under_the_next_controller():
     async def scene(rig: Rig) -> None:
         await rig.create("v1")
@@ -209,6 +323,25 @@ def test_what_is_no_longer_wanted_is_drained_by_the_next_controller():
         assert len(rig.replicas("v1")) == 2
         rig.ingress.busy_backends = ()
         await rig.start()
+        assert (await rig.repeat("id-1", DeleteBackend("v1"))).error is None
+        assert rig.replicas("v1") == []
+
+    play(scene)
+
+
+def test_a_deleted_backend_that_routers_have_requests_for_is_kept_going_by_the_next_controller():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1", num_replicas=2, graceful_shutdown_timeout=1000.0)
+        rig.ingress.busy_backends = ("v1",)
+        first = asyncio.create_task(rig.repeat("id-1", DeleteBackend("v1")))
+        await until(lambda: "v1" in rig.ingress.table.leaving, "it is leaving")
+        await crash_during(rig, first)
+        await rig.start()
+        dead, _ = rig.replicas("v1")
+        rig.engine.end(dead)
+        await until(lambda: len(rig.replicas("v1")) == 2 and dead not in rig.replicas("v1"), "what dies is replaced")
+        await until(lambda: len(rig.ingress.table.leaving["v1"].replicas) == 2, "routers are told")
+        rig.ingress.is_idle()
         assert (await rig.repeat("id-1", DeleteBackend("v1"))).error is None
         assert rig.replicas("v1") == []
 

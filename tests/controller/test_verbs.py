@@ -199,12 +199,67 @@ def test_deleting_a_backend_drains_it_before_its_replicas_end_and_frees_its_tag(
         verb = asyncio.create_task(rig.verb(DeleteBackend("v1")))
         await until(lambda: "v1" not in rig.ingress.table.backends, "the backend is gone from the table")
         await rig.describe()
-        assert len(rig.replicas("v1")) == 2  # what is queued still goes there
+        assert len(rig.ingress.table.leaving["v1"].replicas) == 2  # what is queued still goes there
         rig.ingress.is_idle()
         await verb
+        assert rig.ingress.table.leaving == {}
         assert rig.replicas("v1") == []
         assert rig.ingress.table.endpoints["e"].weights == {"v2": 1.0}
         await rig.create("v1")
+
+    play(scene)
+
+
+def test_a_deleted_backend_gets_the_replicas_that_accepted_requests_wait_for():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1")
+        rig.engine.hold("v1")
+        rig.engine.end(rig.replicas("v1")[0])
+        await until(lambda: rig.replicas("v1"), "its replacement starts")
+        (starting,) = rig.replicas("v1")
+        rig.ingress.busy_backends = ("v1",)
+        verb = asyncio.create_task(rig.verb(DeleteBackend("v1")))
+        await until(lambda: "v1" in rig.ingress.table.leaving, "the backend is leaving")
+        assert rig.ingress.table.leaving["v1"].starting == 1
+        rig.engine.release("v1")
+        await until(lambda: [replica.id for replica in rig.ingress.table.leaving["v1"].replicas] == [starting], "it takes requests")
+        rig.engine.end(starting)
+        await until(lambda: rig.replicas("v1") and rig.replicas("v1") != [starting], "one that dies is replaced")
+        tables = [table.leaving["v1"] for table in rig.ingress.tables if "v1" in table.leaving]
+        assert all(entry.replicas or entry.starting for entry in tables)
+        assert not verb.done()
+        rig.ingress.is_idle()
+        await verb
+        assert rig.replicas("v1") == []
+
+    play(scene)
+
+
+def test_a_deleted_backend_whose_requests_take_longer_than_its_grace_is_ended_and_routers_are_told():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1", graceful_shutdown_timeout=0.1)
+        rig.ingress.busy_backends = ("v1",)
+        await rig.verb(DeleteBackend("v1"))
+        assert rig.replicas("v1") == []
+        assert rig.ingress.table.leaving == {}
+
+    play(scene)
+
+
+def test_a_backend_of_a_tag_that_is_leaving_is_created_once_that_has_left():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1")
+        (old,) = rig.replicas("v1")
+        rig.ingress.busy_backends = ("v1",)
+        deletion = asyncio.create_task(rig.verb(DeleteBackend("v1")))
+        await until(lambda: "v1" in rig.ingress.table.leaving, "the backend is leaving")
+        creation = asyncio.create_task(rig.create("v1"))
+        await rig.describe()
+        assert rig.replicas("v1") == [old]
+        rig.ingress.is_idle()
+        await asyncio.gather(deletion, creation)
+        assert rig.ingress.replicas("v1") == rig.replicas("v1") != [old]
+        assert all(not table.leaving.keys() & table.backends.keys() for table in rig.ingress.tables)
 
     play(scene)
 
@@ -430,16 +485,65 @@ def test_routers_in_replicas_go_on_while_the_instance_drains():
     async def scene(rig: Rig) -> None:
         assert isinstance(rig.engine, Engine)
         rig.engine.replica_pid = os.getpid()  # so everybody here is in a replica
-        await rig.create("v1")
+        await rig.create("v1", num_replicas=2)
         ingress, router = rig.ingress, rig.process("handles")
         await router.link.connected()
         ingress.counters = Counters((), (QueueDepth("v1", 0, 1),))
         shutdown = asyncio.create_task(rig.shut_down())
         await until(lambda: ingress.table.closing, "new work is refused")
-        await rig.describe()
-        assert not router.table.closing
+        version = ingress.table.version
+        late = rig.process("first call of a handle")  # of something that was admitted before
+        await late.link.connected()
+        rig.engine.end(rig.replicas("v1")[0])
+        await until(lambda: router.tables[-1].version > version and late.tables, "a replica that dies changes the table")
         ingress.counters = Counters()
         await shutdown
+        assert not any(table.closing for table in [*router.tables, *late.tables])
+
+    play(scene)
+
+
+def test_shutdown_waits_for_the_replica_that_accepted_requests_wait_for_and_replaces_what_dies():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1")
+        rig.engine.hold("v1")
+        rig.engine.end(rig.replicas("v1")[0])
+        await until(lambda: rig.replicas("v1"), "its replacement starts")
+        ingress = rig.ingress
+        ingress.counters = Counters((), (QueueDepth("v1", 1, 1),))
+        shutdown = asyncio.create_task(rig.shut_down())
+        await until(lambda: ingress.table.closing, "new work is refused")
+        (starting,) = rig.replicas("v1")
+        rig.engine.release("v1")
+        await until(lambda: ingress.replicas("v1") == [starting], "it takes requests")
+        rig.engine.end(starting)
+        await until(lambda: bool(ingress.replicas("v1")) and ingress.replicas("v1") != [starting], "it is replaced")
+        assert all(table.backends["v1"].replicas or table.backends["v1"].starting for table in ingress.tables if "v1" in table.backends)
+        assert not shutdown.done()
+        ingress.counters = Counters()
+        await shutdown
+        assert rig.engine.running() == {}
+
+    play(scene)
+
+
+def test_what_still_waits_at_the_end_of_a_shutdown_is_told_that_no_replica_will_come():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1", graceful_shutdown_timeout=0.1)
+        await rig.create("v2", graceful_shutdown_timeout=0.1)
+        rig.engine.hold("v1")
+        rig.engine.end(rig.replicas("v1")[0])
+        await until(lambda: rig.replicas("v1"), "its replacement starts")
+        ingress = rig.ingress
+        ingress.busy_backends = ("v2",)
+        deletion = asyncio.create_task(rig.try_verb(DeleteBackend("v2")))
+        ingress.counters = Counters((), (QueueDepth("v1", 1, 1),))
+        await until(lambda: "v2" in ingress.table.leaving, "v2 is leaving")
+        await rig.shut_down()
+        await deletion
+        for entry in (ingress.table.backends["v1"], *ingress.table.leaving.values()):
+            assert (entry.replicas, entry.starting) == ((), 0)
+        assert [ended.role for ended in rig.engine.ended][-1] == "ingress"
 
     play(scene)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import math
+import os
 import socket
 import threading
 import time
@@ -17,6 +19,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 import uvloop
+import werkzeug.exceptions
 
 from headgate.config import BackendConfig
 from headgate.core import wire
@@ -26,7 +29,7 @@ from headgate.router import payload
 from headgate.router.channel import Channel
 from headgate.router.context import context
 from headgate.router.link import Link
-from tests.data_path.rig import Asked, Rig
+from tests.data_path.rig import Asked, Replica, Rig
 from tests.support import until
 
 Scene = Callable[[], Coroutine[Any, Any, None]]
@@ -107,6 +110,136 @@ def test_what_user_code_raises_is_that_calls_failure_alone(tmp_path: Path) -> No
             assert "KeyError" in info.message
             assert "raise KeyError" in info.traceback
             assert "headgate/replica" not in info.traceback
+
+    play(scene)
+
+
+class _NoTextError(Exception):
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+class _NoPickleError(Exception):
+    def __reduce__(self) -> Any:
+        raise SystemExit(3)
+
+
+class _NoCauseError(Exception):
+    @property
+    def __cause__(self) -> Any:  # type: ignore[override]  # that is the point
+        raise RuntimeError("no cause")
+
+
+class _NoHeaders(werkzeug.exceptions.HTTPException):
+    code = 418
+
+    def get_headers(self, *args: Any, **kwargs: Any) -> Any:
+        raise KeyError("mine")
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("is_batch", [False, True])
+def test_an_exception_that_can_not_be_told_is_that_calls_failure_alone(tmp_path: Path, is_async: bool, is_batch: bool) -> None:
+    kinds: list[type[Exception]] = [_NoTextError, _NoPickleError, _NoCauseError, _NoHeaders]
+
+    def handler(number: Any) -> Any:
+        if is_batch:
+            return [kinds[number[0]]()]
+        raise kinds[number]
+
+    async def handler_async(number: Any) -> Any:
+        return handler(number)
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler_async if is_async else handler, batch=is_batch) as rig:
+            calls = [rig.ask(number) for number in range(len(kinds))]
+            await asyncio.gather(*(call.done for call in calls))
+            assert [call.info.kind for call in calls if call.info] == ["UserCodeError"] * len(kinds)
+            assert calls[0].info is not None
+            assert "_NoTextError" in calls[0].info.message
+            await until(lambda: rig.replicas[0].links.settled)
+
+    play(scene)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_http_exception_whose_own_methods_raise_is_500(tmp_path: Path, is_async: bool) -> None:
+    def handler() -> Any:
+        raise _NoHeaders
+
+    async def handler_async() -> Any:
+        raise _NoHeaders
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler_async if is_async else handler) as rig:
+            for _ in range(2):
+                call = rig.ask(web=True)
+                await call.done
+                assert call.info is not None
+                assert (call.info.kind, call.info.status) == ("UserCodeError", 500)
+
+    play(scene)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_what_can_not_be_logged_is_answered_all_the_same(tmp_path: Path, is_async: bool) -> None:
+    def refuse(record: logging.LogRecord) -> bool:
+        raise AttributeError("a filter of user code")
+
+    def handler() -> None:
+        raise ValueError("no")
+
+    async def handler_async() -> None:
+        raise ValueError("no")
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler_async if is_async else handler) as rig:
+            for _ in range(2):
+                call = rig.ask()
+                await call.done
+                assert call.info is not None
+                assert "ValueError" in call.info.message
+
+    log = logging.getLogger("headgate.replica")
+    log.addFilter(refuse)
+    try:
+        play(scene)
+    finally:
+        log.removeFilter(refuse)
+
+
+class _Unreadable:
+    """An argument that raises when it is opened."""
+
+    def __init__(self, kind: type[BaseException]) -> None:
+        self._kind = kind
+
+    def __reduce__(self) -> Any:
+        return _raise, (self._kind,)
+
+
+def _raise(kind: type[BaseException]) -> None:
+    raise kind
+
+
+class _Unsendable:
+    def __reduce__(self) -> Any:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_one_bad_item_fails_alone_whatever_it_raises_when_it_is_opened_or_encoded(tmp_path: Path, is_async: bool) -> None:
+    def handler(x: list[Any]) -> list[Any]:
+        return [_Unsendable() if value == 1 else value for value in x]
+
+    async def handler_async(x: list[Any]) -> list[Any]:
+        return handler(x)
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler_async if is_async else handler, batch=True, max_batch_size=4, batch_wait_timeout=5.0) as rig:
+            calls = [rig.ask(value) for value in (0, 1, _Unreadable(KeyboardInterrupt), 3)]
+            await asyncio.gather(*(call.done for call in calls))
+            assert [call.info is None for call in calls] == [True, False, False, True]
 
     play(scene)
 
@@ -370,7 +503,7 @@ def test_a_health_check_that_waits_behind_a_long_call_on_the_event_loop_is_not_t
             replica.io_loop.call_soon_threadsafe(replica.runner.check_health)
             await until(lambda: checks)
             await rig.ask().done
-            await until(lambda: "ended" in checks)
+            await until(lambda: "ended" in checks and replica.runner._checking_since is None)
             assert replica.runner.unhealthy == ""
 
     play(scene)
@@ -392,6 +525,38 @@ def test_a_full_queue_refuses_with_a_time_to_retry(tmp_path: Path) -> None:
             let_go.set()
             await asyncio.gather(*(call.done for call in calls[:3]))
             assert [call.info for call in calls[:3]] == [None] * 3
+
+    play(scene)
+
+
+def test_the_first_that_would_wait_too_long_is_refused_on_arrival_and_the_first_that_would_not_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go, real, took_s = threading.Event(), time.monotonic, 0.0
+    monkeypatch.setattr("headgate.replica.calls.monotonic", lambda: real() + took_s)
+
+    def handler(first: bool) -> None:
+        nonlocal took_s
+        if first:
+            took_s = 2.0
+        else:
+            let_go.wait(10)
+
+    async def scene() -> None:
+        nonlocal took_s
+        async with Rig(tmp_path, handler) as rig:
+            await rig.ask(True).done
+            took_s = 0.0
+            running = rig.ask(False)
+            late = rig.ask(False, timeout_s=0.5)
+            assert late.info is not None
+            assert (late.info.kind, late.info.reason) == ("UnavailableError", "deadline")
+            assert 1.9 < (late.info.retry_after_s or 0.0) <= 2.1
+            rig.router.now = lambda: real() + 1.8
+            in_time = rig.ask(False, timeout_s=1.8 + 0.5)
+            let_go.set()
+            await asyncio.gather(running.done, in_time.done)
+            assert (running.info, in_time.info) == (None, None)
 
     play(scene)
 
@@ -454,6 +619,30 @@ def test_a_removed_replica_answers_what_it_has_and_gets_nothing_new(tmp_path: Pa
     play(scene)
 
 
+def test_a_removed_replica_that_is_listed_again_while_it_has_calls_takes_new_ones(tmp_path: Path) -> None:
+    began, go = threading.Event(), threading.Event()
+
+    def handler(x: int) -> int:
+        began.set()
+        assert x == 0 or go.wait(10)
+        return x
+
+    async def scenario() -> None:
+        async with Rig(tmp_path, handler, request_timeout=None) as rig:
+            await rig.linked()
+            first = rig.ask(1)
+            await asyncio.to_thread(began.wait, 10)
+            rig.apply(backends={"b": msgspec.structs.replace(rig.entry(), replicas=(), starting=1)})
+            second = rig.ask(0)
+            rig.apply()
+            go.set()
+            await first.done
+            await second.done
+            assert (first.value, second.value) == (1, 0)
+
+    play(scenario)
+
+
 def test_a_removed_endpoint_is_idle_once_its_calls_are_answered(tmp_path: Path) -> None:
     let_go = threading.Event()
 
@@ -471,7 +660,95 @@ def test_a_removed_endpoint_is_idle_once_its_calls_are_answered(tmp_path: Path) 
     play(scene)
 
 
+@pytest.mark.parametrize("what", ["the endpoint", "the backend", "the replica", "everything", "the router"])
+def test_nothing_that_leaves_waits_for_a_copy_for_a_shadow(tmp_path: Path, what: str) -> None:
+    began, let_go = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        began.set()
+        let_go.wait(10)
+
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda: None) as rig:
+            shadow = Replica(tmp_path, slow, rig.config, False)
+            backends = {"b": rig.entry(), "s": msgspec.structs.replace(rig.entry(), tag="s", replicas=(shadow.entry,))}
+            endpoints = {"e": msgspec.structs.replace(rig.router.table.endpoints["e"], shadows={"s": 1.0})}
+            rig.apply(endpoints=endpoints, backends=backends)
+            await until(lambda: rig.router._backends["s"].dispatcher.window(shadow.id))
+            await rig.ask().done
+            await until(began.is_set)
+            assert rig.router.active == 0
+            assert [queue.in_flight for queue in rig.router.counters().queues] == [0, 0]
+            if what == "the endpoint":
+                rig.apply(endpoints={}, backends=backends)
+            elif what == "the backend":
+                rig.apply()
+            elif what == "the replica":
+                backends["s"] = msgspec.structs.replace(backends["s"], replicas=(), starting=1)
+                rig.apply(endpoints=endpoints, backends=backends)
+            elif what == "everything":
+                rig.apply(endpoints=endpoints, backends=backends, closing=True)
+            else:
+                await rig.router.close(10)
+            if what != "the router":
+                assert [message for message in rig.reported if isinstance(message, Idle)][-1] == Idle(rig.version)
+            await until(lambda: shadow.links.settled and shadow.runner.only_shadows)
+            let_go.set()
+            await asyncio.to_thread(shadow.close)
+
+    play(scene)
+
+
 # Streams.
+
+
+def test_calls_wait_for_the_replica_of_a_deleted_backend_and_are_refused_once_none_will_come(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Rig(tmp_path, lambda x: x, request_timeout=None) as rig:
+            entry = rig.entry()
+            nobody = msgspec.structs.replace(entry, replicas=(), starting=1)
+            rig.apply(backends={"b": nobody})
+            waiting = rig.ask(1)
+            rig.apply(endpoints={}, backends={}, leaving={"b": nobody})
+            assert rig.reported[-1] == Idle(rig.version, ("e",), ("b",))
+            rig.apply(endpoints={}, backends={}, leaving={"b": entry})
+            await waiting.done
+            assert waiting.value == 1
+            await until(lambda: rig.reported[-1] == Idle(rig.version), "the router says that it has nothing left")
+            rig.apply(backends={"b": nobody})
+            waiting = rig.ask(2)
+            rig.apply(endpoints={}, backends={}, leaving={"b": nobody})
+            rig.apply(endpoints={}, backends={})
+            assert waiting.info is not None
+            assert (waiting.info.kind, waiting.info.reason) == ("UnavailableError", "no replica")
+            assert rig.router.active == 0
+
+    play(scenario)
+
+
+def test_what_the_last_replica_of_a_deleted_backend_gives_back_is_refused(tmp_path: Path) -> None:
+    go = threading.Event()
+
+    def handler(x: int) -> int:
+        assert x == 0 or go.wait(10)
+        return x
+
+    async def scenario() -> None:
+        async with Rig(tmp_path, handler, request_timeout=None) as rig:
+            await rig.linked()
+            for _ in range(20):  # until the window has room for one that waits behind another
+                await rig.ask(0).done
+            first, second = rig.ask(1), rig.ask(2)
+            assert second.link is not None
+            rig.apply(endpoints={}, backends={})
+            await second.done  # it is given back, since the first one is slow
+            assert second.info is not None
+            assert (second.info.kind, second.info.reason) == ("UnavailableError", "no replica")
+            go.set()
+            await first.done
+            assert first.value == 1
+
+    play(scenario)
 
 
 def test_a_generator_streams_and_ends(tmp_path: Path) -> None:
@@ -834,6 +1111,61 @@ def test_one_bad_item_of_eight_fails_alone_where_the_handler_raises_and_is_idemp
     play(scene)
 
 
+def test_a_batch_is_cancelled_when_its_last_member_leaves_though_another_failed_before(tmp_path: Path) -> None:
+    events: list[str] = []
+
+    async def handler(x: list[int]) -> list[int]:
+        events.append(f"{len(x)} started")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            events.append("cancelled")
+        return x
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, batch=True, max_batch_size=3, batch_wait_timeout=5.0) as rig:
+            calls = [rig.ask(1), rig.ask(_Unreadable(ValueError)), rig.ask(3)]
+            await calls[1].done
+            rig.router.cancel(calls[0])
+            await until(lambda: events == ["2 started"])
+            rig.router.cancel(calls[2])
+            await until(lambda: events == ["2 started", "cancelled"])
+
+    play(scene)
+
+
+def test_of_a_batch_that_is_split_nothing_runs_on_for_members_that_are_all_gone_or_answered(tmp_path: Path) -> None:
+    runs: list[list[int]] = []
+    let_go = asyncio.Event()
+
+    async def handler(x: list[int]) -> list[int]:
+        runs.append(x)
+        if len(x) > 2:
+            await let_go.wait()
+            raise ValueError("too many")
+        if x != [0, 1]:
+            await asyncio.Event().wait()
+        return x
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, batch=True, max_batch_size=6, batch_wait_timeout=5.0, idempotent=True) as rig:
+            replica = rig.replicas[0]
+            calls = [rig.ask(number) for number in range(6)]
+            await until(lambda: runs)
+            for call in calls[4:]:
+                rig.router.cancel(call)
+            assert replica.user_loop is not None
+            replica.user_loop.call_soon_threadsafe(let_go.set)
+            await calls[0].done
+            for call in calls[2:4]:
+                rig.router.cancel(call)
+            await until(lambda: replica.links.settled and not replica.runner._caller.running)
+            assert runs[1:3] == [[0, 1, 2], [0, 1]]
+            assert runs[3:] in ([], [[2]])  # which was cancelled, unless it was before it began
+
+    play(scene)
+
+
 def test_a_batch_that_raises_fails_whole_where_it_may_not_run_again(tmp_path: Path) -> None:
     runs: list[int] = []
 
@@ -1019,6 +1351,70 @@ def test_a_replica_without_a_free_descriptor_takes_a_link_once_there_is_one(tmp_
     play(scene)
 
 
+def test_a_replica_that_takes_links_no_more_for_want_of_a_descriptor_says_so(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda: "fine", health_check_timeout=0.05) as rig:
+            await rig.ask().done
+            replica = rig.replicas[0]
+            listener = replica.links._listener
+            replica.links._listener = _Scarce(listener, "accept", 1_000_000)  # type: ignore[assignment]  # as above
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(replica.links.path)
+
+                def told() -> bool:
+                    replica.io_loop.call_soon_threadsafe(replica.runner.check_health)
+                    return "no descriptor left" in replica.runner.unhealthy
+
+                await until(told)
+
+    play(scene)
+
+
+def reports(rig: Rig) -> list[BrokenReplica]:
+    return [message for message in rig.reported if isinstance(message, BrokenReplica)]
+
+
+def test_a_link_that_closes_before_it_is_taken_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scarce = _Scarce(os, "open")  # for the page
+
+    async def scene() -> None:
+        rig = Rig(tmp_path, lambda: "fine")
+        monkeypatch.setattr("headgate.replica.links.os", scarce)
+        async with rig:
+            call = rig.ask()
+            await call.done
+            assert call.value == "fine"
+            assert not scarce.left
+            assert not reports(rig)
+
+    play(scene)
+
+
+def test_a_replica_that_goes_on_closing_links_before_it_takes_them_is_reported_until_it_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene() -> None:
+        rig = Rig(tmp_path, lambda: "fine")
+        monkeypatch.setattr("headgate.replica.links.os", _Scarce(os, "open", 1_000_000))
+        monkeypatch.setattr("headgate.router.link._REFUSED_S", 0.1)
+        async with rig:
+            call = rig.ask()
+            await until(lambda: len(reports(rig)) >= 2)
+            assert {(report.replica, "has not taken a router's link" in report.reason) for report in reports(rig)} == {
+                (rig.replicas[0].id, True)
+            }
+            rig.apply(backends={"b": msgspec.structs.replace(rig.entry(), replicas=(), starting=1)})
+            assert not rig.router._backends["b"].links
+            count = len(reports(rig))
+            monkeypatch.undo()
+            rig.apply()  # the next one
+            await call.done
+            assert call.value == "fine"
+            assert len(reports(rig)) == count
+
+    play(scene)
+
+
 def test_garbage_on_a_link_closes_that_link_alone(tmp_path: Path) -> None:
     async def scene() -> None:
         async with Rig(tmp_path, lambda: "fine") as rig:
@@ -1112,5 +1508,57 @@ def test_a_closed_router_fails_what_is_left_and_refuses_the_rest(tmp_path: Path)
             assert refused.info is not None
             assert refused.info.reason == "shutting down"
             let_go.set()
+
+    play(scene)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_no_task_stays_of_links_and_calls_that_have_come_and_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_async: bool) -> None:
+    monkeypatch.delattr(os, "pidfd_open")  # these replicas die without their process: their sockets tell
+
+    def handler(x: int) -> int:
+        return x
+
+    async def handler_async(x: int) -> int:
+        await asyncio.sleep(0)
+        return x
+
+    async def play_round(rig: Rig, number: int) -> None:
+        """One replica comes, one goes, and one is listed that never listens, while calls are under way."""
+        await rig.linked()
+        old, links = rig.replicas[1], rig.router._backends["b"].links
+        rig.replicas.append(Replica(tmp_path, rig.handler, rig.config, batch=False))
+        never = ReplicaEntry(f"never-{number}", str(tmp_path / "never"), "secret")
+        rig.apply(backends={"b": msgspec.structs.replace(rig.entry(), replicas=(*rig.entry().replicas, never))})
+        calls = [rig.ask(place) for place in range(100)]
+        for call in calls[::10]:
+            rig.router.cancel(call)
+        if number % 2:  # its link breaks, and is made anew
+            (link,) = old.links.all
+            old.io_loop.call_soon_threadsafe(link.close)
+            await until(lambda: old.id not in links)
+            rig.apply()
+            await rig.linked()
+        rig.replicas.remove(old)
+        rig.apply()  # what it still has it may finish
+        await asyncio.gather(*(call.done for place, call in enumerate(calls) if place % 10))
+        assert {call.info.kind for call in calls if call.info} <= {"ReplicaDiedError"}
+        await until(lambda: old.id not in links and not old.runner._async_running)
+        await asyncio.to_thread(old.close)
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler_async if is_async else handler, replicas=2) as rig:
+            lasting = rig.replicas[0]
+            loops = [loop for loop in (asyncio.get_running_loop(), lasting.io_loop, lasting.user_loop) if loop is not None]
+
+            def tasks() -> list[int]:
+                return [len(asyncio.all_tasks(loop)) for loop in loops]
+
+            await rig.linked()
+            before = tasks()
+            for number in range(40):
+                await play_round(rig, number)
+            await until(lambda: tasks() == before, "there are as many tasks as before")
+            assert rig.router.active == 0
 
     play(scene)

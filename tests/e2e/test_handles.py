@@ -425,23 +425,65 @@ def test_a_cancelled_async_call_is_cancelled_where_it_runs(deploy: Any, tmp_path
     wait_until((tmp_path / "long cancelled").exists)
 
 
-def test_a_dropped_reply_does_not_cancel_and_neither_does_a_cancelled_await(deploy: Any, tmp_path: Path) -> None:
+def test_a_dropped_reply_does_not_cancel_and_a_cancelled_await_does(deploy: Any, tmp_path: Path) -> None:
     handle = deploy(HoldsAsync, tmp_path)
     handle.remote("dropped")
-    kept = handle.remote("kept")
+    awaited = handle.remote("awaited")
+    wait_until((tmp_path / "awaited").exists)
 
     async def stop_waiting() -> None:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(kept, 0.01)
+            await asyncio.wait_for(awaited, 0.01)
 
     asyncio.run(stop_waiting())
+    wait_until((tmp_path / "awaited cancelled").exists)
     wait_until((tmp_path / "dropped").exists)
-    for name in ("dropped", "kept"):
-        let_go(tmp_path, name)
-    assert kept.result(10) == "kept"
+    let_go(tmp_path, "dropped")
     wait_until((tmp_path / "dropped ended").exists)
     assert not (tmp_path / "dropped cancelled").exists()
-    assert not (tmp_path / "kept cancelled").exists()
+
+
+class Passes:
+    def __init__(self, inner: Handle) -> None:
+        self.inner = inner
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner.remote(*args, **kwargs).result()
+
+
+class PassesAsync:
+    def __init__(self, inner: Handle) -> None:
+        self.inner = inner
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return await self.inner.remote(*args, **kwargs)
+
+
+def test_who_leaves_cancels_what_was_asked_of_others_for_it_through_all_levels(deploy: Any, tmp_path: Path) -> None:
+    middle = deploy(Passes, deploy(HoldsAsync, tmp_path))
+    reply = deploy(PassesAsync, middle).remote("long")
+    wait_until((tmp_path / "long").exists)
+    reply.cancel()
+    wait_until((tmp_path / "long cancelled").exists)
+    let_go(tmp_path, "next")
+    assert middle.remote("next").result(10) == "next"  # its one thread waits no longer
+
+
+def test_who_leaves_frees_the_place_of_what_was_asked_of_others_for_it(deploy: Any, tmp_path: Path) -> None:
+    inner = deploy(Holds, tmp_path, max_queued_queries=1)
+    outer = deploy(Passes, inner)
+    assert outer.remote("begin").result(10) == "begin"
+    first = inner.remote("first", held=True)
+    wait_until((tmp_path / "first").exists)
+    reply = outer.remote("waiting")
+    in_flight = lambda: sum(queue.in_flight for queue in serve.stat().counters.queues)  # noqa: E731
+    wait_until(lambda: in_flight() == 3)
+    reply.cancel()
+    wait_until(lambda: in_flight() == 1)
+    let_go(tmp_path, "first")
+    assert first.result(10) == "first"
+    assert inner.remote("last").result(10) == "last"
+    assert not (tmp_path / "waiting").exists()
 
 
 # Streams

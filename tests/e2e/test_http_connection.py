@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import socket
@@ -13,6 +14,7 @@ import pytest
 from headgate.core import wire
 from headgate.errors import ErrorInfo
 from headgate.ingress.service import Limits
+from headgate.router.call import Call
 from tests.ingress_server import (
     TABLE,
     Client,
@@ -982,12 +984,83 @@ def test_a_client_without_tls_is_turned_away(caplog: pytest.LogCaptureFixture) -
             assert client.ask(GET).status == 200
 
 
+# Coming and going.
+
+
+def _by_query(router: FakeRouter, call: Call) -> None:
+    """Do with a request what its query says."""
+    how = head_of(call).target.partition(b"?")[2]
+    if how == b"hold":
+        return
+    if how.startswith(b"stream"):
+        call.chunk(chunk(b"one", first=True))
+        call.small_chunk(b"3\r\ntwo\r\n")
+        if how == b"stream":
+            call.ended()
+        elif how == b"stream-breaks-off":
+            call.failed(error_info())
+    elif how == b"fail":
+        call.failed(error_info())
+    else:
+        echo_later(router, call)
+
+
+def _get(how: bytes) -> bytes:
+    return b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % (how if how.startswith(b"/") else b"/echo?" + how)
+
+
+CUT: list[bytes] = [
+    b"",
+    b"GET /ec",
+    post(b"x" * 1000)[:-1],
+    b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel",
+    b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n",
+    _get(b"hold") * 40,
+    _get(b"stream-goes-on"),
+    _get(b"/-/metrics") * 3,
+    b"BROKEN\r\n\r\n" + GET,
+]
+"""What a client has sent when it vanishes."""
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_no_task_stays_of_connections_that_have_come_and_gone(tls: bool) -> None:
+    def held(server: IngressServer) -> tuple[int, int]:
+        server.pass_time(2)  # sees those whose reading is paused, and ends those that were refused
+        return server.call(lambda: (len(asyncio.all_tasks()), len(server.service.connections)))
+
+    def come_and_go(server: IngressServer, number: int) -> int:
+        """Returns how many requests were answered."""
+        with server.client() as client:
+            client.send((_get(b"%d" % number) + _get(b"fail") + _get(b"stream")) * 10 + _get(b"/-/metrics") + _get(b"/-/readyz"))
+            answers = [client.answer() for _ in range(32)]
+            assert {answer.status for answer in answers} == {200, 500}
+            client.send(_get(b"stream-breaks-off"))
+            assert not client.answer().whole
+        for start in CUT:
+            with server.client() as client:
+                client.send(start)
+                if number % 2:  # with a reset
+                    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if tls:
+            Client(server.port).socket.close()  # before the handshake
+        return len(answers)
+
+    with ingress(_by_query, tls=tls) as server, server.client() as first, server.client() as second:
+        assert first.ask(GET).status == second.ask(_get(b"/-/metrics")).status == 200
+        before = held(server)
+        assert before[1] == 2
+        answered = sum(come_and_go(server, number) for number in range(70))
+        wait_until(lambda: held(server) == before, what="there are as many tasks and connections as before")
+        assert answered > 2000
+        assert server.no_bytes_held()
+        assert first.ask(GET).status == second.ask(GET).status == 200
+
+
 # The end.
 
 
 def _drain(server: IngressServer, grace_s: float) -> object:
-    import asyncio
-
     return asyncio.run_coroutine_threadsafe(server.service.drain(grace_s), server.loop)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -119,6 +120,20 @@ class Broken:
 
     def __call__(self, request: Any) -> str:
         return "never"
+
+
+class HeldAgain:
+    """Says its version. The first one is ready at once, later ones only while the file is there."""
+
+    def __init__(self, version: int, folder: Path) -> None:
+        try:
+            (folder / f"first of {version}").touch(exist_ok=False)
+        except FileExistsError:
+            wait_until((folder / "go").exists, 30)
+        self.version = version
+
+    def __call__(self, request: Any = None) -> int:
+        return self.version
 
 
 def pids(instance: Instance, tag: str) -> set[int | None]:
@@ -374,6 +389,35 @@ def test_several_replicas_that_do_not_fit_twice_are_replaced_one_at_a_time(insta
     assert serve.status().free["CPU"] == 0
 
 
+def test_a_controller_that_dies_while_replicas_replace_others_one_at_a_time_costs_no_request(instance: Instance, tmp_path: Path) -> None:
+    (tmp_path / "go").touch()
+    serve.create_backend("tight", HeldAgain, 1, tmp_path, config={"num_replicas": 2}, ray_actor_options={"num_cpus": 2})
+    serve.create_endpoint("tight", "/tight", backend="tight")
+    old = pids(instance, "tight")
+    (tmp_path / "go").unlink()
+    updating = threading.Thread(target=serve.update_backend, args=["tight", HeldAgain, 2, tmp_path])
+    updating.start()
+
+    def states() -> dict[str, bool]:
+        return {replica.state: replica.pid in old for replica in serve.list_backends()["tight"].replicas}
+
+    wait_until(lambda: states() == {"ready": False, "starting": False}, what="the first new one serves, and the second one starts")
+    (controller,) = [process.pid for process in serve.status().processes if process.role == "controller"]
+    os.kill(controller, signal.SIGKILL)
+    answers = []
+
+    def asked_of_the_next() -> bool:
+        answers.append(requests.get(f"{instance.http_url}/tight", timeout=10))
+        return len(answers) >= 50 and any(p.role == "controller" and p.pid != controller for p in serve.status().processes)
+
+    wait_until(asked_of_the_next, 30)
+    (tmp_path / "go").touch()
+    updating.join(30)
+    assert not updating.is_alive()
+    assert {(answer.status_code, answer.text) for answer in answers} == {(200, "2")}
+    assert len(pids(instance, "tight") - old) == 2
+
+
 # delete_backend
 
 
@@ -415,6 +459,26 @@ def test_deleting_drains_what_runs_and_the_tag_is_free_at_once(shared_instance: 
     assert not deleting.is_alive()
     assert reply.result(10) == "finished"
     serve.create_backend("drained", hello)
+
+
+def test_what_waits_for_a_replica_of_a_deleted_backend_is_served(shared_instance: Instance, tmp_path: Path) -> None:
+    serve.create_backend("leaving", HeldAgain, 1, tmp_path)
+    serve.create_backend("staying", hello)
+    serve.create_endpoint("left", backend="leaving")
+    (pid,) = pids(shared_instance, "leaving")
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: [replica.state for replica in serve.list_backends()["leaving"].replicas] == ["starting"])
+    reply = serve.get_handle("left").remote()
+    wait_until(lambda: any(queue.queued for queue in serve.stat().counters.queues if queue.backend == "leaving"))
+    serve.set_traffic("left", {"staying": 1.0})
+    deleting = threading.Thread(target=serve.delete_backend, args=["leaving"])
+    deleting.start()
+    wait_until(lambda: "leaving" not in serve.list_backends())
+    (tmp_path / "go").touch()
+    assert reply.result(10) == 1
+    deleting.join(10)
+    assert not deleting.is_alive()
 
 
 def test_deleting_what_does_not_exist_is_a_lookup_error(shared_instance: Instance) -> None:

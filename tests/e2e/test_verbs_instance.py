@@ -200,6 +200,98 @@ def test_shutdown_finishes_what_was_admitted(tmp_path: Path) -> None:
             serve.get_handle("e")
 
 
+class Held:
+    """The first one is ready at once, later ones only when the file is there."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            (folder / "first").touch(exist_ok=False)
+        except FileExistsError:
+            wait_until((folder / "go").exists, 30)
+
+    def __call__(self, request: Any) -> str:
+        return "finished"
+
+
+@pytest.mark.parametrize("comes", [True, False], ids=["it comes", "it doesn't come in time"])
+def test_what_waits_for_a_replica_when_shutdown_begins_is_served_or_refused(tmp_path: Path, comes: bool) -> None:
+    with serve.init(http_port=0) as instance:
+        serve.create_backend("b", Held, tmp_path, config={"graceful_shutdown_timeout": 20.0 if comes else 0.5})
+        serve.create_endpoint("e", "/e", backend="b")
+        (replica,) = serve.list_backends()["b"].replicas
+        assert replica.pid is not None
+        os.kill(replica.pid, signal.SIGKILL)
+        wait_until(lambda: [replica.state for replica in serve.list_backends()["b"].replicas] == ["starting"])
+        answers: list[requests.Response] = []
+        thread = threading.Thread(target=lambda: answers.append(requests.get(f"{instance.http_url}/e", timeout=20)))
+        thread.start()
+        wait_until(lambda: any(queue.queued for queue in serve.stat().counters.queues))
+        shutting_down = threading.Thread(target=serve.shutdown)
+        shutting_down.start()
+        wait_until(lambda: requests.get(f"{instance.http_url}/-/readyz", timeout=10).json()["status"] == "shutting down")
+        if comes:
+            (tmp_path / "go").touch()
+        shutting_down.join(20)
+        assert not shutting_down.is_alive()
+        thread.join(10)
+        (answer,) = answers
+        if comes:
+            assert (answer.status_code, answer.text) == (200, "finished")
+        else:
+            assert answer.status_code == 503
+            assert "Retry-After" in answer.headers
+
+
+def test_a_replica_that_calls_another_endpoint_for_the_first_time_while_the_instance_shuts_down_is_answered(tmp_path: Path) -> None:
+    class Outer:
+        def __init__(self, inner: serve.Handle) -> None:
+            self.inner = inner
+
+        def __call__(self, request: Any) -> str:
+            (tmp_path / "begun").touch()
+            wait_until((tmp_path / "go").exists, 30)
+            return str(self.inner.remote().result(10))
+
+    with serve.init(http_port=0) as instance:
+        serve.create_backend("inner", hello)
+        serve.create_endpoint("inner", backend="inner")
+        serve.create_backend("outer", Outer, serve.get_handle("inner"))
+        serve.create_endpoint("outer", "/outer", backend="outer")
+        answers: list[str] = []
+        thread = threading.Thread(target=lambda: answers.append(requests.get(f"{instance.http_url}/outer", timeout=20).text))
+        thread.start()
+        wait_until((tmp_path / "begun").exists)
+        shutting_down = threading.Thread(target=serve.shutdown)
+        shutting_down.start()
+        wait_until(lambda: requests.get(f"{instance.http_url}/-/readyz", timeout=10).json()["status"] == "shutting down")
+        (tmp_path / "go").touch()
+        shutting_down.join(20)
+        thread.join(10)
+        assert answers == ["hello"]
+
+
+def test_neither_delete_endpoint_nor_shutdown_waits_for_copies_for_shadows(tmp_path: Path) -> None:
+    def held(request: Any = None) -> None:
+        (tmp_path / "began").touch()
+        wait_until((tmp_path / "go").exists, 60)
+
+    with serve.init(http_port=0):
+        serve.create_backend("b", lambda: "done")
+        serve.create_backend("s", held)
+        serve.create_endpoint("e", backend="b")
+        serve.create_endpoint("f", backend="b")
+        for name in ("e", "f"):
+            serve.shadow_traffic(name, "s", 1.0)
+        assert serve.get_handle("e").remote().result(10) == "done"
+        wait_until((tmp_path / "began").exists)
+        assert serve.get_handle("f").remote().result(10) == "done"
+        began = time.monotonic()
+        serve.delete_endpoint("e")
+        serve.shutdown()
+        assert time.monotonic() - began < 5 * TIME_FACTOR
+    assert not processes()
+
+
 def test_an_exception_in_the_with_block_shuts_down_too() -> None:
     with pytest.raises(ZeroDivisionError), serve.init(http_port=0):
         raise ZeroDivisionError

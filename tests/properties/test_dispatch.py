@@ -5,8 +5,11 @@ The oracle keeps its own queue and its own lists of what is where; of the dispat
 
 from __future__ import annotations
 
+import heapq
+import math
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -59,6 +62,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         self.dispatcher: Dispatcher[Item, str] = Dispatcher(limits)
         self.now = 100.0
         self.names = 0
+        self.sent_at: dict[Item, float] = {}
         self.new: list[Item] = []  # queued, in order
         self.again: list[Item] = []  # queued once more, in order of age
         self.at: dict[str, list[Item]] = {}
@@ -67,6 +71,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     def sent(self, item: Item, replica: str) -> None:
         assert replica not in self.draining
         self.at[replica].append(item)
+        self.sent_at[item] = self.now
         assert len(self.at[replica]) <= self.dispatcher.window(replica)
 
     def pump(self, draw: float) -> None:
@@ -170,8 +175,8 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
 
     @rule()
     def estimate(self) -> None:
-        estimate = self.dispatcher.wait_estimate_s(self.now)
-        assert estimate is None or estimate >= 0
+        estimate = self.dispatcher.wait_estimate_s(self.now, lambda id: min((self.sent_at[item] for item in self.at[id]), default=math.inf))
+        assert estimate is None or 0 <= estimate < math.inf
 
     @invariant()
     def counts_are_right(self) -> None:
@@ -229,3 +234,46 @@ def test_no_request_is_bound_to_a_busy_replica_nor_queued_while_another_is_free(
             while (out := dispatcher.next(now, rng.random())) is not None:
                 sent(out[1])
         assert not dispatcher.queued or min(at) == concurrency
+
+
+@given(
+    replicas=st.integers(1, 4),
+    concurrency=st.integers(1, 3),
+    requests=st.lists(st.tuples(st.floats(0.002, 3), st.sampled_from([0.01, 0.5, 2.0, 2.0, 2.0, 9.0])), min_size=20, max_size=60),
+    same=st.booleans(),
+)
+def test_where_nothing_waits_the_wait_is_what_is_left_of_the_calls_that_run_if_they_are_as_quick_as_the_quickest_of_late(
+    replicas: int, concurrency: int, requests: list[tuple[float, float]], same: bool
+) -> None:
+    """Nobody is queued here, so that all that a request waits for is the first call that ends; where all last the same, that is known."""
+    dispatcher: Dispatcher[Item, int] = Dispatcher(Limits(concurrency=concurrency))
+    for replica in range(replicas):
+        dispatcher.add_replica(replica)
+    running: list[tuple[float, float, int]] = []  # until when, since when, where
+    durations: list[float] = []  # of those that were answered
+    now = 0.0
+
+    def oldest_at(replica: int) -> float:
+        return min((since for _, since, at in running if at == replica), default=math.inf)
+
+    for gap_s, duration_s in requests:
+        now += gap_s
+        while running and running[0][0] <= now:
+            until, since, replica = heapq.heappop(running)
+            durations.append(until - since)
+            dispatcher.answered(replica, until - since, dispatcher.in_flight(replica) - 1, until)
+        to = dispatcher.place(now, 0.5)
+        if to is not None:
+            heapq.heappush(running, (now + (2.0 if same else duration_s), now, to))
+            continue
+        assert len(running) == replicas * concurrency
+        wait_s = dispatcher.wait_estimate_s(now, oldest_at)
+        if not durations:
+            assert wait_s is None
+            continue
+        oldest = min(since for _, since, _ in running)
+        assert wait_s is not None
+        assert wait_s <= max(oldest + min(durations[-8:]) - now, 0.0) + 1e-9
+        assert wait_s >= max(oldest + min(durations) - now, 0.0) - 1e-9
+        if same:
+            assert wait_s == pytest.approx(running[0][0] - now, abs=1e-6)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pytest
 
 from headgate.errors import NoCallError
-from headgate.router.context import CallFacts, context, current_deadline, enter
+from headgate.router.context import CallFacts, Member, context, current_call, enter
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Request:
     endpoint: str = "the endpoint"
 
 
-def facts(*members: Request, is_batch: bool = False) -> CallFacts:
+def facts(*members: Request, is_batch: bool = False) -> CallFacts[Member]:
     return CallFacts(members or (Request(),), is_batch, "the backend", "the replica")
 
 
@@ -51,7 +51,29 @@ def test_a_batch_sees_lists_in_batch_order_and_the_earliest_deadline() -> None:
     assert context.cancelled() == [False, True, False]
     assert context.deadline_s is not None
     assert 49 < context.deadline_s <= 50
-    assert current_deadline() == now + 50
+
+
+def test_what_a_batch_asks_of_others_is_limited_by_the_latest_deadline_that_somebody_waits_for() -> None:
+    first, second, third = Request(deadline=10.0), Request(deadline=30.0), Request()
+    batch = facts(first, second, third, is_batch=True)
+    assert batch.deadline == math.inf
+    third.cancelled = True
+    assert batch.deadline == 30.0
+    second.cancelled = True
+    assert batch.deadline == 10.0
+
+
+def test_a_call_is_gone_once_nobody_waits_for_any_of_its_members() -> None:
+    assert not facts(Request(cancelled=True), Request(), is_batch=True).gone
+    assert facts(Request(cancelled=True), Request(cancelled=True), is_batch=True).gone
+
+
+def test_a_call_that_has_ended_limits_nothing_any_more_but_can_still_be_named() -> None:
+    call = facts(Request("abc", deadline=0.0))
+    enter(call)
+    assert (current_call(), context.deadline_s) == (call, 0.0)
+    call.over = True
+    assert (current_call(), context.deadline_s, context.request_id) == (None, None, "abc")
 
 
 def test_a_batch_of_one_still_sees_lists() -> None:
@@ -79,7 +101,7 @@ def test_outside_a_call_every_attribute_says_so(name: str) -> None:
 
 
 def test_outside_a_call_there_is_no_deadline_to_inherit_and_it_can_be_printed() -> None:
-    assert current_deadline() is None
+    assert current_call() is None
     assert "outside a call" in repr(context)
     with pytest.raises(NoCallError):
         context.cancelled()

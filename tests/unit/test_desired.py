@@ -213,7 +213,7 @@ def test_concurrency_defaults_to_100_for_async_handlers_and_to_1_for_others(defi
 def test_a_table_has_the_ready_replicas_and_how_many_are_on_their_way():
     ready = {"v1": [ReplicaEntry("r1", "/r1", "t1"), ReplicaEntry("r2", "/r2", "t2")]}
     faults = {"v1": Fault("unused", 3.0), "v2": Fault("no model", 0.4)}
-    table = routing_table(TWO, ready, coming={"v2": 3}, faults=faults, base=RoutingTable(version=7, debug=True))
+    table = routing_table(TWO, ready, coming={"v2": 3}, faults=faults, leaving={}, base=RoutingTable(version=7, debug=True))
     assert (table.version, table.debug) == (7, True)
     assert table.backends["v1"].replicas == (ReplicaEntry("r1", "/r1", "t1"), ReplicaEntry("r2", "/r2", "t2"))
     assert (table.backends["v1"].starting, table.backends["v2"].starting) == (0, 3)
@@ -221,3 +221,12 @@ def test_a_table_has_the_ready_replicas_and_how_many_are_on_their_way():
     assert (table.backends["v1"].fault, table.backends["v1"].pause_s) == ("", 0.0)  # who has all replicas has no fault
     assert (table.backends["v2"].fault, table.backends["v2"].pause_s) == ("no model", 0.4)
     assert (table.endpoints["e"].route, table.endpoints["e"].weights) == ("/e", {"v1": 1.0})
+    assert table.leaving == {}
+
+
+def test_a_table_has_backends_that_are_leaving_apart_from_those_that_are_asked_for():
+    state = State({"v1": TWO.backends["v1"]})
+    leaving = {"v2": TWO.backends["v2"]}
+    table = routing_table(state, {"v2": [ReplicaEntry("r", "/r", "t")]}, coming={"v2": 1}, faults={}, leaving=leaving, base=RoutingTable(7))
+    assert (table.backends.keys(), table.leaving.keys()) == ({"v1"}, {"v2"})
+    assert (table.leaving["v2"].replicas, table.leaving["v2"].starting) == ((ReplicaEntry("r", "/r", "t"),), 1)

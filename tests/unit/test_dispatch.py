@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from headgate.core import wire
@@ -13,6 +15,11 @@ def dispatcher_with(replicas: int, limits: Limits) -> Dispatcher[object, int]:
     for replica in range(replicas):
         dispatcher.add_replica(replica)
     return dispatcher
+
+
+def sent_at(time_s: float) -> Callable[[int], float]:
+    """The oldest request at each replica was sent there then."""
+    return lambda id: time_s
 
 
 def answer_one(dispatcher: Dispatcher[object, int], elapsed_s: float, replica: int = 0, times: int = 1) -> None:
@@ -81,7 +88,7 @@ def test_the_first_answer_says_how_long_calls_take_also_where_work_was_given_bac
     dispatcher.answered(0, 2.0, 0, 2.0)
     assert dispatcher.offer("running", 2.0, 0.0) == 0
     assert dispatcher.offer("queued", 2.0, 0.0) is None
-    assert dispatcher.wait_estimate_s(2.0) == pytest.approx(4.0)
+    assert dispatcher.wait_estimate_s(2.0, sent_at(2.0)) == pytest.approx(4.0)
 
 
 def test_a_batch_handler_that_gave_back_gets_no_more_until_it_answers() -> None:
@@ -216,7 +223,7 @@ def test_without_any_measurement_the_wait_is_unknown() -> None:
     dispatcher = dispatcher_with(1, Limits(concurrency=1))
     dispatcher.offer(object(), 0.0, 0.0)
     dispatcher.offer(object(), 0.0, 0.0)
-    assert dispatcher.wait_estimate_s(1.0) is None
+    assert dispatcher.wait_estimate_s(1.0, sent_at(0.0)) is None
 
 
 def test_the_wait_is_first_estimated_from_what_replicas_can_do() -> None:
@@ -227,7 +234,7 @@ def test_the_wait_is_first_estimated_from_what_replicas_can_do() -> None:
         dispatcher.answered(replica, 0.1, 0, 0.1)
     for _ in range(2 + 9):
         dispatcher.offer(object(), 0.1, 0.0)
-    assert dispatcher.wait_estimate_s(0.1) == pytest.approx(10 / 20)
+    assert dispatcher.wait_estimate_s(0.1, sent_at(0.1)) == pytest.approx(10 / 20)
 
 
 def test_the_wait_follows_the_rate_at_which_the_queue_moves() -> None:
@@ -241,24 +248,58 @@ def test_the_wait_follows_the_rate_at_which_the_queue_moves() -> None:
         dispatcher.answered(0, 0.1, 1, now)
         dispatcher.next(now, 0.0)
     assert dispatcher.queued == 39
-    assert dispatcher.wait_estimate_s(now) == pytest.approx(40 * 0.2)
+    assert dispatcher.wait_estimate_s(now, sent_at(now)) == pytest.approx(0.1 + 39 * 0.2)
 
 
 def test_the_rate_stands_for_a_millisecond_unless_replicas_or_limits_change() -> None:
     dispatcher = dispatcher_with(1, Limits(concurrency=1))
     dispatcher.offer(object(), 0.0, 0.0)
     dispatcher.answered(0, 0.1, 0, 0.1)
-    assert dispatcher.wait_estimate_s(0.1) == pytest.approx(0.1)
-    for _ in range(2):  # one runs, one waits
+    for _ in range(3):  # one runs, two wait
         dispatcher.offer(object(), 0.1, 0.0)
-    assert dispatcher.wait_estimate_s(0.1) == pytest.approx(0.2)
+    assert dispatcher.wait_estimate_s(0.1, sent_at(0.1)) == pytest.approx(0.1 + 2 * 0.1)
     dispatcher.answered(0, 0.9, 0, 0.1)
-    assert dispatcher.wait_estimate_s(0.1005) == pytest.approx(0.2)
-    later = dispatcher.wait_estimate_s(0.102)
+    assert dispatcher.wait_estimate_s(0.1005, sent_at(0.1)) == pytest.approx(0.3, abs=0.0006)
+    later = dispatcher.wait_estimate_s(0.102, sent_at(0.102))
     assert later is not None
-    assert later > 0.21
+    assert later == pytest.approx(0.1 + 2 * 0.2)  # the mean of all, but the first may be as quick as the quickest
     dispatcher.set_limits(Limits(concurrency=2))
-    assert dispatcher.wait_estimate_s(0.102) == pytest.approx(later / 2)
+    assert dispatcher.wait_estimate_s(0.102, sent_at(0.102)) == pytest.approx(0.1 + 2 * 0.1)
+
+
+def test_where_nothing_waits_the_wait_is_what_is_left_of_the_call_that_runs() -> None:
+    dispatcher = dispatcher_with(1, Limits(concurrency=1))
+    answer_one(dispatcher, 2.0)
+    dispatcher.offer(object(), 10.0, 0.0)
+    for now, left_s in ((10.0, 2.0), (11.5, 0.5), (13.0, 0.0)):
+        assert dispatcher.wait_estimate_s(now, sent_at(10.0)) == pytest.approx(left_s)
+
+
+def test_a_call_that_runs_may_be_as_quick_as_the_quickest_of_late() -> None:
+    dispatcher = dispatcher_with(1, Limits(concurrency=1))
+    for elapsed_s in (0.01, 4.0, 4.0):
+        answer_one(dispatcher, elapsed_s)
+    dispatcher.offer(object(), 10.0, 0.0)
+    assert dispatcher.wait_estimate_s(10.0, sent_at(10.0)) == pytest.approx(0.01)
+    dispatcher.answered(0, 4.0, 0, 14.0)
+    for start in (20.0, 100.0):  # two looks, with enough answers before each, and what was quick once is forgotten
+        for number in range(8):
+            dispatcher.offer(object(), start + 4.0 * number, 0.0)
+            dispatcher.answered(0, 4.0, 0, start + 4.0 * (number + 1))
+        dispatcher.offer(object(), start + 40.0, 0.0)
+        left_s = dispatcher.wait_estimate_s(start + 40.0, sent_at(start + 40.0))
+        dispatcher.answered(0, 4.0, 0, start + 44.0)
+    assert left_s == pytest.approx(4.0)
+
+
+def test_nobody_is_refused_by_a_call_of_which_only_is_known_that_it_gave_work_back() -> None:
+    dispatcher = dispatcher_with(1, Limits(concurrency=1))
+    dispatcher.offer(object(), 0.0, 0.0)
+    dispatcher.set_limits(Limits(concurrency=2))
+    dispatcher.offer("late", 0.0, 0.0)
+    dispatcher.set_limits(Limits(concurrency=1))
+    dispatcher.returned(0, 1, 0.01)
+    assert dispatcher.wait_estimate_s(0.01, sent_at(0.0)) == 0.0
 
 
 def test_an_hour_of_old_traffic_does_not_count_in_the_rate() -> None:
@@ -272,5 +313,5 @@ def test_an_hour_of_old_traffic_does_not_count_in_the_rate() -> None:
             dispatcher.offer(object(), now, 0.0)
             dispatcher.answered(0, 0.01, 0, now)
             dispatcher.next(now, 0.0)
-            estimate_s = dispatcher.wait_estimate_s(now)
+            estimate_s = dispatcher.wait_estimate_s(now, sent_at(now))
     assert estimate_s == pytest.approx((dispatcher.queued + 1) * 1.0, rel=0.15)

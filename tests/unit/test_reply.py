@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,9 @@ import uvloop
 
 from headgate import serve
 from headgate.core import wire
+from headgate.core.specs import control_path
 from headgate.errors import (
+    DeadlineExceededError,
     EncodeError,
     ErrorInfo,
     InvalidTypeError,
@@ -27,8 +31,9 @@ from headgate.errors import (
 )
 from headgate.router import connections, payload
 from headgate.router.call import Call
+from headgate.router.connection import Connection
 from headgate.router.handle import Handle
-from tests.support import until, wait_until
+from tests.support import FakeConnection, until, wait_until
 
 
 def part(value: object) -> wire.Frame:
@@ -37,32 +42,6 @@ def part(value: object) -> wire.Frame:
 
 def entire(value: object) -> wire.Answer:
     return wire.Answer(1, 200, 0, 0, b"", payload.dump(value))
-
-
-class FakeConnection:
-    """Keeps calls, for the test to end them on whichever thread it likes."""
-
-    over = ""
-    forked = False
-
-    def __init__(self) -> None:
-        self.calls: list[Call] = []
-        self.credited = 0
-
-    def submit(self, call: Call) -> None:
-        self.calls.append(call)
-
-    def cancel(self, call: Call) -> None:
-        call.failed(ErrorInfo("RequestCancelledError", "cancelled"))
-
-    def credit(self, call: Call, count_bytes: int) -> None:
-        self.credited += count_bytes
-
-    def forbid_waiting(self) -> None:
-        pass
-
-    def read_for(self, ready: object, add_waiter: object, until: float) -> bool:
-        return False  # another thread reads
 
 
 @pytest.fixture
@@ -182,14 +161,24 @@ def test_a_reply_can_be_awaited_on_any_loop_by_many_at_once(fake: FakeConnection
     assert got == [7] * 5
 
 
-def test_one_that_stops_awaiting_leaves_the_call_to_the_others(fake: FakeConnection) -> None:
-    reply = Handle("i", "e").remote()
+def test_a_task_that_is_cancelled_takes_the_call_that_it_awaits_along_unless_that_is_shielded(fake: FakeConnection) -> None:
+    handle = Handle("i", "e")
+    reply, shielded, stream = handle.remote(), handle.remote(), handle.remote()
 
     async def main() -> object:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(reply, 0.01)
-        asyncio.get_running_loop().call_later(0.01, answer(fake.calls[0], "still"))
-        return await reply
+        with pytest.raises(RequestCancelledError):
+            await reply
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(stream), 0.01)
+        with pytest.raises(RequestCancelledError):
+            await anext(stream)
+        waiting = asyncio.ensure_future(shielded)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(waiting), 0.01)
+        asyncio.get_running_loop().call_later(0.01, answer(fake.calls[1], "still"))
+        return await waiting
 
     assert asyncio.run(main()) == "still"
 
@@ -205,7 +194,10 @@ def test_tasks_of_every_kind_wait_are_cancelled_and_go_on(fake: FakeConnection, 
             return await reply
         except asyncio.CancelledError as error:
             told.extend(error.args)
+        try:
             return await reply
+        except RequestCancelledError:
+            return "cancelled"
 
     async def main() -> None:
         replies = [handle.remote() for _ in range(3)]
@@ -220,12 +212,9 @@ def test_tasks_of_every_kind_wait_are_cancelled_and_go_on(fake: FakeConnection, 
         assert tasks[1].cancel("enough")
         fake.calls[2].answered(entire(2))
         assert tasks[2].cancel("late")  # in the same turn as its answer
-        await until(lambda: "enough" in told)
-        assert not tasks[1].done()
-        elsewhere(answer(fake.calls[1], 1))
         elsewhere(fake.calls[3].ended)
-        assert await asyncio.gather(*tasks[1:]) == [1, 2]
-        assert await asyncio.wait_for(replies[1], 1) == 1
+        assert await asyncio.gather(*tasks[1:]) == ["cancelled", 2]
+        assert await asyncio.wait_for(replies[2], 1) == 2
         assert await chunks == ["a"]
 
     async def read(stream: Any) -> list[object]:
@@ -235,6 +224,29 @@ def test_tasks_of_every_kind_wait_are_cancelled_and_go_on(fake: FakeConnection, 
         runner.get_loop().set_task_factory(lambda loop, coroutine, **names: task(coroutine, loop=loop, **names))
         runner.run(main())
     assert told == ["enough", "late"]
+
+
+def test_a_call_that_waits_for_the_first_news_of_the_controller_waits_no_longer_than_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(control_path(str(tmp_path)))
+        silent.listen()
+        connection = Connection("i", str(tmp_path))
+        monkeypatch.setattr(connections, "of", lambda name: connection)
+        handle = Handle("i", "e")
+        try:
+            waiting, cancelled = handle.remote(), handle.options(timeout_s=60).remote()
+            cancelled.cancel()
+            with pytest.raises(RequestCancelledError):
+                cancelled.result(10)
+            began = time.monotonic()
+            with pytest.raises(DeadlineExceededError, match=r"within 0.02 s.*never started"):
+                handle.options(timeout_s=0.02).remote().result(10)
+            assert time.monotonic() - began < 5
+            assert "waiting" in repr(waiting)
+        finally:
+            connection.close()
 
 
 def test_a_task_that_ends_its_loop_keeps_no_other_from_its_answer(fake: FakeConnection) -> None:

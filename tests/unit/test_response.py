@@ -366,6 +366,13 @@ def test_headers_of_http_exceptions_are_kept() -> None:
     assert (encoded.status, encoded.body) == (409, b"x")
 
 
+class _NoHeaders(werkzeug.exceptions.HTTPException):
+    code = 418
+
+    def get_headers(self, *args: Any, **kwargs: Any) -> Any:
+        raise SystemExit
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -373,6 +380,7 @@ def test_headers_of_http_exceptions_are_kept() -> None:
         werkzeug.exceptions.HTTPException(),
         starlette.exceptions.HTTPException(599, headers={"a": "x\r\n"}),
         starlette.exceptions.HTTPException(700),
+        _NoHeaders(),
     ],
 )
 def test_other_exceptions_are_none_and_neither_are_those_that_cannot_be_sent(error: Exception) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Collection
 
 import msgspec
 
 from headgate.config import BackendConfig
 from headgate.controller.compare_init import compare_init
+from headgate.controller.departures import Departures
 from headgate.controller.describe import description
 from headgate.controller.fleet import Fleet, Replica
 from headgate.controller.ingresses import Ingresses
@@ -27,6 +27,7 @@ from headgate.controller.tasks import Changes, Tasks
 from headgate.controller.verbs import Question, Verbs
 from headgate.core import desired, reconcile
 from headgate.core import replica_life as life
+from headgate.core.desired import Backend
 from headgate.core.messages import (
     BrokenReplica,
     CompareInit,
@@ -66,8 +67,9 @@ class Controller:
         self._http_urls = http_urls
         self._changes = Changes()
         self._tasks = Tasks()
-        self._routers = Routers(self._changes)
         self._fleet = Fleet(engine, settings, self._tasks, self._changes, changed=self._publish, over=self._replica_over)
+        self._routers = Routers(self._changes, in_replica=self._is_in_replica)
+        self._departures = Departures(self._fleet, self._routers, self._tasks, self._changes, publish=self._publish)
         self._rollouts = Rollouts(engine, self._fleet, self._changes, reconcile=self._reconcile)
         self._ingresses = Ingresses(engine, settings, self._routers, self._tasks, self._changes)
         self._server = ControlServer(settings.control_path, self)
@@ -81,6 +83,7 @@ class Controller:
             self._store,
             self._fleet,
             self._rollouts,
+            self._departures,
             self._restarts,
             self._routers,
             self._changes,
@@ -89,7 +92,8 @@ class Controller:
             reconcile=self._reconcile,
             publish=self._publish,
         )
-        self._closing = False
+        self._closing = False  # new work is refused, …
+        self._stopping = False  # … and, later, the replicas end: none takes the place of another
         self._ending: asyncio.Task[None] | None = None
         self._shut_down = asyncio.Event()
         self._fatal: InstanceStartError | None = None
@@ -141,11 +145,15 @@ class Controller:
         connection.send(Welcome(self._settings.name, self._http_urls, self._settings.folder, self._settings.id))
         if hello.routes:
             self._routers.add(connection)
-        if hello.role == "replica" and hello.state == life.READY:
-            replica = self._fleet.get(hello.id)
-            if replica is not None:  # it was out of reach, and may have missed a change
+        replica = self._fleet.get(hello.id) if hello.role == "replica" else None
+        if replica is not None:
+            replica.pid = hello.pid
+            if hello.state == life.READY:  # it was out of reach, and may have missed a change
                 self._fleet.configure([replica], replica.config)
         return True
+
+    def _is_in_replica(self, hello: Hello) -> bool:
+        return hello.role == "client" and any(replica.pid == hello.pid for replica in self._fleet.all())
 
     def received(self, connection: Connection, message: Message) -> None:
         """See `Owner`."""
@@ -202,7 +210,7 @@ class Controller:
                 wanted = old.config.num_replicas if old is not None else 0
                 found_of_it.sort(key=lambda found: found.state == life.STARTING)
                 found_of_it = found_of_it[wanted:]
-            if not found_of_it:
+            if not found_of_it and not self._in_a_gap(verb, by_generation):
                 self._store.forget(verb.id)
                 continue
             carried.append((verb, [self._fleet.adopt(found, held=True, config=verb.backend.config) for found in found_of_it]))
@@ -213,6 +221,7 @@ class Controller:
                     self._tasks.spawn(self._start_alone(replica), f"start of {replica.id}")
         for verb, replicas in carried:
             self._verbs.carry_on(verb, replicas)
+        self._go_on_with_departures()
         if running or self._verbs.state.backends:
             _log.info(
                 "took over %d processes; %d backends and %d endpoints are asked for",
@@ -223,6 +232,22 @@ class Controller:
         self._adopted.set()
         self._ingresses.start([found for found in running if found.role == "ingress"])
         self._reconcile()
+
+    def _in_a_gap(self, verb: Pending, running: dict[tuple[str, int], list[Running]]) -> bool:
+        """Whether old replicas of a backend have made room already for those of an update."""
+        old = self._verbs.state.backends.get(verb.backend.tag)
+        return verb.kind == "update" and old is not None and len(running.get((old.tag, old.generation), [])) < old.config.num_replicas
+
+    def _go_on_with_departures(self) -> None:
+        """Deleted backends are kept going as far as they still run; what they were is told by their replicas."""
+        found: dict[str, list[Replica]] = {}
+        for replica in self._fleet.all():
+            if not replica.held and replica.tag not in self._verbs.state.backends:
+                found.setdefault(replica.tag, []).append(replica)
+        for tag, replicas in found.items():
+            spec = max(replicas, key=lambda replica: replica.generation).spec  # older ones were being replaced by it
+            config = msgspec.structs.replace(spec.config, num_replicas=sum(replica.generation == spec.generation for replica in replicas))
+            self._departures.begin(Backend(tag, spec.generation, spec.definition, config, spec.options))
 
     def _config_of(self, spec: ReplicaSpec) -> BackendConfig:
         backend = self._verbs.state.backends.get(spec.backend)
@@ -246,22 +271,31 @@ class Controller:
     # Reconciling.
 
     def _reconcile(self) -> None:
-        """Start what is missing, drain what is too many, and push what has changed."""
-        if not self._adopted.is_set() or self._closing:
+        """Start what is missing, drain what is too many, and push what has changed.
+
+        While the instance closes what serves stays, and what dies is replaced: accepted requests may wait for it.
+        """
+        if not self._adopted.is_set() or self._stopping:
             return
-        wanted = {tag: Wanted(backend.generation, self._rollouts.wanted(backend)) for tag, backend in self._verbs.state.backends.items()}
+        backends = self._kept_going()
+        wanted = {tag: Wanted(backend.generation, self._rollouts.wanted(backend)) for tag, backend in backends.items()}
         actual = [replica.actual() for replica in self._fleet.all() if not replica.held]
         actions = reconcile.reconcile(wanted, actual, self._restarts.paused(self._now()))
         for tag, count in actions.start.items():
             for _ in range(count):
-                replica = self._fleet.make(self._verbs.state.backends[tag], held=False)
+                replica = self._fleet.make(backends[tag], held=False)
                 self._tasks.spawn(self._start_alone(replica), f"start of {replica.id}")
-        for id in actions.drain:
-            self._dismiss(self._fleet.get(id))
+        if not self._closing:
+            for id in actions.drain:
+                self._dismiss(self._fleet.get(id))
         self._publish()
 
-    def _publish(self, *, spare: Collection[int] = ()) -> int:
-        """Push the table if it has changed, but not to the processes in `spare`; returns the version to wait for."""
+    def _kept_going(self) -> dict[str, Backend]:
+        """The backends whose replicas run: those that are asked for, and those that are leaving."""
+        return self._departures.backends | self._verbs.state.backends
+
+    def _publish(self) -> int:
+        """Push the table if it has changed; returns the version to wait for."""
         if not self._adopted.is_set():
             return -1
         ready: dict[str, list[ReplicaEntry]] = {}
@@ -279,9 +313,10 @@ class Controller:
             ready,
             coming=coming,
             faults=self._restarts.faults(),
+            leaving=self._departures.backends,
             base=msgspec.structs.replace(self._base, closing=self._closing),
         )
-        return self._routers.publish(table, self._epoch, spare=spare)
+        return self._routers.publish(table, self._epoch)
 
     async def _start_alone(self, replica: Replica) -> None:
         """Start a replica that no verb waits for. What becomes of a failure is decided where every end is."""
@@ -289,7 +324,7 @@ class Controller:
             await self._fleet.start(replica)
         except HeadgateError:
             return
-        backend = self._verbs.state.backends.get(replica.tag)
+        backend = self._kept_going().get(replica.tag)
         ready = [other for other in self._fleet.of(replica.tag, replica.generation) if other.state == life.READY]
         if backend is not None and len(ready) >= backend.config.num_replicas:
             self._restarts.recovered(replica.tag)
@@ -300,7 +335,7 @@ class Controller:
         now = self._now()
         if not replica.no_room:  # what it had booked is free
             self._restarts.room_came_free()
-        if not replica.dismissed and not replica.held and not self._closing:
+        if not replica.dismissed and not replica.held:
             if replica.ready_at is None:
                 _log.error("replica %s of backend %r did not start: %s", replica.id, replica.tag, replica.fault)
                 fault = replica.failure or replica.fault
@@ -308,11 +343,11 @@ class Controller:
             else:
                 _log.warning("replica %s of backend %r ended: %s", replica.id, replica.tag, replica.fault)
                 self._fleet.deaths[replica.tag] += 1
+                fault = f"replica {replica.id} ended: {replica.fault}"
                 if life.died_early(life.READY, replica.answered, now - replica.ready_at):
-                    fault = f"replica {replica.id} ended: {replica.fault}"
                     self._restarts.failed(replica.tag, replica.id, life.READY, fault, no_room=False, now=now)
                 else:
-                    self._restarts.forget(replica.tag)
+                    self._restarts.replaced(replica.tag, fault)
         self._reconcile()
 
     def _dismiss(self, replica: Replica | None) -> None:
@@ -330,8 +365,6 @@ class Controller:
             try:
                 async with asyncio.timeout_at(deadline):
                     await self._routers.in_force(version)
-                    if replica.tag not in self._verbs.state.backends:  # what is queued for it has nowhere else to go
-                        await self._routers.idle(version, backend=replica.tag)
             except TimeoutError:
                 _log.warning("replica %s of backend %r: some router still uses it after %g s", replica.id, replica.tag, grace_s)
         await self._fleet.drain(replica, max(deadline - self._now(), 0.0))
@@ -374,8 +407,7 @@ class Controller:
     def _leave(self) -> float:
         """The engine says that the instance is to end; returns within how many seconds it will have."""
         self._tasks.spawn(self._shutdown_once_adopted(), "leaving")
-        graces = [backend.config.graceful_shutdown_timeout for backend in self._verbs.state.backends.values()]
-        return max(graces, default=0.0) + _INGRESS_GRACE_S
+        return self._grace_s() + _INGRESS_GRACE_S
 
     async def _shutdown_once_adopted(self) -> None:
         await self._adopted.wait()
@@ -387,21 +419,24 @@ class Controller:
             self._ending = self._tasks.spawn(self._end_all(), "shutdown")
         await asyncio.shield(self._ending)
 
+    def _grace_s(self) -> float:
+        """How long accepted requests may take to end: also those for which no replica is ready yet."""
+        return max((backend.config.graceful_shutdown_timeout for backend in self._kept_going().values()), default=0.0)
+
     async def _end_all(self) -> None:
         """Refuse new work; drain; stop replicas, then ingresses; then nothing is left but this process."""
         _log.info("shutting down: new work is refused")
         self._closing = True
-        # Not in replicas: what they have admitted may need to call another endpoint before it is answered.
-        self._publish(spare=[replica.pid for replica in self._fleet.all() if replica.pid is not None])
+        self._publish()
         await self._verbs.give_up()  # what had not finished is as if it had not begun
-        graces = [replica.config.graceful_shutdown_timeout for replica in self._fleet.all() if replica.state == life.READY]
-        deadline = self._now() + max(graces, default=0.0)
+        deadline = self._now() + self._grace_s()
         await self._drain_routers(deadline)
         replicas = self._fleet.all()
         _log.info("shutting down: stopping %d replicas", len(replicas))
+        self._stopping = True
         for replica in replicas:
-            if replica.live:
-                self._fleet.dismiss(replica)
+            self._fleet.dismiss(replica)
+        self._publish()  # what still waits is refused: nobody will come to take it
         grace_s = max(deadline - self._now(), 0.0)
         await asyncio.gather(*(self._fleet.drain(replica, min(grace_s, replica.config.graceful_shutdown_timeout)) for replica in replicas))
         _log.info("shutting down: stopping %d ingresses", len(self._ingresses.running))

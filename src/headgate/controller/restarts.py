@@ -55,6 +55,12 @@ class Restarts:
             trouble.timer.cancel()
         trouble.timer = asyncio.get_running_loop().call_later(max(trouble.back_off.until - now, 0) + _AFTER_S, self._again)
 
+    def replaced(self, tag: str, fault: str) -> None:
+        """A replica that had served has ended: the next one starts at once, and until it is ready this is why it is missing."""
+        self.forget(tag)
+        self._troubles[tag] = _Trouble()
+        self._troubles[tag].fault = fault
+
     def room_came_free(self) -> None:
         """Whoever waits for room may try at once."""
         for trouble in self._troubles.values():

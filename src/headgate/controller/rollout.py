@@ -21,8 +21,9 @@ from headgate.errors import InsufficientResourcesError, ReplicaStartError
 class _Update:
     """A rolling update under way."""
 
-    def __init__(self, old_wanted: int) -> None:
-        self.old_wanted = old_wanted  # so many old replicas are still to run
+    def __init__(self, old: Backend) -> None:
+        self.old = old
+        self.old_wanted = old.config.num_replicas  # so many old replicas are still to run
         self.new: list[Replica] = []  # all ready
         self.one_by_one = False
 
@@ -45,11 +46,26 @@ class Rollouts:
     def wanted(self, backend: Backend) -> int:
         """How many replicas of this backend should run now: fewer than configured while others take their place."""
         update = self._updates.get(backend.tag)
-        return backend.config.num_replicas if update is None else update.old_wanted
+        if update is None:
+            return backend.config.num_replicas
+        if update.one_by_one:  # what dies of the old isn't started again: its room is for a new one
+            return min(update.old_wanted, len(self._live(update.old)))
+        return update.old_wanted
 
     def coming(self) -> dict[str, int]:
         """Backends whose replicas are replaced one at a time: another one will come, so requests may wait for it."""
         return {tag: 1 for tag, update in self._updates.items() if update.one_by_one}
+
+    def resume(self, old: Backend, new: Backend, have: list[Replica]) -> None:
+        """An update that an earlier controller began goes on from here, before anything is reconciled: `replace` will follow.
+
+        Where old ones are missing, or not all new ones were begun, they replace each other one at a time. Then those that are
+        ready, of `have`, serve: all but the last have done so already.
+        """
+        update = self._updates[new.tag] = _Update(old)
+        if len(self._live(old)) < old.config.num_replicas or len(have) < new.config.num_replicas:
+            update.new = [replica for replica in have if replica.state == life.READY]
+            self._show(update)
 
     def release(self, replicas: list[Replica]) -> None:
         """They belong to what is asked for now."""
@@ -86,13 +102,12 @@ class Rollouts:
     async def replace(self, old: Backend, new: Backend, have: list[Replica], *, allow_gap: bool) -> list[Replica]:
         """Start the replicas of new code, beside the old ones or one at a time; return them, all ready.
 
-        `have` are those that an earlier controller has started. Errors as for `start`; after one the old code serves on.
+        `have` are those that an earlier controller has started, after `resume`. Errors as for `start`; after one the old code
+        serves on.
         """
-        update = self._updates[new.tag] = _Update(old.config.num_replicas)
+        update = self._updates.setdefault(new.tag, _Update(old))
         try:
-            update.new = await self.start(new, 0, have)
-            if len(self._live(old)) < old.config.num_replicas and len(update.new) < new.config.num_replicas:
-                self._show(update)  # the earlier controller was in the middle of replacing one at a time
+            await self._join(update, await self.start(new, 0, [replica for replica in have if not replica.shown]))
             while await self._take_step(update, old, new, allow_gap=allow_gap):
                 pass
         except BaseException:
@@ -122,12 +137,10 @@ class Rollouts:
             update.one_by_one = True
             update.old_wanted = len(live) - 1
         else:
-            fresh = await self.start(new, step.count, [])
-            update.new += fresh
-            await self._check(fresh)
+            update.one_by_one = update.one_by_one or not step.beside
+            await self._join(update, await self.start(new, step.count, []))
             if step.beside:
                 return True
-            self._show(update)
             update.old_wanted = min(update.old_wanted, wanted - len(update.new))
         self._reconcile()
         await self._changes.until(lambda: not any(replica.dismissed for replica in self._fleet.of(old.tag, old.generation)))
@@ -135,6 +148,13 @@ class Rollouts:
 
     def _live(self, backend: Backend) -> list[Replica]:
         return [replica for replica in self._fleet.of(backend.tag, backend.generation) if replica.live]
+
+    async def _join(self, update: _Update, fresh: list[Replica]) -> None:
+        """New replicas are ready, and belong to the update once they are well."""
+        update.new += fresh
+        await self._check(fresh)
+        if update.one_by_one:
+            self._show(update)
 
     def _show(self, update: _Update) -> None:
         """Let new replicas serve beside the old ones."""

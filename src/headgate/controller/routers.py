@@ -7,14 +7,14 @@ number, kept in the store.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from headgate.controller.server import Connection
 from headgate.controller.tasks import Changes
 from headgate.core import messages
-from headgate.core.messages import Applied, Count, Counted, Idle, Message, RoutingTable
+from headgate.core.messages import Applied, Count, Counted, Hello, Idle, Message, RoutingTable
 from headgate.core.reports import Counters, QueueDepth, RequestCount
 
 CLIENT_PATIENCE_S = 2.0
@@ -40,14 +40,20 @@ class _Follower:
 
 
 class Routers:
-    """All routers that are connected. `changes` is told whenever one has come, gone, or followed a table."""
+    """All routers that are connected. `changes` is told whenever one has come, gone, or followed a table.
 
-    def __init__(self, changes: Changes) -> None:
+    Those that are `in_replica` aren't told that the instance is closing: what a replica has admitted may need to call another
+    endpoint before it is answered, however late it does so for the first time.
+    """
+
+    def __init__(self, changes: Changes, *, in_replica: Callable[[Hello], bool]) -> None:
         self.ingresses: set[str] = set()
         """The ids of the ingresses that run, connected or not: a verb is in force only when each of them follows."""
         self.table: RoutingTable | None = None
         self._changes = changes
+        self._in_replica = in_replica
         self._encoded = b""
+        self._open = (RoutingTable(version=0), b"")  # the table for those in replicas, and its encoding
         self._followers: dict[Connection, _Follower] = {}
         self._counts: dict[str, tuple[int, Counters]] = {}  # by the router's id: the number it answered, and what it said
         self._ended: dict[str, None] = {}  # ids in _counts whose routers have gone, oldest first
@@ -59,19 +65,18 @@ class Routers:
         """The version of the table that routers should follow now."""
         return self.table.version if self.table is not None else -1
 
-    def publish(self, table: RoutingTable, epoch: int, *, spare: Collection[int] = ()) -> int:
-        """Push this table if it says something new; its version is set here. Returns the version to wait for.
-
-        Clients that are in a process of `spare` do not get it.
-        """
+    def publish(self, table: RoutingTable, epoch: int) -> int:
+        """Push this table if it says something new; its version is set here. Returns the version to wait for."""
         if self.table is not None and msgspec.structs.replace(table, version=self.table.version) == self.table:
             return self.table.version
         version = self.table.version + 1 if self.table is not None else epoch << _VERSION_BITS
         self.table = msgspec.structs.replace(table, version=version)
         self._encoded = messages.encode(self.table)
-        for follower in self._followers.values():
-            if follower.is_ingress or follower.connection.hello.pid not in spare:
-                follower.connection.send_table(self.table, self._encoded)
+        if table.closing:
+            still_open = msgspec.structs.replace(self.table, closing=False)
+            self._open = (still_open, messages.encode(still_open))
+        for connection in self._followers:
+            self._send(self.table, connection)
         return version
 
     def add(self, connection: Connection) -> None:
@@ -79,8 +84,14 @@ class Routers:
         self._followers[connection] = _Follower(connection)
         self._ended.pop(connection.hello.id, None)
         if self.table is not None:
-            connection.send_table(self.table, self._encoded)
+            self._send(self.table, connection)
         self._changes.tell()
+
+    def _send(self, table: RoutingTable, connection: Connection) -> None:
+        if table.closing and self._in_replica(connection.hello):
+            connection.send_table(*self._open)
+        else:
+            connection.send_table(table, self._encoded)
 
     def lost(self, connection: Connection) -> None:
         """A connection has ended."""

@@ -8,13 +8,15 @@ go on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
 
+from headgate.controller.departures import Departures
 from headgate.controller.fleet import Fleet, Replica
 from headgate.controller.restarts import Restarts
 from headgate.controller.rollout import Rollouts
@@ -61,6 +63,7 @@ class Verbs:
         store: Store,
         fleet: Fleet,
         rollouts: Rollouts,
+        departures: Departures,
         restarts: Restarts,
         routers: Routers,
         changes: Changes,
@@ -77,6 +80,7 @@ class Verbs:
         self._store = store
         self._fleet = fleet
         self._rollouts = rollouts
+        self._departures = departures
         self._restarts = restarts
         self._routers = routers
         self._changes = changes
@@ -105,6 +109,8 @@ class Verbs:
 
     def carry_on(self, pending: Pending, replicas: list[Replica]) -> None:
         """Go on with a verb that an earlier controller began, and of which these replicas run, held."""
+        if pending.kind == "update":
+            self._rollouts.resume(self.state.backends[pending.backend.tag], pending.backend, replicas)
         self._begin(pending.id, self._carry_on(pending, replicas), self._tasks)
 
     async def give_up(self) -> None:
@@ -156,7 +162,7 @@ class Verbs:
                 case CreateBackend() | UpdateBackend() | UpdateBackendConfig():
                     await self._apply_with_replicas(id, verb)
                 case DeleteBackend():
-                    async with self._lock(verb.tag):
+                    async with self._turn(verb.tag):
                         self._commit(id, desired.apply(self.state, verb))
                 case _:
                     self._commit(id, desired.apply(self.state, verb))
@@ -171,8 +177,10 @@ class Verbs:
     def _commit(self, id: str, state: State) -> None:
         """Make it what is asked for, durably and together with the verb's result, and begin to act on it."""
         self._store.finish(VerbDone(id), self.state, state)
+        for tag in self.state.backends.keys() - state.backends.keys():
+            self._departures.begin(self.state.backends[tag])
         self.state = state
-        self._restarts.keep(state.backends.keys())
+        self._restarts.keep(state.backends.keys() | self._departures.backends.keys())
         self._reconcile()
 
     async def _effect(self, verb: Verb) -> tuple[str, ...]:
@@ -182,11 +190,11 @@ class Verbs:
         if isinstance(verb, DeleteEndpoint):
             await self._routers.idle(version, endpoint=verb.name)
         elif isinstance(verb, DeleteBackend | UpdateBackend | UpdateBackendConfig):
-            await self._changes.until(lambda: not any(replica.dismissed for replica in self._fleet.of(verb.tag)))
+            await self._settled(verb.tag)
         return warnings
 
     async def _apply_with_replicas(self, id: str, verb: CreateBackend | UpdateBackend | UpdateBackendConfig) -> None:
-        async with self._lock(verb.tag):
+        async with self._turn(verb.tag):
             state = desired.apply(self.state, verb)
             backend = state.backends[verb.tag]
             old = self.state.backends.get(verb.tag)
@@ -209,7 +217,7 @@ class Verbs:
         tag = pending.backend.tag
         _log.info("going on with the %s of backend %r, of which %d replicas run", pending.kind, tag, len(replicas))
         try:
-            async with self._lock(tag):
+            async with self._turn(tag):
                 await self._see_through(pending, replicas)
         except HeadgateError as error:
             done = VerbDone(pending.id, error=describe(error))
@@ -217,7 +225,7 @@ class Verbs:
             return done
         version = self._publish()
         warnings = await self._routers.in_force(version)
-        await self._changes.until(lambda: not any(replica.dismissed for replica in self._fleet.of(tag)))
+        await self._settled(tag)
         return VerbDone(pending.id, warnings=warnings)
 
     async def _see_through(self, pending: Pending, have: list[Replica]) -> None:
@@ -251,9 +259,18 @@ class Verbs:
         if why is not None:
             raise InsufficientResourcesError(f"backend {backend.tag!r}: {count} replica{'s do' if count > 1 else ' does'} not fit: {why}")
 
-    def _lock(self, tag: str) -> asyncio.Lock:
-        """Held by the verb that changes a backend; others on it wait their turn."""
+    async def _settled(self, tag: str) -> None:
+        """Wait until everything of this backend has ended that is to go."""
+        await self._changes.until(
+            lambda: tag not in self._departures.backends and not any(replica.dismissed for replica in self._fleet.of(tag))
+        )
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, tag: str) -> AsyncIterator[None]:
+        """Held by the verb that changes a backend; others on it wait their turn, and all for a deleted one of that tag to leave."""
         lock = self._locks.get(tag)
         if lock is None:
             lock = self._locks[tag] = asyncio.Lock()
-        return lock
+        async with lock:
+            await self._changes.until(lambda: tag not in self._departures.backends)
+            yield

@@ -288,22 +288,26 @@ def routing_table(
     *,
     coming: Mapping[str, int],
     faults: Mapping[str, Fault],
+    leaving: Mapping[str, Backend],
     base: RoutingTable,
 ) -> RoutingTable:
     """What routers follow.
 
     `base` has what does not depend on the state; by backend, `ready` are the replicas that take calls, and `coming` is how
-    many are on their way; `faults` says what is wrong with those that have too few.
+    many are on their way; `faults` says what is wrong with those that have too few. Those that are `leaving` are in no state.
     """
-    backends = {
-        tag: _backend_entry(backend, tuple(ready.get(tag, ())), coming.get(tag, 0), faults.get(tag))
-        for tag, backend in state.backends.items()
-    }
+
+    def entries(backends: Mapping[str, Backend]) -> dict[str, BackendEntry]:
+        return {
+            tag: _backend_entry(backend, tuple(ready.get(tag, ())), coming.get(tag, 0), faults.get(tag))
+            for tag, backend in backends.items()
+        }
+
     endpoints = {
         name: EndpointEntry(name, endpoint.route, endpoint.methods, endpoint.weights, endpoint.shadows)
         for name, endpoint in state.endpoints.items()
     }
-    return msgspec.structs.replace(base, endpoints=endpoints, backends=backends)
+    return msgspec.structs.replace(base, endpoints=endpoints, backends=entries(state.backends), leaving=entries(leaving))
 
 
 def _backend_entry(backend: Backend, replicas: tuple[ReplicaEntry, ...], starting: int, fault: Fault | None) -> BackendEntry:

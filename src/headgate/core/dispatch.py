@@ -15,6 +15,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
 import msgspec
@@ -84,7 +85,9 @@ class Dispatcher(Generic[Item, Id]):
         "_again",
         "_again_heap",
         "_answers",
+        "_earlier_quickest_s",
         "_filling",
+        "_first_at",
         "_limits",
         "_mark_answers",
         "_mark_at",
@@ -92,6 +95,8 @@ class Dispatcher(Generic[Item, Id]):
         "_older_at",
         "_only",
         "_queue",
+        "_quickest_answers",
+        "_quickest_s",
         "_ready",
         "_replicas",
         "_request_s",
@@ -121,6 +126,10 @@ class Dispatcher(Generic[Item, Id]):
         # How long the queue takes to move by one request, where known; and until when that stands.
         self._request_s: float | None = None
         self._request_s_until = -math.inf
+        self._first_at = -math.inf  # as long as that stands: when a replica has room again, at the earliest
+        # The quickest of the latest calls, and of some before them; and how many answers there had been before the former.
+        self._quickest_s = self._earlier_quickest_s = math.inf
+        self._quickest_answers = 0
 
     def set_limits(self, limits: Limits) -> None:
         """Follow changed limits from now on. What is queued beyond a smaller bound stays queued."""
@@ -182,22 +191,31 @@ class Dispatcher(Generic[Item, Id]):
         self._replicas.pop(id, None)
 
     def offer(self, item: Item, now: float, draw: float) -> Id | None:
-        """Take a new request: return the replica to send it to now, or None where it was queued.
+        """Take a new request: return the replica to send it to now, or None where it was queued, also beyond the bound."""
+        id = self.place(now, draw)
+        if id is None:
+            self.enqueue(item, now)
+        return id
 
-        It is queued beyond the bound, too: where `full` says so, refuse the request instead of offering it.
-        """
+    def place(self, now: float, draw: float) -> Id | None:
+        """The replica to send a new request to now, or None: then `enqueue` it, or refuse it where it is `full` or would wait too long."""
+        if self.queued:
+            return None
+        replica = self._only
+        if replica is None:
+            replica = self._choose(now, draw)
+        if replica is None or replica.outstanding >= replica.window:
+            return None
+        replica.outstanding += 1
+        return replica.id
+
+    def enqueue(self, item: Item, now: float) -> None:
+        """Have a new request wait that found no place; also beyond the bound."""
         if not self.queued:
-            replica = self._only
-            if replica is None:
-                replica = self._choose(now, draw)
-            if replica is not None and replica.outstanding < replica.window:
-                replica.outstanding += 1
-                return replica.id
             self._mark_at = self._older_at = now
             self._mark_answers = self._older_answers = self._answers
         self.queued += 1
         self._queue[item] = None
-        return None
 
     def next(self, now: float, draw: float) -> tuple[Item, Id] | None:
         """The request that leaves the queue now, and the replica to send it to; None where nothing waits or all are full."""
@@ -235,6 +253,8 @@ class Dispatcher(Generic[Item, Id]):
         else:
             replica.others = 0
         self._answers += 1
+        if elapsed_s < self._quickest_s:
+            self._quickest_s = elapsed_s
         only = self._only
         if only is not replica and only is not None:
             self._note_room(replica, only)
@@ -297,17 +317,30 @@ class Dispatcher(Generic[Item, Id]):
         self.queued = 0
         return waiting
 
-    def wait_estimate_s(self, now: float) -> float | None:
+    def wait_estimate_s(self, now: float, oldest_at: Callable[[Id], float]) -> float | None:
         """How long a request that is queued now would wait, from the queue and the recent rate; None: not known yet.
 
         The rate is the measured one where requests have waited for a while; else what the replicas can do at best, so
-        that nothing is refused for want of recent traffic.
+        that nothing is refused for want of recent traffic. The first of the queue leaves when the first of the requests that
+        are at replicas is answered: at best when it has run as long as the quickest of late. `oldest_at` says when the oldest
+        of those at a replica was sent there, infinity where there is none.
         """
         if now >= self._request_s_until:
             self._request_s = self._measured_request_s(now)
             self._request_s_until = now + _RATE_STANDS_S
+            first_at = min([oldest_at(replica.id) for replica in self._ready], default=math.inf) + self._recent_quickest_s()
+            self._first_at = first_at if first_at < math.inf else now
         request_s = self._request_s
-        return None if request_s is None else (self.queued + 1) * request_s
+        if request_s is None:
+            return None
+        first_s = max(self._first_at - now, 0.0)
+        return self.queued * request_s + min(first_s, request_s) if self.queued else first_s
+
+    def _recent_quickest_s(self) -> float:
+        if self._answers - self._quickest_answers >= _RATE_ANSWERS:  # so that one that was quick once doesn't count for ever
+            self._earlier_quickest_s, self._quickest_s = self._quickest_s, math.inf
+            self._quickest_answers = self._answers
+        return min(self._quickest_s, self._earlier_quickest_s)
 
     def _measured_request_s(self, now: float) -> float | None:
         if now - self._mark_at > _RATE_S:

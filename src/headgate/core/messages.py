@@ -66,6 +66,7 @@ class RoutingTable(msgspec.Struct, frozen=True, tag="table"):
     version: int
     endpoints: dict[str, EndpointEntry] = {}
     backends: dict[str, BackendEntry] = {}
+    leaving: dict[str, BackendEntry] = {}  # deleted, and kept going for what routers still have for them
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     max_inflight_bytes: int = 0  # of the instance
     num_ingresses: int = 1
@@ -183,7 +184,7 @@ class Applied(msgspec.Struct, frozen=True, tag="applied"):
 
 
 class Idle(msgspec.Struct, frozen=True, tag="idle"):
-    """A router has nothing left of what the table of this version no longer has, except for these, which it still serves.
+    """A router has nothing left of what the table of this version lets leave or no longer has, except for these, which it still serves.
 
     Sent after each `Applied`, and whenever the exceptions have become fewer.
     """

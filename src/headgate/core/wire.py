@@ -35,6 +35,7 @@ LAST_KIND: Final = ANSWERS
 FIRST: Final = 2  # on CHUNK: the first of its stream
 DROPPED: Final = 8  # on GIVE_BACK: it was cancelled or too late, so it must not be sent elsewhere
 RAN: Final = 16  # on FAIL: user code was entered
+SHADOW: Final = 32  # on CANCEL: nobody has ever waited for it, so neither does a replica that is to end
 
 PART: Final = 0
 """In place of an answer's code: not the first part of its stream. Over HTTP/1.1 it is in chunked coding already."""

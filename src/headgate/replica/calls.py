@@ -6,6 +6,7 @@ One `Caller` per replica. `call` is for threads, `call_async` for the event loop
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -27,6 +28,7 @@ from headgate.errors import (
     SignatureError,
     describe,
     describe_user_error,
+    in_one_line,
 )
 from headgate.replica import response
 from headgate.replica.member import Member, Stream
@@ -36,7 +38,9 @@ from headgate.router import payload
 from headgate.router.context import CallFacts, enter
 
 _log = logging.getLogger("headgate.replica")
+_CANCELLED = (asyncio.CancelledError, GeneratorExit, RequestCancelledError)
 _LONGEST_S = wire.MAX_MICROS / 1e6
+_UNTOLD = ErrorInfo("UserCodeError", "user code raised an exception that can't be told: methods of its own class raise, too")
 _head_decoder = msgspec.msgpack.Decoder(wire.HttpHead)
 
 
@@ -70,7 +74,7 @@ class Caller:
         self.has_health_check = self._check_health is not None
         self.has_batches = any(handler.info.is_batch for handler in self._handlers.values())
         self.idempotent = idempotent
-        self.running: dict[int, list[Member]] = {}
+        self.running: dict[int, CallFacts[Member]] = {}
         """What runs now, by slot (threads) or by the call's identity (event loop)."""
         self.ended = 0
         """Calls of user code that have ended; a count for people, not exact over threads."""
@@ -80,9 +84,10 @@ class Caller:
     def running_since(self) -> list[float]:
         """When each call that runs now began; a stream's: when its last chunk left."""
         since: list[float] = []
-        for members in list(self.running.values()):
-            stream = members[0].stream
-            since.append(members[0].started_at if stream is None else stream.last_chunk_at)
+        for facts in list(self.running.values()):
+            member = facts.members[0]
+            stream = member.stream
+            since.append(member.started_at if stream is None else stream.last_chunk_at)
         return since
 
     def group_of(self, member: Member) -> object:
@@ -117,10 +122,10 @@ class Caller:
             return 0.0
         handler = self._only or self._handler_of(member)
         if not member.mark_started(start):
-            member.link.give_back(member, dropped=True)
+            member.link.give_back(member, dropped=False)
             return 0.0
-        self.running[slot] = members
-        enter(CallFacts(members, False, self._backend, self._replica))
+        facts = self.running[slot] = CallFacts(members, False, self._backend, self._replica)
+        enter(facts)
         try:
             result = self._invoke(handler, member)
             if not isinstance(result, response.STREAMS):
@@ -131,6 +136,7 @@ class Caller:
         finally:
             del self.running[slot]
             self.ended += 1
+            facts.over = True
             enter(None)
         return monotonic() - start
 
@@ -197,12 +203,16 @@ class Caller:
         member.link.fail(member, self._describe(error, member), micros)
 
     def _describe(self, error: BaseException, member: Member) -> ErrorInfo:
-        if member.cancelled and isinstance(error, asyncio.CancelledError | GeneratorExit):  # else it is user code's own
+        if member.cancelled and isinstance(error, _CANCELLED):  # else it is user code's own
             return describe(RequestCancelledError("the request was cancelled while it ran"))
-        info = response.raised(error)
+        try:
+            info = response.raised(error)
+        except BaseException:  # noqa: BLE001 - its class is user code, and may raise wherever it is asked; some answer must leave
+            info = _UNTOLD
         if info.status >= 500:
             why = info.traceback or info.message
-            _log.error("request %s to endpoint %r failed in backend %r:\n%s", member.request_id, member.endpoint, self._backend, why)
+            with contextlib.suppress(BaseException):  # user code may have hung filters of its own into logging
+                _log.error("request %s to endpoint %r failed in backend %r:\n%s", member.request_id, member.endpoint, self._backend, why)
         return info
 
     # The event loop.
@@ -214,16 +224,17 @@ class Caller:
             return
         member = members[0]
         start = monotonic()
+        started = member.mark_started(start)  # before the question, as `Runner._withdraw_unbegun` asks the other way round
+        if member.task is None or not started:
+            member.link.give_back(member, dropped=False)
+            return
         if member.cancelled or member.deadline <= start:
             member.link.give_back(member, dropped=True)
             return
         handler = self._only or self._handler_of(member)
-        if not member.mark_started(start):
-            member.link.give_back(member, dropped=True)
-            return
         slot = id(members)
-        self.running[slot] = members
-        enter(CallFacts(members, False, self._backend, self._replica))
+        facts = self.running[slot] = CallFacts(members, False, self._backend, self._replica)
+        enter(facts)
         try:
             result = self._invoke(handler, member)
             if isinstance(result, Coroutine):
@@ -237,6 +248,7 @@ class Caller:
         finally:
             del self.running[slot]
             self.ended += 1
+            facts.over = True
 
     async def _stream_async(self, member: Member, result: Any) -> None:
         chunks, encoder = response.open_stream(result, web=member.web)
@@ -258,11 +270,17 @@ class Caller:
 
     def cancel_if_all_gone(self, task: asyncio.Task[None], member: Member) -> None:
         """Cancel the task of a call, once all of its members are gone."""
-        for members in self.running.values():
-            if member in members:
-                if all(each.cancelled for each in members):
+        for facts in self.running.values():
+            if member in facts.members:
+                if facts.gone:
                     task.cancel()
                 return
+
+    def give_up_if_all_gone(self, member: Member) -> None:
+        """Give up what a call has asked of others through handles, once all of its members are gone; from any thread."""
+        for facts in list(self.running.values()):
+            if facts.asked and member in facts.members and facts.gone:
+                facts.give_up()
 
     # Batches.
 
@@ -280,18 +298,20 @@ class Caller:
         start = monotonic()
         live: list[Member] = []
         for member in members:
-            if member.cancelled or member.deadline <= start or not member.mark_started(start):
+            if member.cancelled or member.deadline <= start:
                 member.link.give_back(member, dropped=True)
+            elif not member.mark_started(start):
+                member.link.give_back(member, dropped=False)
             else:
                 live.append(member)
         if not live:
             return
         handler = self._handler_of(live[0])
         assert handler is not None
-        self.running[slot] = live
+        self.running[slot] = CallFacts(live, True, self._backend, self._replica)
         try:
             live, calls = self._open(live, handler)
-            error = await self._run_together(handler, live, calls, start)
+            error = await self._run_together(handler, slot, live, calls, start)
             if error is None:
                 return
             if len(live) == 1 or not self.idempotent or isinstance(error, BatchResultError) or not isinstance(error, Exception):
@@ -300,7 +320,7 @@ class Caller:
             search = Bisection(len(live))
             while (part := search.next()) is not None:
                 chosen = live[part.start : part.stop]
-                error = await self._run_together(handler, chosen, calls[part.start : part.stop], start)
+                error = await self._run_together(handler, slot, chosen, calls[part.start : part.stop], start)
                 if error is not None:
                     search.failed(part)
                     if len(chosen) == 1:
@@ -310,12 +330,15 @@ class Caller:
             self.ended += 1
 
     async def _run_together(
-        self, handler: Handler, members: list[Member], calls: list[tuple[Any, dict[str, Any]]], start: float
+        self, handler: Handler, slot: int, members: list[Member], calls: list[tuple[Any, dict[str, Any]]], start: float
     ) -> BaseException | None:
         """Call user code once for these members and answer them; or return what it raised, with nobody answered."""
         if not members:
             return None
-        enter(CallFacts(members, True, self._backend, self._replica))
+        facts = self.running[slot] = CallFacts(members, True, self._backend, self._replica)
+        if facts.gone:  # before it could be cancelled
+            return asyncio.CancelledError()
+        enter(facts)
         try:
             args, kwargs = self._gather(members, calls)
             result = handler.call(*args, **kwargs)
@@ -325,6 +348,7 @@ class Caller:
         except BaseException as error:  # noqa: BLE001 - user code may raise anything; it is the batch's failure
             return error
         finally:
+            facts.over = True
             enter(None)
         self._answer_all(members, values, start)
         return None
@@ -338,7 +362,7 @@ class Caller:
         for member in members:
             try:
                 calls.append(payload.load(member.body))
-            except Exception as error:  # noqa: BLE001 - opening runs user code: reducers, imports
+            except BaseException as error:  # noqa: BLE001 - opening runs user code: reducers, imports
                 self._fail(member, error)
                 continue
             good.append(member)
@@ -359,7 +383,7 @@ class Caller:
                 if isinstance(value, Exception):
                     raise value
                 self._send(member, value, micros, now)
-            except Exception as error:  # noqa: BLE001 - the member's own failure: returned, or not to be encoded
+            except BaseException as error:  # noqa: BLE001 - the member's own failure: returned, or not to be encoded
                 self._fail(member, error)
 
     def _fail_all(self, members: list[Member], error: BaseException) -> None:
@@ -377,8 +401,8 @@ class Caller:
         assert self._check_health is not None
         try:
             self._check_health()
-        except Exception as error:  # noqa: BLE001 - whatever it raises says that the replica is not healthy
-            return f"check_health() raised: {type(error).__name__}: {error}"
+        except BaseException as error:  # noqa: BLE001 - whatever it raises says that the replica is not healthy
+            return f"check_health() raised: {in_one_line(error)}"
         return ""
 
     async def check_health_async(self) -> str:
@@ -388,8 +412,8 @@ class Caller:
             result = self._check_health()
             if isinstance(result, Coroutine):
                 await result
-        except Exception as error:  # noqa: BLE001 - as above
-            return f"check_health() raised: {type(error).__name__}: {error}"
+        except BaseException as error:  # noqa: BLE001 - as above; also `CancelledError`, of something that it waited for
+            return f"check_health() raised: {in_one_line(error)}"
         return ""
 
 
@@ -440,9 +464,17 @@ def _micros(seconds: float) -> int:
 
 def _exit(error: SystemExit) -> None:
     """User code asked this process to end, in whichever thread: it does, and is replaced."""
-    code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    if isinstance(error.code, str):
-        sys.stderr.write(f"{error.code}\n")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        if isinstance(error.code, str):
+            sys.stderr.write(f"{error.code}\n")
+    finally:  # user code may have closed or replaced it
+        exit_now(error.code if isinstance(error.code, int) else int(error.code is not None))
+
+
+def exit_now(code: int) -> None:
+    """End this process, whatever its threads are at; what was printed comes out."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code & 0xFF)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _FIRST_BODY_BYTES = 0
 _BACKLOG = 100
+_MOST_LOAD = 0xFFFF  # that a frame can tell
 _ACCEPT_AGAIN_S = 0.1
 _CHUNKS_TOGETHER_S = 0.0005  # parts of streams that are made faster than this leave together, the last of them at the runner's tick
 _log = logging.getLogger("headgate.replica")
@@ -55,6 +56,11 @@ class ReplicaLink:
         self._chunks_left_at = 0.0
         self._lost = False
         self.channel = Channel(sock, loop, self._decoder, wire.ANSWERS)
+
+    @property
+    def stream_limit_s(self) -> float | None:
+        """How long after one part of a stream the next may come, as the router counts it."""
+        return self._links.runner.config.request_timeout
 
     # The thread that reads.
 
@@ -108,6 +114,7 @@ class ReplicaLink:
         elif frame.kind == wire.CANCEL:
             member = self.members.get(frame.number)
             if member is not None:
+                member.shadow = bool(frame.flags & wire.SHADOW)
                 self._links.runner.cancel(member)
         elif frame.kind == wire.CREDIT:
             member = self.members.get(frame.number)
@@ -151,7 +158,7 @@ class ReplicaLink:
         self.channel.put([start, *body] if isinstance(body, list) else [start, body], now)
 
     def tell_started(self, member: Member) -> bool:
-        """Over TCP: have the kernel send that this call starts. False where it must not, since its router has given it up or will soon."""
+        """Over TCP: have the kernel send that this call starts. False where its router may be about to send it elsewhere: give it back."""
         if self.channel.heard_ago_s() > remote.STARTS_UNTIL_S:
             return False
         self._put(wire.encode(wire.STARTED, member.number, place=member.place))
@@ -168,12 +175,13 @@ class ReplicaLink:
         load = self._links.load()
         self._put(wire.encode(wire.FAIL, member.number, flags=flags, code=error.status, micros=micros, place=load, meta=meta))
 
-    def give_back(self, member: Member, *, dropped: bool) -> None:
-        """It was not started here: `dropped` says that nobody wants it any more."""
+    def give_back(self, member: Member, *, dropped: bool, least_load: int = 0) -> None:
+        """It was not started here: `dropped` says that nobody wants it any more. A replica that is held has at least that load."""
         if self.members.pop(member.number, None) is None:
             return
         flags = wire.DROPPED if dropped else 0
-        self._put(wire.encode(wire.GIVE_BACK, member.number, flags=flags, place=self._links.load()))
+        load = max(self._links.load(), min(least_load, _MOST_LOAD))
+        self._put(wire.encode(wire.GIVE_BACK, member.number, flags=flags, place=load))
 
     def chunk(self, member: Member, first: bool, code: int, meta: bytes, body: bytes) -> None:
         """Send a part of a stream: at once, or with what follows where another part has just left."""
@@ -233,6 +241,8 @@ class Links:
         self.all: set[ReplicaLink] = set()
         self.only: ReplicaLink | None = None
         """The one link, where there is but one."""
+        self.deaf_since = 0.0
+        """Since when no link could be taken, for want of a descriptor; 0 where they are."""
         self.reading: Reading
         self._listener: socket.socket | None = None
         self._node = node
@@ -262,9 +272,11 @@ class Links:
         except (BlockingIOError, ConnectionError):  # the router has given up already
             return
         except OSError:  # no descriptor is left, perhaps: it waits in the backlog, which would call here all the time
+            self.deaf_since = self.deaf_since or time.monotonic()
             self._loop.remove_reader(self._listener)
             self._loop.call_later(_ACCEPT_AGAIN_S, self._watch_listener)
             return
+        self.deaf_since = 0.0
         self._begin(sock, is_remote=False)
 
     def _begin(self, sock: socket.socket, *, is_remote: bool) -> None:
@@ -285,7 +297,7 @@ class Links:
         """Calls that are here and not answered, over all routers; as it travels in frames."""
         only = self.only
         count = len(only.members) if only is not None else sum(len(link.members) for link in list(self.all))
-        return min(count, 0xFFFF)
+        return min(count, _MOST_LOAD)
 
     def flush(self) -> None:
         """Write what waits on any link."""
@@ -294,8 +306,11 @@ class Links:
 
     @property
     def settled(self) -> bool:
-        """Nothing is unread or unanswered, and every answer was written."""
-        return not self.reading.pending and all(not link.members and link.channel.empty for link in list(self.all))
+        """Nothing is unread, nothing that anybody waits for unanswered, and every answer was written."""
+        if self.reading.pending:
+            return False
+        links = list(self.all)
+        return all(link.channel.empty and all(member.shadow for member in list(link.members.values())) for link in links)
 
     async def close(self) -> None:
         """Close the socket and every link."""

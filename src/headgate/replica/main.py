@@ -18,7 +18,7 @@ from headgate.core.messages import PROTOCOL, Configure, Drain, Hello, Message, P
 from headgate.core.specs import ReplicaSpec
 from headgate.errors import ErrorInfo, HeadgateError, describe_user_error
 from headgate.heap import keep_freed
-from headgate.replica.calls import Caller
+from headgate.replica.calls import Caller, exit_now
 from headgate.replica.definition import construct, load
 from headgate.replica.links import Links
 from headgate.replica.runner import Runner
@@ -185,10 +185,17 @@ class _IoThread:
             self._draining = self._loop.create_task(self._drain())
 
     async def _drain(self) -> None:
-        """Finish what was received, then let the main thread return. Who told to drain kills what takes too long."""
+        """Finish what was received, then let the main thread return. Who told to drain kills what takes too long.
+
+        Copies for shadows aren't finished; synchronous ones can't be interrupted either, so the process ends around them.
+        """
         settled = 0
         while settled < 2:  # once may be between two steps of another thread
             await asyncio.sleep(_DRAIN_LOOK_S)  # calls don't pay for telling
             settled = settled + 1 if self._runner is not None and self._links is not None and self._links.settled else 0
         assert self._runner is not None
+        assert self._links is not None
         self._runner.stop()
+        if self._runner.only_shadows:
+            await self._links.close()
+            exit_now(0)

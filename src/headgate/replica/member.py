@@ -22,6 +22,7 @@ class Member(wire.Call, eq=False):
     link: Any = None  # the `ReplicaLink` that it came over
     received_at: float = 0.0
     cancelled: bool = False
+    shadow: bool = False  # cancelled, and a copy whose answer nobody has ever waited for
     started_at: float = 0.0
     task: Any = None  # the `asyncio.Task` that runs it
     stream: Any = None  # its `Stream`
@@ -39,11 +40,17 @@ class Member(wire.Call, eq=False):
 
     @property
     def deadline(self) -> float:
-        """When its time is over; infinity for no limit."""
-        return self.received_at + self.millis / 1e3 if self.millis != wire.NO_LIMIT else _NEVER
+        """When its time is over; infinity for no limit. Once its stream has begun the limit counts from each chunk to the next."""
+        if self.millis == wire.NO_LIMIT:
+            return _NEVER
+        stream = self.stream
+        if stream is not None and stream.begun:
+            limit_s = self.link.stream_limit_s
+            return _NEVER if limit_s is None else stream.last_chunk_at + limit_s
+        return self.received_at + self.millis / 1e3
 
     def mark_started(self, now: float) -> bool:
-        """Record where the dead can't take it that user code is entered. False where it must not be, as nobody waits any more."""
+        """Record where the dead can't take it that user code is entered. False where it must not be: see `ReplicaLink.tell_started`."""
         self.started_at = now
         page = self.link.page
         if page is None:

@@ -25,7 +25,6 @@ from headgate.errors import (
     BatchResultError,
     EncodeError,
     ErrorInfo,
-    HeadgateError,
     InvalidTypeError,
     InvalidValueError,
     SignatureError,
@@ -215,7 +214,7 @@ def answer_of(error: BaseException, request_id: str) -> Encoded | None:
     """The answer that an exception stands for, where it is one of Werkzeug's or Starlette's HTTP exceptions; else None."""
     try:
         return _answer_of(error, request_id)
-    except HeadgateError:  # a status, header or detail that can't be sent: it stays an error
+    except BaseException:  # noqa: BLE001 - a status, header or detail that can't be sent, or methods of user code: it stays an error
         return None
 
 
@@ -260,7 +259,7 @@ def _with_cause(info: ErrorInfo, cause: BaseException | None) -> ErrorInfo:
         # Its class is of the caller's `__main__`, perhaps, which has to travel by value to be the caller's own class again.
         pickled = byvalue.dumps(errors.portable(cause))
         pickle.loads(pickled)
-    except Exception:  # noqa: BLE001 - user classes may fail in any way; the message and traceback still travel
+    except BaseException:  # noqa: BLE001 - user classes may fail in any way; the message and traceback still travel
         return info
     return msgspec.structs.replace(info, pickled=pickled)
 

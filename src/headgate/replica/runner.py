@@ -9,6 +9,7 @@ and requests stuck behind a slow call.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -63,7 +64,10 @@ class Runner:
         self._gave_back: set[tuple[float, int]] = set()
         self._io_loop = io_loop
         self._loop = user_loop  # where async user code runs; None for threads
-        self._pump_scheduled = False
+        self._pump_asked_at = 0.0  # when `_pump` was asked for that has not run yet; else 0
+        self._loop_seen = (0.0, 0, 0, 0)  # what the I/O thread saw of the event loop, and since when it has seen nothing else
+        self._loop_seen_at = 0.0
+        self._return_after_s = SLOW_CALL_S
         self._flush_scheduled = False
         self._health_due = False
         self._checking_since: float | None = None
@@ -108,7 +112,7 @@ class Runner:
         else:
             self._inbox.add(members)
         if self._loop is not None:
-            self._wake_loop()
+            self._wake_loop(members[0].received_at)
         self._submitted += len(members)  # before the question, as `_tick` asks the other way round
         if not self._ticking:
             self._start_ticks()
@@ -131,6 +135,7 @@ class Runner:
         task = member.task
         if task is not None and self._loop is not None:
             self._loop.call_soon_threadsafe(self._caller.cancel_if_all_gone, task, member)
+        self._caller.give_up_if_all_gone(member)  # after that: async code is to see its own cancellation first
 
     # The I/O thread.
 
@@ -147,21 +152,45 @@ class Runner:
                 if self._loop is None:
                     self._open_slots()
         if self._loop is not None:
-            self._wake_loop()
+            self._wake_loop(time.monotonic())
 
     def check_health(self) -> None:
-        """Have `check_health()` called between two calls; what it raises, or that it doesn't return, is in `unhealthy`."""
+        """Have `check_health()` called between two calls; and look what this replica can't do. What is wrong is in `unhealthy`."""
+        now = time.monotonic()
+        deaf_since = self.links.deaf_since
+        if deaf_since and now - deaf_since > self.config.health_check_timeout:
+            self.unhealthy = f"it could not take the link of a router for {now - deaf_since:.1f} s; it may have no descriptor left"
+        if self._loop is not None:
+            self._check_loop(now)
         if not self._caller.has_health_check:
             return
         if self._loop is not None:
             self._health_due = True
-            self._wake_loop()
+            self._wake_loop(now)
             return
         since, limit_s = self._checking_since, self.config.health_check_timeout
         if since is None:
             self._inbox.add_check()
-        elif time.monotonic() - since > limit_s:
+        elif now - since > limit_s:
             self.unhealthy = _no_return(limit_s)
+
+    def _check_loop(self, now: float) -> None:
+        """Find an event loop that is held by something else than a call; one that a call holds has the call's time limit."""
+        config = self.config
+        limit_s = config.health_check_timeout
+        if not self._caller.has_health_check:  # then as long as a call may take
+            limit_s += math.inf if config.request_timeout is None else config.request_timeout
+        stands_s = self._stands_still_s(now)
+        if stands_s > limit_s and not self._caller.running:
+            self.unhealthy = f"its event loop has stood still for {stands_s:.1f} s, and not in a call"
+
+    def _stands_still_s(self, now: float) -> float:
+        """For how long something has been seen to wait for the event loop, which has not begun or ended a call meanwhile."""
+        asked_at, tasks, begun = self._pump_asked_at, self._async_running, len(self._caller.running)
+        seen = (asked_at, tasks, begun, self._caller.ended)
+        if seen != self._loop_seen:
+            self._loop_seen, self._loop_seen_at = seen, now
+        return now - self._loop_seen_at if asked_at or tasks > begun else 0.0
 
     @property
     def answered(self) -> int:
@@ -175,6 +204,12 @@ class Runner:
             return 0.0
         now = time.monotonic()
         return max((now - since - limit for since in self._caller.running_since()), default=0.0)
+
+    @property
+    def only_shadows(self) -> bool:
+        """Whether synchronous code runs, and nobody has ever waited for any of it. Asynchronous code is cancelled, and may clean up."""
+        running = [member for facts in list(self._caller.running.values()) for member in facts.members]
+        return self._loop is None and bool(running) and all(member.shadow for member in running)
 
     def stop(self) -> None:
         """Have `run` return when the calls under way have ended."""
@@ -203,13 +238,16 @@ class Runner:
                     link.channel.flush()
         running = list(self._caller.running.values())
         if running:
-            left_alone = now - min(members[0].started_at for members in running) >= _LEFT_ALONE_S
+            left_alone = now - min(facts.members[0].started_at for facts in running) >= _LEFT_ALONE_S
             if left_alone:
                 self.links.reading.leave()
-            busy = busy or not left_alone or any(members[0].stream for members in running)
-        if not self._inbox.empty:
+            busy = busy or not left_alone or any(facts.members[0].stream for facts in running)
+        if not self._inbox.empty or self._async_running > len(running):
             busy = True
-            self._give_back_if_slow(now)
+            if self._slots_are_slow(now):
+                self._give_back(self._inbox.withdraw_surplus(), 0)
+            elif self._loop is not None and self._loop_is_held(now):
+                self._give_back(self._inbox.withdraw_surplus() + self._withdraw_unbegun(), self._concurrency)
         self._tick_s = FLUSH_AFTER_S if busy else min(2 * self._tick_s, _LONGEST_TICK_S)
         submitted = self._submitted
         self._quiet_ticks = 0 if busy or submitted != self._seen else self._quiet_ticks + 1
@@ -221,17 +259,46 @@ class Runner:
         if self._submitted != submitted:
             self._start_ticks()
 
-    def _give_back_if_slow(self, now: float) -> None:
-        """Every slot has been busy for a while: what can't run soon runs sooner elsewhere. Once for each such set of calls."""
+    def _slots_are_slow(self, now: float) -> bool:
+        """Every slot has been busy for a while. True once for each such set of calls."""
         # With its start, since a later call may get the identity of one that has ended.
-        calls = {(members[0].started_at, id(members)) for members in list(self._caller.running.values())}
+        calls = {(facts.members[0].started_at, id(facts)) for facts in list(self._caller.running.values())}
         if not calls or len(calls) < self._concurrency or now - max(calls)[0] < SLOW_CALL_S:
-            return
+            return False
         if calls <= self._gave_back:
-            return
+            return False
         self._gave_back = calls
-        for member in self._inbox.withdraw_surplus():
-            member.link.give_back(member, dropped=False)
+        return True
+
+    def _loop_is_held(self, now: float) -> bool:
+        """The event loop has stood still for a while. True once, and for what has come since whenever it has lasted twice as long."""
+        stands_s = self._stands_still_s(now)
+        if stands_s < SLOW_CALL_S:
+            self._return_after_s = SLOW_CALL_S
+            return False
+        if stands_s < self._return_after_s:
+            return False
+        self._return_after_s = 2 * stands_s
+        return True
+
+    def _withdraw_unbegun(self) -> list[Member]:
+        """Take out what has a task on the event loop already, but has not begun in it."""
+        unbegun: list[Member] = []
+        for member in [member for link in list(self.links.all) for member in list(link.members.values())]:
+            task = member.task
+            if task is None or member.started_at or member.binding is not None:
+                continue
+            member.task = None  # before the question, as `Caller.call_async` asks the other way round
+            if member.started_at:
+                member.task = task
+            else:
+                unbegun.append(member)
+        return unbegun
+
+    def _give_back(self, members: list[Member], least_load: int) -> None:
+        """What can't run soon runs sooner elsewhere: where there is less to do than here, or than the load that this is told to be."""
+        for member in members:
+            member.link.give_back(member, dropped=False, least_load=least_load)
         self.links.flush()
 
     # The main thread.
@@ -304,15 +371,15 @@ class Runner:
         self._pump()
         await self._done.wait()
 
-    def _wake_loop(self) -> None:
-        if not self._pump_scheduled:
-            self._pump_scheduled = True
+    def _wake_loop(self, now: float) -> None:
+        if not self._pump_asked_at:
+            self._pump_asked_at = now
             assert self._loop is not None
             self._loop.call_soon_threadsafe(self._pump)
 
     def _pump(self) -> None:
         """Start what may start; come back when the next batch is due, or when a call ends."""
-        self._pump_scheduled = False
+        self._pump_asked_at = 0.0
         assert self._loop is not None
         if self._health_due and self._checking_since is None:
             self._checking_since = time.monotonic()

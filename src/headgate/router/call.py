@@ -46,6 +46,7 @@ class Call:
         "place",
         "positional",
         "request_id",
+        "sent_at",
         "shadow",
         "shard_key",
         "started_stream",
@@ -75,6 +76,7 @@ class Call:
     number: int  # its number on its link
     place: int
     link: Link | None
+    sent_at: float  # time.monotonic() at which it was last given to its link
     bucket: int  # where the deadline wheel keeps it
     shadow: bool
     started_stream: bool  # a first chunk has arrived: it can't be run again

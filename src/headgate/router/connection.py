@@ -90,7 +90,8 @@ class Connection:
         self._inbox: deque[Call | tuple[str, Call, int]] = deque()
         self._scheduled = False
         self._ending: asyncio.Task[None] | None = None  # it ends because the instance has
-        self._early: list[Call] = []  # calls that wait for the first routing table
+        # Calls that wait for the first routing table, and what ends those that have a limit of their own.
+        self._early: dict[Call, asyncio.TimerHandle | None] = {}
 
     # Verbs.
 
@@ -334,8 +335,7 @@ class Connection:
                 item = self._inbox.popleft()
                 if isinstance(item, Call):
                     item.failed(error)
-        early, self._early = self._early, []
-        for call in early:
+        for call in self._take_early():
             call.failed(error)
 
     # On the loop, or while it is borrowed.
@@ -383,8 +383,7 @@ class Connection:
             self._router.apply(message)
             self._routed = True
             self._changed.set()
-            early, self._early = self._early, []
-            for call in early:
+            for call in self._take_early():
                 self._router.submit(call)
         elif isinstance(message, Count):
             self._routes.send(Counted(message.number, self._router.counters()))
@@ -392,8 +391,7 @@ class Connection:
     def _gone(self, ended: bool) -> None:
         if self._changed is not None:
             self._changed.set()
-        early, self._early = self._early, []
-        for call in early:
+        for call in self._take_early():
             why = f"instance {self.name!r} has ended, or its controller can't be reached; call serve.init() again"
             call.failed(ErrorInfo("NotRunningError", why))
         if not ended:
@@ -417,7 +415,7 @@ class Connection:
                 if routed:
                     router.submit(item)  # type: ignore[arg-type]  # a call
                 else:
-                    self._early.append(item)  # type: ignore[arg-type]  # as above
+                    self._wait_for_table(item)  # type: ignore[arg-type]  # as above
                 continue
             what, call, count_bytes = item
             if what == "credit":
@@ -425,9 +423,30 @@ class Connection:
             else:
                 self._cancel(call, router)
 
+    def _wait_for_table(self, call: Call) -> None:
+        """Keep a call until the first routing table has come: at most for as long as its caller has time."""
+        limit_s, timer = call.caller_timeout_s, None
+        if limit_s is not None:
+            timer = asyncio.get_running_loop().call_later(call.admitted_at + limit_s - time.monotonic(), self._expire_early, call)
+        self._early[call] = timer
+
+    def _expire_early(self, call: Call) -> None:
+        self._early.pop(call, None)
+        why = f"no answer within {call.caller_timeout_s:.3g} s; it waited to hear from the controller and never started"
+        call.failed(ErrorInfo("DeadlineExceededError", f"endpoint {call.endpoint!r}: {why}"))
+
+    def _take_early(self) -> list[Call]:
+        early, self._early = self._early, {}
+        for timer in early.values():
+            if timer is not None:
+                timer.cancel()
+        return list(early)
+
     def _cancel(self, call: Call, router: Router) -> None:
         if call in self._early:
-            self._early.remove(call)
+            timer = self._early.pop(call)
+            if timer is not None:
+                timer.cancel()
         else:
             router.cancel(call)
         call.failed(ErrorInfo("RequestCancelledError", f"the call to endpoint {call.endpoint!r} was cancelled by its caller"))

@@ -7,10 +7,11 @@ is right in every thread and task; what is asked of it is worked out only then.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -46,16 +47,63 @@ class Member(Protocol):
         ...
 
 
-class CallFacts(msgspec.Struct):
+class Asked(Protocol):
+    """A call that user code has made through a handle."""
+
+    over: bool
+    siblings: set[Asked] | None
+    """What else was asked for the same call, and was not answered either; it leaves them when it is over."""
+
+    def cancel(self) -> None:
+        """Give it up; from any thread, and without effect once it is over."""
+        ...
+
+
+_asking = threading.Lock()
+Member_co = TypeVar("Member_co", bound=Member, covariant=True)
+
+
+class CallFacts(msgspec.Struct, Generic[Member_co]):
     """One call of user code, as the replica enters it."""
 
-    members: Sequence[Member]
+    members: Sequence[Member_co]
     is_batch: bool
     backend: str
     replica: str
+    over: bool = False
+    """It has ended, so that what it has started and not waited for is on its own."""
+    asked: set[Asked] | None = None
+    """What it has asked of others through handles and was not answered yet; None until it asks."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether nobody waits for any of its members any more."""
+        return all(member.cancelled for member in self.members)
+
+    @property
+    def deadline(self) -> float:
+        """When the last of the members that somebody waits for is out of time; until then the call is worth going on with."""
+        return max([member.deadline for member in self.members if not member.cancelled], default=-math.inf)
+
+    def ask(self, call: Asked) -> None:
+        """Take note of what was asked of others just now: it is given up when this call is `gone`."""
+        with _asking:  # a call may have several threads
+            if self.asked is None:
+                self.asked = set()
+        call.siblings = self.asked
+        self.asked.add(call)
+        if call.over:
+            self.asked.discard(call)
+        elif self.gone:  # asked after it was noted: who gives up takes note that it is gone first, and then looks here
+            call.cancel()
+
+    def give_up(self) -> None:
+        """Cancel what was asked of others."""
+        for call in list(self.asked or ()):
+            call.cancel()
 
 
-_current: ContextVar[CallFacts | None] = ContextVar("headgate_call", default=None)
+_current: ContextVar[CallFacts[Member] | None] = ContextVar("headgate_call", default=None)
 
 enter = _current.set
 """Make a call the current one of this thread or task; `enter(None)` after it."""
@@ -101,8 +149,9 @@ class Context:
 
     @property
     def deadline_s(self) -> float | None:
-        """Seconds left, never below 0; None for no limit. In a batch handler, those of the earliest deadline."""
-        deadline = _earliest(_facts("deadline_s"))
+        """Seconds left, never below 0; None for no limit, and once the call has ended. In a batch handler, until the earliest deadline."""
+        facts = _facts("deadline_s")
+        deadline = math.inf if facts.over else min([member.deadline for member in facts.members])
         return None if deadline == math.inf else max(0.0, deadline - time.monotonic())
 
     def cancelled(self) -> bool | list[bool]:
@@ -123,16 +172,13 @@ context = Context()
 """`serve.context`."""
 
 
-def current_deadline() -> float | None:
-    """When the current call's time is over, by `time.monotonic()`; None outside a call, or where it has no limit."""
+def current_call() -> CallFacts[Member] | None:
+    """The call that is being answered here. None outside a call, and in what has outlived the one that started it."""
     facts = _current.get()
-    if facts is None:
-        return None
-    deadline = _earliest(facts)
-    return None if deadline == math.inf else deadline
+    return None if facts is None or facts.over else facts
 
 
-def _facts(attribute: str) -> CallFacts:
+def _facts(attribute: str) -> CallFacts[Member]:
     facts = _current.get()
     if facts is None:
         raise NoCallError(
@@ -140,7 +186,3 @@ def _facts(attribute: str) -> CallFacts:
             "and in what that call starts with a copy of its context (tasks, asyncio.to_thread), not in plain threads"
         )
     return facts
-
-
-def _earliest(facts: CallFacts) -> float:
-    return min([member.deadline for member in facts.members])

@@ -24,10 +24,11 @@ from headgate.core import wire
 from headgate.errors import EncodeError, ErrorInfo, InvalidTypeError, InvalidValueError, ReplyTimeoutError, rebuild
 from headgate.router import connections, payload
 from headgate.router.call import Call
-from headgate.router.context import current_deadline
+from headgate.router.context import current_call
 
 if TYPE_CHECKING:
     from headgate.router.connection import Connection
+    from headgate.router.context import Asked
 
 _PUBLIC: Final = "headgate.serve"
 """Where users find these classes, and where pickles refer to."""
@@ -65,7 +66,7 @@ class Handle:
         """Call the endpoint with these arguments, and return at once. What becomes of the call is in the reply.
 
         The arguments are pickled before this returns, so they may be changed afterwards. Inside a backend, the time left
-        of the request that is being answered limits this call too.
+        of the request that is being answered limits this call too, and where nobody waits for that any more this is cancelled.
 
         Raises `EncodeError` (a `TypeError`) for an argument that can't be pickled, or for more than a frame holds, and
         `NotRunningError` where there is no instance to send to.
@@ -90,12 +91,19 @@ class Handle:
             raise EncodeError(f"the arguments have {call.body_bytes} bytes, over the limit of {wire.MAX_BODY_BYTES}; send them in parts")
         call.admitted_at = time.monotonic()
         limit = self._timeout_s
-        deadline = current_deadline()
-        if deadline is not None:
-            left = max(deadline - call.admitted_at, 0.0)
-            limit = left if limit is None or left < limit else limit
+        under = current_call()
+        if under is not None:
+            left = max(under.deadline - call.admitted_at, 0.0)
+            if left < (math.inf if limit is None else limit):
+                limit = left
         call.caller_timeout_s = limit
-        connection.submit(call)
+        if under is None:
+            connection.submit(call)
+        elif under.gone:
+            call.failed(ErrorInfo("RequestCancelledError", f"endpoint {call.endpoint!r} was not called: nobody waits for the answer"))
+        else:
+            connection.submit(call)
+            under.ask(call)
         return Reply(call)
 
     def options(self, *, method_name: str | None = None, shard_key: str | None = None, timeout_s: float | None = None) -> Handle:
@@ -161,7 +169,8 @@ class Handle:
 class Reply:
     """The answer to one call, on its way. `result()` blocks, `await` doesn't; streams are read by `for` or `async for`.
 
-    Dropping a reply doesn't cancel its call, and neither does cancelling the task that awaits it; `cancel()` does.
+    Cancelling the task that awaits it cancels its call, as with any future of asyncio (`asyncio.shield` keeps that from happening),
+    and so does `cancel()`. Dropping a reply doesn't.
     """
 
     __module__ = _PUBLIC
@@ -200,8 +209,7 @@ class Reply:
 
         The reply then raises `RequestCancelledError`, unless the call has ended before.
         """
-        if not self._call.over:
-            self._call.connection.cancel(self._call)
+        self._call.cancel()
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -321,7 +329,7 @@ class _PyCall(Call):
     then sleeps; whoever sets something sets it first, then swaps `waiters` and calls them. So nobody sleeps through it.
     """
 
-    __slots__ = ("answer", "chunks", "connection", "error", "over", "owed_bytes", "streams", "waiters")
+    __slots__ = ("answer", "chunks", "connection", "error", "over", "owed_bytes", "siblings", "streams", "waiters")
 
     def __init__(self) -> None:
         self.over = False
@@ -332,12 +340,15 @@ class _PyCall(Call):
         self.chunks: deque[bytes | bytearray] | None = None  # of a stream
         self.waiters: list[Callable[[], object]] = []
         self.connection: Connection
+        self.siblings: set[Asked] | None = None  # where the call that is answered keeps it, if there is one, until this is over
 
     # On the loop, while it is borrowed, or on any thread once it has ended.
 
     def answered(self, answer: wire.Answer) -> None:
         self.answer = answer
         self.over = True
+        if self.siblings is not None:
+            self._leave()
         waiters = self.waiters
         if waiters:
             self.waiters = []
@@ -357,6 +368,7 @@ class _PyCall(Call):
     def ended(self) -> None:
         self.streams = True
         self.over = True
+        self._leave()
         self._wake()
 
     def failed(self, error: ErrorInfo) -> None:
@@ -364,7 +376,13 @@ class _PyCall(Call):
             return
         self.error = error
         self.over = True
+        self._leave()
         self._wake()
+
+    def _leave(self) -> None:
+        siblings, self.siblings = self.siblings, None
+        if siblings is not None:
+            siblings.discard(self)
 
     def _wake(self) -> None:
         waiters = self.waiters
@@ -372,6 +390,13 @@ class _PyCall(Call):
             self.waiters = []
             for waiter in waiters:
                 waiter()
+
+    # Any thread.
+
+    def cancel(self) -> None:
+        """Give it up, unless it has ended."""
+        if not self.over:
+            self.connection.cancel(self)
 
     # In the thread that waits.
 
@@ -410,7 +435,7 @@ class _Wait:
     more than all else on the way of an answer.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_cancelled", "_context", "_go_on", "_message", "bell")
+    __slots__ = ("_asyncio_future_blocking", "_call", "_cancelled", "_context", "_go_on", "_message", "bell")
     _context: Context
     _message: object
 
@@ -422,6 +447,7 @@ class _Wait:
         if bell is None or bell.loop is not loop:
             bell = _of_thread.bell = _Bell(loop)
         self.bell: _Bell = bell
+        self._call = call
         self._go_on: Callable[[_Wait], object] | None = None  # the task's
         self._cancelled = False
         self._asyncio_future_blocking = True
@@ -445,12 +471,13 @@ class _Wait:
         self._go_on = callback
 
     def cancel(self, msg: object = None) -> bool:
-        """The task is cancelled. False where it goes on already."""
+        """The task is cancelled, and with it, as with any future, what it waits for. False where it goes on already."""
         if self._go_on is None or self._cancelled:
             return False
         self._cancelled = True
         self._message = msg
         self.bell.loop.call_soon(self.go_on)
+        self._call.cancel()
         return True
 
     def result(self) -> None:

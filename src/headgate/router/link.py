@@ -40,6 +40,9 @@ _error_decoder = msgspec.msgpack.Decoder(ErrorInfo)
 _LEAVE_TOGETHER = 32
 """So many calls leave before the turn of the loop is over, so that the replica begins while the rest is still read."""
 _RETRY_S = 0.02
+_LONGEST_RETRY_S = 0.5
+_REFUSED_S = 2.0
+"""A replica that has closed its links again and again for so long before it took one is reported."""
 _DEATH_WAIT_S = 1.0
 _STRANGER_S = 1.0
 _log = logging.getLogger("headgate.router")
@@ -70,6 +73,8 @@ class Link:
         self._next_place = 0
         self._pid_fd = -1
         self._connecting: asyncio.Task[None] | None = None
+        self._refused_at: float | None = None  # when the replica first closed it before it had taken it …
+        self._retry_s = _RETRY_S  # … and how long to wait after the next time
         self._dead: asyncio.TimerHandle | None = None
         self.unstarted: list[Call] = []
         """What it had not started when it was lost, until its replica is seen dead."""
@@ -89,11 +94,12 @@ class Link:
 
     def connect(self) -> None:
         """Connect, and try again until it succeeds or the link is closed: the replica may not listen yet."""
-        self._connecting = self._loop.create_task(self._connect())
+        self._connecting = self._loop.create_task(self._connect(0.0))
 
-    async def _connect(self) -> None:
+    async def _connect(self, after_s: float) -> None:
+        await asyncio.sleep(after_s)
         hello = wire.Hello(wire.VERSION, self._router, self.entry.token, self._page_path)
-        while (channel := await self._connected_by_tcp() if self._is_remote else self._connected()) is None:  # noqa: ASYNC110 - nobody tells when the replica listens
+        while (channel := await self._connected_by_tcp() if self.is_remote else self._connected()) is None:  # noqa: ASYNC110 - nobody tells when the replica listens
             await asyncio.sleep(_RETRY_S)
         self._channel = channel
         channel.put(wire.encode(wire.HELLO, 0, meta=_encode(hello)), self._backend.router.now())
@@ -126,7 +132,8 @@ class Link:
         return Channel(sock, self._loop, wire.Decoder(), wire.CALLS)
 
     @property
-    def _is_remote(self) -> bool:
+    def is_remote(self) -> bool:
+        """Whether the replica is on another node."""
         return not remote.is_path(self._address)
 
     def close(self) -> None:
@@ -184,6 +191,7 @@ class Link:
         call.link = self
         call.number = number
         call.place = place
+        call.sent_at = now
         left, age = call.deadline - now, now - call.admitted_at
         millis = (int(left * 1000) + 1 if left > 0 else 1) if left < 4_000_000 else wire.NO_LIMIT
         micros = int(age * 1e6) if age < 4000 else wire.MAX_MICROS
@@ -219,7 +227,7 @@ class Link:
 
     def cancel(self, call: Call) -> None:
         """Tell the replica that nobody waits for this call; its place stays taken until the replica answers."""
-        self._send_small(wire.encode(wire.CANCEL, call.number))
+        self._send_small(wire.encode(wire.CANCEL, call.number, flags=wire.SHADOW if call.shadow else 0))
 
     def credit(self, call: Call, count_bytes: int) -> None:
         """Let the replica send that many more bytes of this call's stream."""
@@ -359,7 +367,7 @@ class Link:
             return
         self.state = OPEN
         self._unlink_page()  # both sides have it open now
-        if not self._is_remote:
+        if not self.is_remote:
             self._watch_process(pid)
         self._backend.opened(self)
 
@@ -373,14 +381,17 @@ class Link:
     # The end.
 
     def _lost(self) -> None:
-        self.state = CLOSED
         self._close_channel()
+        if self.state == CONNECTING:
+            self._refused()
+            return
+        self.state = CLOSED
         started = [call for call in self.calls.values() if self._page[call.place]]
         rest = [call for call in self.calls.values() if not self._page[call.place]]
         self.calls.clear()
         self.unstarted = rest
         self._backend.lost(self, started)
-        if self._is_remote:
+        if self.is_remote:
             self._dead = self._loop.call_later(remote.DROPPED_AFTER_S, self._settle)
         elif self._pid_fd < 0:
             # Without a pidfd the closed socket is all the news there is.
@@ -388,8 +399,19 @@ class Link:
         else:
             self._dead = self._loop.call_later(_DEATH_WAIT_S, self._still_alive)
 
+    def _refused(self) -> None:
+        """The replica has closed the link before it took it, for want of a descriptor perhaps: nothing is lost, so connect again."""
+        now = self._backend.router.now()
+        if self._refused_at is None:
+            self._refused_at = now
+        elif now - self._refused_at > _REFUSED_S:
+            self._backend.report_broken(self.replica, f"it has not taken a router's link for {now - self._refused_at:.1f} s, but closes it")
+        self._connecting = self._loop.create_task(self._connect(self._retry_s))
+        self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
+
     def _still_alive(self) -> None:
-        self._dead = None
+        # Again and again until it is dead: a report is lost where the controller is away.
+        self._dead = self._loop.call_later(_DEATH_WAIT_S, self._still_alive)
         self._backend.report_broken(self.replica, "its link closed while the process lives")
 
     def _died(self) -> None:

@@ -80,12 +80,12 @@ class Gate:
         self._listener: socket.socket | None = None
         self._strangers: set[asyncio.Task[None]] = set()
 
-    def open(self) -> str:
-        """Take connections from now on; returns host and port."""
+    def open(self, port: int = 0) -> str:
+        """Take connections from now on, at a free port or this one; returns host and port."""
         self._loop = asyncio.get_running_loop()
         listener = self._listener = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET, socket.SOCK_STREAM)
         listener.setblocking(False)
-        listener.bind((self._host, 0))
+        listener.bind((self._host, port))
         listener.listen(self._backlog)
         self._watch()
         return join(*listener.getsockname()[:2])

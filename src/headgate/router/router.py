@@ -15,6 +15,8 @@ import random
 import time
 from typing import TYPE_CHECKING, cast
 
+import msgspec
+
 from headgate.core import wire
 from headgate.core.deadlines import DeadlineWheel
 from headgate.core.messages import Applied, BackendEntry, Idle, Message, RoutingTable
@@ -54,11 +56,14 @@ class Router:
         self._endpoints: dict[str, EndpointRoute] = {}
         self._backends: dict[str, BackendRoute] = {}
         self._old_endpoints: list[EndpointRoute] = []
-        self._old_backends: list[BackendRoute] = []
+        self._leaving: dict[str, BackendRoute] = {}  # deleted backends that the table still has, and …
+        self._old_backends: list[BackendRoute] = []  # … those whose replicas end now; kept until the last call has ended
+        self._idle = Idle(-1)
         self._wheel: DeadlineWheel[Call] = DeadlineWheel()
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = math.inf
         self._counts: dict[tuple[str, str, int], list[float]] = {}
+        self._shadows: set[Call] = set()
         self._shadows_dropped = 0
         self._closed = False
 
@@ -83,21 +88,29 @@ class Router:
             elif known.entry != endpoint:
                 known.update(endpoint)
         for tag in [tag for tag in self._backends if tag not in table.backends]:
-            self._old_backends.append(self._backends.pop(tag))
+            self._leaving[tag] = self._backends.pop(tag)
+        for tag, backend in list(self._leaving.items()):
+            leaving = table.leaving.get(tag)
+            if leaving is None:
+                self._old_backends.append(self._leaving.pop(tag))
+                leaving = msgspec.structs.replace(backend.entry, replicas=(), starting=0)
+            backend.update(leaving)
+        self._drop_shadows(table)
         self.report(Applied(table.version))
         self._report_idle(followed=True)
 
     def _report_idle(self, *, followed: bool = False) -> None:
-        """Tell the controller what is still served of what the table no longer has: after each table, and when it gets less."""
-        before = len(self._old_endpoints) + len(self._old_backends)
+        """Tell the controller what is still served of what is to go: after each table, and when it gets less."""
         self._old_endpoints = [route for route in self._old_endpoints if route.in_flight]
         for backend in self._old_backends:
             if not backend.in_flight:
                 backend.close()
         self._old_backends = [route for route in self._old_backends if route.in_flight]
-        if followed or len(self._old_endpoints) + len(self._old_backends) < before:
-            endpoints = tuple(route.entry.name for route in self._old_endpoints)
-            self.report(Idle(self.table.version, endpoints, tuple(route.tag for route in self._old_backends)))
+        backends = [*(route for route in self._leaving.values() if route.in_flight), *self._old_backends]
+        idle = Idle(self.table.version, tuple(route.entry.name for route in self._old_endpoints), tuple(route.tag for route in backends))
+        if followed or idle != self._idle:
+            self._idle = idle
+            self.report(idle)
 
     # One request.
 
@@ -143,15 +156,16 @@ class Router:
         if caller_limit is not None and caller_limit < limit:
             limit = caller_limit
         deadline = call.deadline = call.admitted_at + limit
+        if deadline <= now:
+            self._refuse(call, unavailable("its time was over on arrival", "deadline", None))
+            return
         dispatcher = backend.dispatcher
-        if dispatcher.queued or not entry.replicas:
+        replica = dispatcher.place(now, self.draw())
+        if replica is None:
             error = self._refusal(backend, deadline, now)
             if error is not None:
                 self._refuse(call, error)
                 return
-        elif deadline <= now:
-            self._refuse(call, unavailable("its time was over on arrival", "deadline", None))
-            return
         call.backend_route = backend
         call.endpoint_route = endpoint
         endpoint.in_flight += 1
@@ -160,8 +174,9 @@ class Router:
             call.bucket = self._wheel.add(call, deadline)
             if deadline < self._alarm_at:
                 self._set_alarm()
-        replica = dispatcher.offer(call, now, self.draw())
-        if replica is not None:
+        if replica is None:
+            dispatcher.enqueue(call, now)
+        else:
             call.state = SENT
             backend.links[replica].send(call, now)
         if endpoint.has_shadows:
@@ -187,12 +202,10 @@ class Router:
         dispatcher, entry = backend.dispatcher, backend.entry
         if not entry.replicas and not entry.starting:
             return unavailable(f"no replica of backend {entry.tag!r} is ready or starting", "no replica", backend.next_start_s(now))
-        wait = dispatcher.wait_estimate_s(now)
+        wait = dispatcher.wait_estimate_s(now, backend.oldest_at)
         if dispatcher.full:
             why = f"{entry.max_queued_queries} requests wait for backend {entry.tag!r} already"
             return ErrorInfo("QueueFullError", why, reason="queue full", retry_after_s=wait or 1.0)
-        if deadline <= now:
-            return unavailable("its time was over on arrival", "deadline", None)
         if wait is not None and now + wait > deadline:
             why = f"backend {entry.tag!r} would take it in about {wait:.2f} s, after its deadline in {deadline - now:.2f} s"
             return unavailable(why, "deadline", wait)
@@ -221,17 +234,20 @@ class Router:
         elif call.link is not None:
             call.link.cancel(call)
 
-    # Ends. Every admitted call passes `over` exactly once.
+    # Ends. Every admitted call, and every shadow, passes `over` exactly once.
 
     def over(self, call: Call, status: int, now: float) -> None:
         """Take note of a call's end. The caller of this tells the call."""
         call.state = OVER
         if call.deadline != math.inf:
             self._wheel.discard(call, call.bucket)
+        if call.shadow:
+            self._shadows.discard(call)
+            return
         call.backend_route.in_flight -= 1
         call.endpoint_route.in_flight -= 1
         self._count(call, status, now)
-        if self._old_endpoints or self._old_backends:
+        if self._old_endpoints or self._leaving or self._old_backends:
             self._loop.call_soon(self._report_idle)
 
     def fail(self, call: Call, error: ErrorInfo, now: float) -> None:
@@ -254,8 +270,6 @@ class Router:
         call.deadline = deadline
 
     def _count(self, call: Call, status: int, now: float) -> None:
-        if call.shadow:
-            return
         key = (call.endpoint, call.backend, status)
         counted = self._counts.get(key)
         if counted is None:
@@ -305,8 +319,7 @@ class Router:
             shadow = _Shadow(call, tag, now + min(backend.timeout_s, _SHADOW_S))
             shadow.backend_route = backend
             shadow.endpoint_route = endpoint
-            endpoint.in_flight += 1
-            backend.in_flight += 1
+            self._shadows.add(shadow)
             shadow.bucket = self._wheel.add(shadow, shadow.deadline)
             if shadow.deadline < self._alarm_at:
                 self._set_alarm()
@@ -314,6 +327,16 @@ class Router:
             if replica is not None:
                 shadow.state = SENT
                 backend.links[replica].send(shadow, now)
+
+    def _drop_shadows(self, table: RoutingTable) -> None:
+        """Give up the copies that something which leaves would have to wait for: nobody has ever waited for them."""
+        if not self._shadows:
+            return
+        stay = {replica.id for entry in table.backends.values() for replica in entry.replicas}
+        for shadow in list(self._shadows):
+            leaves = shadow.endpoint not in table.endpoints or shadow.backend not in table.backends
+            if leaves or table.closing or (shadow.link is not None and shadow.link.replica not in stay):
+                self.cancel(shadow)
 
     # For people and the end.
 
@@ -345,26 +368,31 @@ class Router:
 
     def forked(self) -> None:
         """In a forked child: let go of its copies of the links' sockets."""
-        for backend in [*self._backends.values(), *self._old_backends]:
+        for backend in self._all_backends():
             for link in backend.links.values():
                 link.forked()
 
     async def close(self, timeout_s: float) -> None:
         """Refuse new calls, wait for those under way for up to `timeout_s`, fail the rest, close all links."""
         self._closed = True
+        for shadow in list(self._shadows):
+            self.cancel(shadow)
         until = self.now() + timeout_s
         while self.active and self.now() < until:  # noqa: ASYNC110 - calls don't pay for telling
             await asyncio.sleep(0.005)
         if self._alarm is not None:
             self._alarm.cancel()
         now = self.now()
-        for backend in [*self._backends.values(), *self._old_backends]:
+        for backend in self._all_backends():
             waiting = backend.dispatcher.drain()
             sent = [call for link in backend.links.values() for call in link.calls.values()]
             sent += [call for link in backend.dying for call in link.unstarted]
             for call in [*waiting, *sent]:
                 self.fail(call, unavailable("its router was closed", "shutting down", None), now)
             backend.close()
+
+    def _all_backends(self) -> list[BackendRoute]:
+        return [*self._backends.values(), *self._leaving.values(), *self._old_backends]
 
 
 class _Shadow(Call):

@@ -65,14 +65,16 @@ class BackendRoute:
             if name not in self.links:
                 link = self.links[name] = Link(self, replica, self.router.name, self.router.next_page(), self.router.node)
                 link.connect()
+            elif name in self._leaving:  # it stays after all: who had it leave died before it was told to
+                self._leaving.remove(name)
+                self.dispatcher.add_replica(name)
         for name in [name for name in self.links if name not in listed]:
             self.leave(name)
         if entry.replicas or entry.starting:
             self._next_start_at = None
-        else:
-            if self._next_start_at is None:
-                self._next_start_at = self.router.now() + entry.pause_s
-            self.refuse_queued("no replica of this backend is ready or starting")
+        elif self._next_start_at is None:
+            self._next_start_at = self.router.now() + entry.pause_s
+        self._refuse_queued_in_vain()
         self.pump(self.router.now())  # a raised limit makes room
 
     def leave(self, replica: str) -> None:
@@ -110,17 +112,27 @@ class BackendRoute:
         call.state = WAITING
         call.link = None
         self.dispatcher.requeue(call, call.admitted_at, self.router.now())
+        self._refuse_queued_in_vain()
 
-    def refuse_queued(self, why: str) -> None:
-        """End everything that waits: nobody will come to take it."""
+    def _refuse_queued_in_vain(self) -> None:
+        """End everything that waits, where nobody will come to take it."""
+        if self.entry.replicas or self.entry.starting:
+            return
         now = self.router.now()
+        error = unavailable(f"no replica of backend {self.tag!r} is ready or starting", "no replica", self.next_start_s(now))
         for call in self.dispatcher.drain():
-            self.router.fail(call, unavailable(f"backend {self.tag!r}: {why}", "no replica", self.next_start_s(now)), now)
+            self.router.fail(call, error, now)
 
     def next_start_s(self, now: float) -> float | None:
         """In how many seconds the next replica is to be started, while there is none; None where that isn't known."""
         at = self._next_start_at
         return at - now if at is not None and at > now else None
+
+    def oldest_at(self, replica: str) -> float:
+        """When the oldest call at a replica was sent there; infinity where there is none."""
+        for call in self.links[replica].calls.values():
+            return call.sent_at
+        return math.inf
 
     def report_broken(self, replica: str, reason: str) -> None:
         """Have the controller end a replica that can't be talked to."""
@@ -137,6 +149,8 @@ class BackendRoute:
             self.router.report(HadAnswered(link.replica))
         self.dispatcher.forget(link.replica)
         self._send_elsewhere(link, self._not_failed(link, started, now), now)
+        if link.is_remote:  # the connection was lost, and maybe nothing else: make another
+            self.update(self.entry)
 
     def settled(self, link: Link, late: list[Call], rest: list[Call]) -> None:
         """The process is seen dead: what had not started runs elsewhere; what it started `late`, after its link had closed, has failed."""

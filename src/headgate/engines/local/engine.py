@@ -282,8 +282,8 @@ class LocalEngine:
         backend = process.spec.backend
         if late:
             raise ReplicaStartError(
-                f"a replica of backend {backend!r} was not ready after startup_timeout={limit_s:g} s and was killed; "
-                "raise startup_timeout in the backend's config if it needs longer"
+                f"a replica of backend {backend!r} was not ready after startup_timeout={limit_s:g} s and was killed; raise startup_timeout "
+                "in the backend's config if its import, its constructor and the first check_health() need longer"
             )
         if process.ended.done():
             raise ReplicaStartError(f"a replica of backend {backend!r} ended while it was constructed ({process.ended.result()})")

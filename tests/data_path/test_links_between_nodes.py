@@ -1,0 +1,125 @@
+"""What becomes of calls when a connection between two nodes is lost, though both processes live?"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from headgate.router import remote
+from headgate.router.link import Link
+from tests.data_path.rig import Rig
+from tests.data_path.test_data_path import play
+from tests.support import until
+
+
+@pytest.fixture(autouse=True)
+def transport(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here links go over TCP alone."""
+    monkeypatch.setattr("tests.data_path.rig.REMOTE", True)
+
+
+def link_of(rig: Rig) -> Link:
+    (link,) = rig.router._backends["b"].links.values()
+    return link
+
+
+def cut(link: Link) -> None:
+    """As by a packet filter that has forgotten it."""
+    assert link._channel is not None
+    link._channel._sock.shutdown(socket.SHUT_RDWR)
+
+
+def test_what_had_started_fails_and_the_rest_runs_once_on_a_new_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "DROPPED_AFTER_S", 0.3)
+    let_go = threading.Event()
+    ran: list[str] = []
+
+    def handler(name: str) -> str:
+        ran.append(name)
+        if name == "runs":
+            let_go.wait(10)
+        return name
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler) as rig:
+            await rig.ask("first").done
+            runs = rig.ask("runs")
+            await until(lambda: "runs" in ran)
+            waits = rig.ask("waits")
+            before = link_of(rig)
+            await until(lambda: rig.replicas[0].links.load() >= 1)
+            cut(before)
+            await runs.done
+            assert runs.info is not None
+            assert runs.info.kind == "ReplicaDiedError"
+            let_go.set()
+            await waits.done
+            assert waits.value == "waits"
+            assert link_of(rig) is not before
+            later = rig.ask("later")
+            await later.done
+            assert later.value == "later"
+        assert ran == ["first", "runs", "waits", "later"]
+
+    play(scene)
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_nothing_starts_that_came_from_a_router_which_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_async: bool) -> None:
+    silent_s = [0.0]
+    monkeypatch.setattr(remote, "heard_ago_s", lambda sock: silent_s[0])
+    ran: list[float] = []
+
+    def handler() -> str:
+        ran.append(silent_s[0])
+        return "fine"
+
+    async def async_handler() -> str:
+        return handler()
+
+    async def scene() -> None:
+        async with Rig(tmp_path, async_handler if is_async else handler) as rig:
+            await rig.linked()
+            silent_s[0] = remote.STARTS_UNTIL_S + 0.1
+            call = rig.ask()
+            began = time.monotonic()
+            await until(lambda: time.monotonic() - began > 0.2)
+            assert not call.done.done()
+            silent_s[0] = 0.0  # it was only slow
+            await call.done
+            assert call.value == "fine"
+        assert ran == [0.0]
+
+    play(scene)
+
+
+def test_a_replica_that_nobody_can_reach_is_tried_until_it_can_be_reached(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda: "fine") as rig:
+            await rig.linked()
+            gate = rig.replicas[0].links._gate
+            assert gate is not None
+            address = rig.replicas[0].links.address
+            assert await asyncio.to_thread(lambda: rig.replicas[0].on_io(_close(gate))) is None
+            before = link_of(rig)
+            cut(before)
+            await until(lambda: link_of(rig) is not before)
+            call = rig.ask()
+            rig.replicas[0].on_io(_open(gate, remote.split(remote.as_seen_from("elsewhere", address))[1]))
+            await call.done
+            assert call.value == "fine"
+
+    play(scene)
+
+
+async def _close(gate: remote.Gate) -> None:
+    gate.close()
+
+
+async def _open(gate: remote.Gate, port: int) -> None:
+    gate.open(port)

@@ -1,0 +1,199 @@
+"""What is found of a replica that answers, but whose user code hangs; and what becomes of the requests that wait in it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from headgate.replica.links import ReplicaLink
+from tests.data_path.rig import Rig
+from tests.data_path.test_data_path import play
+from tests.support import until
+
+
+def look(rig: Rig) -> str:
+    """Have the first replica look after its health, as a ping does; and what it has found until now."""
+    replica = rig.replicas[0]
+    replica.io_loop.call_soon_threadsafe(replica.runner.check_health)
+    return replica.runner.unhealthy
+
+
+def hold_loop(rig: Rig, let_go: threading.Event) -> None:
+    """Something that isn't a call holds the event loop of the first replica."""
+    loop = rig.replicas[0].user_loop
+    assert loop is not None
+    loop.call_soon_threadsafe(let_go.wait, 30)
+
+
+async def is_checked(rig: Rig) -> None:
+    """Wait for the end of what the last look has begun."""
+    await rig.ask().done
+    await until(lambda: rig.replicas[0].runner._checking_since is None)
+
+
+async def check() -> None: ...
+
+
+@pytest.mark.parametrize("checks", [False, True], ids=["without check_health", "with check_health"])
+def test_an_event_loop_that_something_else_than_a_call_holds_is_told(tmp_path: Path, checks: bool) -> None:
+    let_go = threading.Event()
+    limit_s = 0.1
+
+    async def answer() -> None: ...
+
+    methods: dict[str, Callable[..., Any]] = {"": answer, "check_health": check} if checks else {"": answer}
+
+    async def scene() -> None:
+        async with Rig(tmp_path, methods, request_timeout=limit_s, health_check_timeout=limit_s) as rig:
+            await rig.ask().done
+            hold_loop(rig, let_go)
+            started_at = time.monotonic()
+            rig.ask()
+            await until(lambda: "its event loop has stood still" in look(rig))
+            assert time.monotonic() - started_at > (limit_s if checks else 2 * limit_s)
+            let_go.set()
+            await is_checked(rig)
+
+    play(scene)
+
+
+def test_a_health_check_that_holds_its_event_loop_is_told(tmp_path: Path) -> None:
+    let_go = threading.Event()
+
+    async def holds() -> None:
+        let_go.wait(30)
+
+    async def answer() -> None: ...
+
+    async def scene() -> None:
+        async with Rig(tmp_path, {"": answer, "check_health": holds}, health_check_timeout=0.1) as rig:
+            await until(lambda: "its event loop has stood still" in look(rig))
+            let_go.set()
+            await is_checked(rig)
+
+    play(scene)
+
+
+def test_an_event_loop_that_calls_hold_one_after_the_other_is_not_taken_for_stuck(tmp_path: Path) -> None:
+    async def handler() -> None:
+        time.sleep(0.05)  # noqa: ASYNC251 - user code that holds its loop is what this is about
+
+    async def scene() -> None:
+        async with Rig(tmp_path, {"": handler, "check_health": check}, health_check_timeout=0.1) as rig:
+            await rig.linked()
+            calls = [rig.ask() for _ in range(20)]  # all begin in one turn of the loop
+            while not all(call.done.done() for call in calls):
+                assert look(rig) == ""
+                await asyncio.sleep(0.001)
+            assert [call.info for call in calls] == [None] * 20
+            await is_checked(rig)
+
+    play(scene)
+
+
+def _cancelled() -> NoReturn:
+    raise asyncio.CancelledError
+
+
+def _lost() -> NoReturn:
+    raise SystemExit("lost")
+
+
+def _interrupted() -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("raises", "said"), [(_cancelled, "CancelledError: "), (_lost, "SystemExit: lost"), (_interrupted, "KeyboardInterrupt: ")]
+)
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_health_check_that_raises_is_told_whatever_it_is(
+    tmp_path: Path, raises: Callable[[], NoReturn], said: str, is_async: bool
+) -> None:
+    async def answer_async() -> str:
+        return "fine"
+
+    async def check_async() -> None:
+        raises()
+
+    methods: dict[str, Callable[..., Any]] = {"": lambda: "fine", "check_health": raises}
+    if is_async:
+        methods = {"": answer_async, "check_health": check_async}
+
+    async def scene() -> None:
+        async with Rig(tmp_path, methods) as rig:
+            await until(lambda: look(rig) == f"check_health() raised: {said}")
+            call = rig.ask()
+            await call.done
+            assert call.value == "fine"
+            await is_checked(rig)
+
+    play(scene)
+
+
+@pytest.mark.parametrize("held_by", ["something else", "a call", "a call that came with the others"])
+def test_work_behind_an_event_loop_that_is_held_is_given_back_and_runs_elsewhere(tmp_path: Path, held_by: str) -> None:
+    let_go = threading.Event()
+    ran: list[int] = []
+
+    async def handler(number: int) -> int:
+        if number < 0:
+            let_go.wait(30)
+        ran.append(number)
+        return number
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, replicas=2) as rig:
+            await rig.linked()
+            if held_by == "something else":
+                hold_loop(rig, let_go)
+            else:
+                rig.ask(-1)
+            if held_by == "a call":
+                await until(lambda: any(replica.runner._caller.running for replica in rig.replicas))
+            for first in range(0, 90, 30):  # more each time than the other one has
+                calls = [rig.ask(number) for number in range(first, first + 30)]
+                await asyncio.gather(*(call.done for call in calls))
+                assert [call.value for call in calls] == list(range(first, first + 30))
+            assert not let_go.is_set()
+            let_go.set()
+
+    play(scene)
+    assert sorted(number for number in ran if number >= 0) == list(range(90))
+
+
+def test_work_behind_an_event_loop_that_is_held_goes_back_seldom_where_there_is_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = threading.Event()
+    given_back: list[float] = []
+    give_back = ReplicaLink.give_back
+
+    def noted(self: ReplicaLink, *args: Any, **kwargs: Any) -> None:
+        given_back.append(time.monotonic())
+        give_back(self, *args, **kwargs)
+
+    monkeypatch.setattr(ReplicaLink, "give_back", noted)
+
+    async def handler() -> str:
+        return "fine"
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler) as rig:
+            await rig.linked()
+            hold_loop(rig, let_go)
+            call = rig.ask()
+            await until(lambda: len(given_back) == 5)
+            held_s = time.monotonic() - call.admitted_at
+            assert held_s > 0.005 * 2**4
+            let_go.set()
+            await call.done
+            assert call.value == "fine"
+
+    play(scene)
