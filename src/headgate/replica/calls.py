@@ -222,8 +222,8 @@ class Caller:
             return
         member = members[0]
         start = monotonic()
-        member.mark_started(start)  # before the question, as `Runner._withdraw_unbegun` asks the other way round
-        if member.task is None:
+        member.started_at = start  # before the question, as `Runner._withdraw_unbegun` asks the other way round
+        if member.withdrawn:
             member.link.give_back(member, dropped=False)
             return
         if member.cancelled or member.deadline <= start:
@@ -233,6 +233,7 @@ class Caller:
         slot = id(members)
         facts = self.running[slot] = CallFacts(members, False, self._backend, self._replica)
         enter(facts)
+        member.mark_started(start)
         try:
             result = self._invoke(handler, member)
             if isinstance(result, Coroutine):
