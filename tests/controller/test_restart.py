@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from headgate.config import ReplicaOptions
+from headgate.controller import routers
 from headgate.core import replica_life
 from headgate.core.messages import (
     BackendEntry,
@@ -29,6 +30,11 @@ from tests.controller.rig import PATIENCE_S, Engine, Rig, create, definition, pl
 from tests.support import until
 
 ONE_CPU = ReplicaOptions(num_cpus=1)
+
+
+@pytest.fixture(autouse=True)
+def _everybody_is_back_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routers, "_BACK_WITHIN_S", 0.01)
 
 
 async def crash_during(rig: Rig, verb: asyncio.Task[VerbDone]) -> None:
@@ -344,6 +350,36 @@ def test_a_deleted_backend_that_routers_have_requests_for_is_kept_going_by_the_n
         rig.ingress.is_idle()
         assert (await rig.repeat("id-1", DeleteBackend("v1"))).error is None
         assert rig.replicas("v1") == []
+
+    play(scene)
+
+
+def test_a_process_with_handles_that_connects_again_a_moment_later_than_ingresses_is_waited_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(routers, "_BACK_WITHIN_S", 0.4)
+
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1")
+        before = rig.process("handles")
+        await before.link.connected()
+        before.busy_backends = ("v1",)
+        deletion = asyncio.create_task(rig.try_verb(DeleteBackend("v1")))
+        await until(lambda: "v1" in rig.ingress.table.leaving, "it is leaving")
+        await before.link.close()
+        await crash_during(rig, deletion)
+        starting = asyncio.create_task(rig.start())
+        await until(lambda: rig.ingress.table.version > before.table.version, "an ingress is there")
+        await rig.describe()
+        again = rig.process("handles")
+        again.busy_backends = ("v1",)
+        await until(lambda: again.tables, "it has a table")
+        assert "v1" in again.table.leaving
+        await until(lambda: rig._controller._routers._back_at < asyncio.get_running_loop().time(), "everybody is back")
+        await rig.describe()
+        assert "v1" in again.table.leaving
+        assert len(rig.replicas("v1")) == 1
+        again.is_idle()
+        await until(lambda: rig.replicas("v1") == [], "it has left")
+        await starting
 
     play(scene)
 

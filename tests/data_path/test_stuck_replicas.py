@@ -6,13 +6,14 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
 from headgate.replica.links import ReplicaLink
-from tests.data_path.rig import Rig
+from tests.data_path.rig import Asked, Rig
 from tests.data_path.test_data_path import play
 from tests.support import until
 
@@ -195,5 +196,73 @@ def test_work_behind_an_event_loop_that_is_held_goes_back_seldom_where_there_is_
             let_go.set()
             await call.done
             assert call.value == "fine"
+
+    play(scene)
+
+
+def test_a_call_that_was_given_back_marks_no_other_as_started(tmp_path: Path) -> None:
+    begun: set[int] = set()
+    wrong: list[set[int]] = []
+
+    async def scene() -> None:
+        calls: list[Asked] = []
+
+        async def handler(number: int) -> None:
+            begun.add(number)
+            (link,) = rig.router._backends["b"].links.values()
+            waiting = {call: link._page[call.place] for call in list(link.calls.values())}
+            wrong.append({at for at, call in enumerate(calls) if waiting.get(call)} - begun)
+            time.sleep(0.01)  # noqa: ASYNC251 - user code that holds its loop is what this is about
+
+        async with Rig(tmp_path, handler) as rig:
+            await rig.linked()
+            calls += [rig.ask(number) for number in range(20)]
+            for call in calls:
+                await call.done
+                assert call.info is None
+        assert wrong == [set()] * 20
+
+    play(scene)
+
+
+def test_a_busy_event_loop_sends_what_waits_away_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[int] = []
+    give_back = ReplicaLink.give_back
+
+    def counted(link: ReplicaLink, member: Any, **how: Any) -> None:
+        given_back.append(member.number)
+        give_back(link, member, **how)
+
+    monkeypatch.setattr(ReplicaLink, "give_back", counted)
+
+    async def handler() -> None:
+        time.sleep(0.01)  # noqa: ASYNC251 - user code that holds its loop is what this is about
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler) as rig:
+            await rig.linked()
+            calls = [rig.ask() for _ in range(30)]
+            for call in calls:
+                await call.done
+                assert call.info is None
+        assert len(given_back) < 4 * 30  # for each call all behind it would be 435
+
+    play(scene)
+
+
+def test_no_request_sees_what_another_has_set_in_its_context(tmp_path: Path) -> None:
+    user: ContextVar[int | None] = ContextVar("user", default=None)
+    seen: list[int | None] = []
+
+    async def handler(number: int) -> None:
+        seen.append(user.get())
+        user.set(number)
+        await asyncio.sleep(0)
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, concurrency=1) as rig:
+            for call in [rig.ask(number) for number in range(300)]:
+                await call.done
+        assert seen == [None] * 300
 
     play(scene)

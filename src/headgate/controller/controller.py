@@ -222,6 +222,8 @@ class Controller:
         for verb, replicas in carried:
             self._verbs.carry_on(verb, replicas)
         self._go_on_with_departures()
+        if running:
+            self._routers.expect_back()
         if running or self._verbs.state.backends:
             _log.info(
                 "took over %d processes; %d backends and %d endpoints are asked for",
@@ -430,6 +432,7 @@ class Controller:
         self._publish()
         await self._verbs.give_up()  # what had not finished is as if it had not begun
         deadline = self._now() + self._grace_s()
+        await self._routers.all_back()  # where an earlier controller has just died
         await self._drain_routers(deadline)
         replicas = self._fleet.all()
         _log.info("shutting down: stopping %d replicas", len(replicas))

@@ -47,7 +47,7 @@ class Departures:
         except TimeoutError:
             _log.warning("backend %r was deleted: some router still has requests for it after %g s", tag, grace_s)
         del self.backends[tag]
-        replicas = [replica for replica in self._fleet.of(tag) if replica.live]
+        replicas = [replica for replica in self._fleet.of(tag) if replica.live and not replica.held]  # those are of a new one
         for replica in replicas:
             self._fleet.dismiss(replica)
         self._publish()

@@ -16,10 +16,13 @@ from headgate.controller.tasks import Changes
 from headgate.core import messages
 from headgate.core.messages import Applied, Count, Counted, Hello, Idle, Message, RoutingTable
 from headgate.core.reports import Counters, QueueDepth, RequestCount
+from headgate.router.control import LONGEST_DELAY_S
 
 CLIENT_PATIENCE_S = 2.0
 """How long a verb waits for processes with handles to follow; ingresses are waited for."""
 _COUNT_PATIENCE_S = 0.5
+_BACK_WITHIN_S = LONGEST_DELAY_S + 0.2
+"""Who has lost the controller tries again at least as often as that, and then needs a moment."""
 _KEPT_ENDED = 256
 _VERSION_BITS = 32
 
@@ -59,6 +62,7 @@ class Routers:
         self._ended: dict[str, None] = {}  # ids in _counts whose routers have gone, oldest first
         self._total = Counters()  # of routers that are forgotten
         self._number = 0
+        self._back_at = 0.0
 
     @property
     def version(self) -> int:
@@ -122,8 +126,17 @@ class Routers:
         self._changes.tell()
         return True
 
+    def expect_back(self) -> None:
+        """An earlier controller has died: routers in processes with handles are about to connect again, and are waited for."""
+        self._back_at = asyncio.get_running_loop().time() + _BACK_WITHIN_S
+
+    async def all_back(self) -> None:
+        """Wait until all that run have had the time to connect again."""
+        await asyncio.sleep(max(self._back_at - asyncio.get_running_loop().time(), 0.0))
+
     async def in_force(self, version: int) -> tuple[str, ...]:
         """Wait until every ingress follows this version, and every client or 2 s have passed. Returns a warning for each that is late."""
+        await self.all_back()
         deadline = asyncio.get_running_loop().time() + CLIENT_PATIENCE_S
         await self._changes.until(lambda: self._ingresses_follow(version))
         await self._changes.until(lambda: not self._late(version), deadline - asyncio.get_running_loop().time())

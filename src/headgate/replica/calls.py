@@ -224,14 +224,17 @@ class Caller:
             return
         member = members[0]
         start = monotonic()
-        started = member.mark_started(start)  # before the question, as `Runner._withdraw_unbegun` asks the other way round
-        if member.task is None or not started:
+        member.started_at = start  # before the question, as `Runner._withdraw_unbegun` asks the other way round
+        if member.withdrawn:
             member.link.give_back(member, dropped=False)
             return
         if member.cancelled or member.deadline <= start:
             member.link.give_back(member, dropped=True)
             return
         handler = self._only or self._handler_of(member)
+        if not member.mark_started(start):
+            member.link.give_back(member, dropped=False)
+            return
         slot = id(members)
         facts = self.running[slot] = CallFacts(members, False, self._backend, self._replica)
         enter(facts)

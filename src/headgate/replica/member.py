@@ -24,6 +24,8 @@ class Member(wire.Call, eq=False):
     cancelled: bool = False
     shadow: bool = False  # cancelled, and a copy whose answer nobody has ever waited for
     started_at: float = 0.0
+    withdrawn: bool = False
+    """Given back though it has a task already, which must not begin."""
     task: Any = None  # the `asyncio.Task` that runs it
     stream: Any = None  # its `Stream`
     binding: Any = None  # its `Binding`, where it shares a call

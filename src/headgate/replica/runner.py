@@ -9,6 +9,7 @@ and requests stuck behind a slow call.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 import threading
 import time
@@ -73,6 +74,8 @@ class Runner:
         self._checking_since: float | None = None
         self._pump_timer: asyncio.TimerHandle | None = None
         self._async_running = 0
+        self._async_ended = 0
+        self._context = contextvars.copy_context()  # what each call on the event loop begins with, whatever others have set
         self._done = asyncio.Event()
         self.links: Links
         self._ticking = False
@@ -186,11 +189,15 @@ class Runner:
 
     def _stands_still_s(self, now: float) -> float:
         """For how long something has been seen to wait for the event loop, which has not begun or ended a call meanwhile."""
-        asked_at, tasks, begun = self._pump_asked_at, self._async_running, len(self._caller.running)
-        seen = (asked_at, tasks, begun, self._caller.ended)
+        seen = (self._pump_asked_at, self._async_running, len(self._caller.running), self._async_ended)
         if seen != self._loop_seen:
             self._loop_seen, self._loop_seen_at = seen, now
-        return now - self._loop_seen_at if asked_at or tasks > begun else 0.0
+        return now - self._loop_seen_at if self._waits_for_loop else 0.0
+
+    @property
+    def _waits_for_loop(self) -> bool:
+        """Whether something was asked of the event loop that has not begun."""
+        return bool(self._pump_asked_at) or self._async_running > len(self._caller.running)
 
     @property
     def answered(self) -> int:
@@ -244,9 +251,9 @@ class Runner:
             busy = busy or not left_alone or any(facts.members[0].stream for facts in running)
         if not self._inbox.empty or self._async_running > len(running):
             busy = True
-            if self._slots_are_slow(now):
+            if self._slots_became_slow(now):
                 self._give_back(self._inbox.withdraw_surplus(), 0)
-            elif self._loop is not None and self._loop_is_held(now):
+            elif self._loop is not None and self._loop_became_held(now):
                 self._give_back(self._inbox.withdraw_surplus() + self._withdraw_unbegun(), self._concurrency)
         self._tick_s = FLUSH_AFTER_S if busy else min(2 * self._tick_s, _LONGEST_TICK_S)
         submitted = self._submitted
@@ -259,7 +266,7 @@ class Runner:
         if self._submitted != submitted:
             self._start_ticks()
 
-    def _slots_are_slow(self, now: float) -> bool:
+    def _slots_became_slow(self, now: float) -> bool:
         """Every slot has been busy for a while. True once for each such set of calls."""
         # With its start, since a later call may get the identity of one that has ended.
         calls = {(facts.members[0].started_at, id(facts)) for facts in list(self._caller.running.values())}
@@ -270,12 +277,15 @@ class Runner:
         self._gave_back = calls
         return True
 
-    def _loop_is_held(self, now: float) -> bool:
-        """The event loop has stood still for a while. True once, and for what has come since whenever it has lasted twice as long."""
-        stands_s = self._stands_still_s(now)
-        if stands_s < SLOW_CALL_S:
+    def _loop_became_held(self, now: float) -> bool:
+        """The event loop has stood still for a while.
+
+        True once, and again, for what has come since, when it stands still for twice as long: until nothing waits for it any more.
+        So calls that hold it one after the other don't each send away what waits behind all of them.
+        """
+        if not self._waits_for_loop:
             self._return_after_s = SLOW_CALL_S
-            return False
+        stands_s = self._stands_still_s(now)
         if stands_s < self._return_after_s:
             return False
         self._return_after_s = 2 * stands_s
@@ -285,12 +295,11 @@ class Runner:
         """Take out what has a task on the event loop already, but has not begun in it."""
         unbegun: list[Member] = []
         for member in [member for link in list(self.links.all) for member in list(link.members.values())]:
-            task = member.task
-            if task is None or member.started_at or member.binding is not None:
+            if member.task is None or member.started_at or member.binding is not None:
                 continue
-            member.task = None  # before the question, as `Caller.call_async` asks the other way round
+            member.withdrawn = True  # before the question, as `Caller.call_async` asks the other way round
             if member.started_at:
-                member.task = task
+                member.withdrawn = False
             else:
                 unbegun.append(member)
         return unbegun
@@ -368,6 +377,7 @@ class Runner:
 
     async def run_async(self) -> None:
         """Call async user code on this loop until `stop`."""
+        self._context = contextvars.copy_context()  # with what the constructor has set
         self._pump()
         await self._done.wait()
 
@@ -383,7 +393,7 @@ class Runner:
         assert self._loop is not None
         if self._health_due and self._checking_since is None:
             self._checking_since = time.monotonic()
-            self._loop.create_task(self._check_health_async())
+            self._loop.create_task(self._check_health_async(), context=self._context.copy())
         self._health_due = False
         if self._pump_timer is not None:
             self._pump_timer.cancel()
@@ -394,10 +404,10 @@ class Runner:
             if members is None:
                 leaves_at = self._inbox.leaves_at(now)
                 if leaves_at is not None:
-                    self._pump_timer = self._loop.call_later(max(0.0, leaves_at - now), self._pump)
+                    self._pump_timer = self._loop.call_later(max(0.0, leaves_at - now), self._pump, context=self._context)
                 return
             self._async_running += 1
-            task = self._loop.create_task(self._run_one(members))
+            task = self._loop.create_task(self._run_one(members), context=self._context.copy())
             for member in members:
                 member.task = task
 
@@ -406,6 +416,7 @@ class Runner:
             await self._caller.call_async(members)
         finally:
             self._async_running -= 1
+            self._async_ended += 1
             if not self._inbox.empty:
                 self._pump()
             if not self._flush_scheduled and self._loop is not None:

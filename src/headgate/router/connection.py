@@ -29,7 +29,7 @@ from headgate.core.messages import Count, Counted, Hello, Message, RoutingTable,
 from headgate.core.specs import control_path
 from headgate.errors import ErrorInfo, HeadgateError, NotRunningError, rebuild
 from headgate.router.borrowing import SharedLoop, Shield
-from headgate.router.call import Call
+from headgate.router.call import OVER, Call
 from headgate.router.control import ControlLink
 from headgate.router.reading import Reading
 from headgate.router.router import Router
@@ -432,12 +432,14 @@ class Connection:
 
     def _expire_early(self, call: Call) -> None:
         self._early.pop(call, None)
+        call.state = OVER  # whoever cancels it now comes too late
         why = f"no answer within {call.caller_timeout_s:.3g} s; it waited to hear from the controller and never started"
         call.failed(ErrorInfo("DeadlineExceededError", f"endpoint {call.endpoint!r}: {why}"))
 
     def _take_early(self) -> list[Call]:
         early, self._early = self._early, {}
-        for timer in early.values():
+        for call, timer in early.items():
+            call.state = OVER  # unless it is submitted now
             if timer is not None:
                 timer.cancel()
         return list(early)

@@ -424,7 +424,6 @@ class Link:
 
     def _settle(self) -> None:
         """The replica starts nothing more: what had not started runs elsewhere. It may have started some since its link closed."""
-        self._dead = None
         rest, self.unstarted = self.unstarted, []
         late = [call for call in rest if self._page[call.place]]
         rest = [call for call in rest if not self._page[call.place]]

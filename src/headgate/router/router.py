@@ -206,7 +206,7 @@ class Router:
         if dispatcher.full:
             why = f"{entry.max_queued_queries} requests wait for backend {entry.tag!r} already"
             return ErrorInfo("QueueFullError", why, reason="queue full", retry_after_s=wait or 1.0)
-        if wait is not None and now + wait > deadline:
+        if wait is not None and now + wait > deadline and not backend.more_come:
             why = f"backend {entry.tag!r} would take it in about {wait:.2f} s, after its deadline in {deadline - now:.2f} s"
             return unavailable(why, "deadline", wait)
         return None
@@ -353,7 +353,7 @@ class Router:
     def counters(self) -> Counters:
         """What this router counted since it started."""
         requests = tuple(RequestCount(*key, int(count), seconds) for key, (count, seconds) in self._counts.items())
-        queues = tuple(QueueDepth(tag, route.dispatcher.queued, route.in_flight) for tag, route in self._backends.items())
+        queues = tuple(QueueDepth(route.tag, route.dispatcher.queued, route.in_flight) for route in self._all_backends())
         return Counters(requests=requests, queues=queues, shadows_dropped=self._shadows_dropped, retried=self.retried)
 
     def served(self) -> tuple[int, float]:

@@ -14,7 +14,7 @@ from headgate.core.messages import BackendEntry, BrokenReplica, EndpointEntry, H
 from headgate.core.traffic import KeyMemory, TrafficPolicy
 from headgate.errors import ErrorInfo
 from headgate.router.call import OVER, SENT, WAITING, Call
-from headgate.router.link import Link
+from headgate.router.link import CONNECTING, Link
 
 if TYPE_CHECKING:
     from headgate.router.router import Router
@@ -133,6 +133,11 @@ class BackendRoute:
         for call in self.links[replica].calls.values():
             return call.sent_at
         return math.inf
+
+    @property
+    def more_come(self) -> bool:
+        """Whether a replica is on its way, or its link is, so that what waits may leave sooner than those here can take it."""
+        return self.entry.starting > 0 or any(link.state == CONNECTING for link in self.links.values())
 
     def report_broken(self, replica: str, reason: str) -> None:
         """Have the controller end a replica that can't be talked to."""
