@@ -132,7 +132,7 @@ def test_many_requests_with_replicas_coming_and_going_leave_everything_as_it_was
         wait_until(lambda: len(ready(instance, "b")) == 2 and len(instance.list_backends()["b"].replicas) == 2)
         figure("changes", churn.changes)
 
-    soak(requests // 5)  # what is made once is made
+    soak(requests // 2)  # what is made once is made
     before = held(instance)
     soak(requests)
     after = held(instance)
