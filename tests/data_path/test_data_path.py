@@ -591,6 +591,40 @@ def test_calls_wait_for_a_replica_that_is_starting_and_are_refused_when_none_is(
     play(scene)
 
 
+def test_a_request_that_comes_too_late_for_the_replicas_that_are_there_waits_where_another_is_on_its_way(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda x: time.sleep(0.3)) as rig:
+            await rig.ask(0).done  # so that it is known how long a call takes
+            runs = rig.ask(1)
+            refused = rig.ask(2, timeout_s=0.1)
+            assert refused.info is not None
+            assert refused.info.reason == "deadline"
+            rig.apply(backends={"b": msgspec.structs.replace(rig.entry(), starting=1)})
+            waits = rig.ask(3, timeout_s=0.1)
+            assert waits.info is None
+            await asyncio.gather(runs.done, waits.done)
+
+    play(scene)
+
+
+def test_calls_to_a_backend_that_leaves_are_counted_until_they_have_ended(tmp_path: Path) -> None:
+    let_go = threading.Event()
+
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda: let_go.wait(10)) as rig:
+            await rig.linked()
+            call = rig.ask()
+            rig.apply(endpoints={}, backends={}, leaving={"b": rig.entry()})
+            assert [(depth.backend, depth.in_flight) for depth in rig.router.counters().queues] == [("b", 1)]
+            rig.apply(endpoints={}, backends={})
+            assert [(depth.backend, depth.in_flight) for depth in rig.router.counters().queues] == [("b", 1)]
+            let_go.set()
+            await call.done
+            await until(lambda: not rig.router.counters().queues, "it is forgotten")
+
+    play(scene)
+
+
 def test_a_removed_replica_answers_what_it_has_and_gets_nothing_new(tmp_path: Path) -> None:
     let_go = threading.Event()
     ran: list[str] = []
