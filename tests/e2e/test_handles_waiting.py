@@ -9,9 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -208,6 +209,40 @@ def test_shutdown_ends_the_wait_of_the_thread_that_reads() -> None:
             wait_until(lambda: someone_reads(handle))
         with pytest.raises(HeadgateError):
             waits.result(10)
+
+
+def interrupted_at(point: int, call: Callable[[], object]) -> bool:
+    """Have Ctrl-C come where the call enters or leaves a function for the n-th time. False where it has fewer such points."""
+    passed = 0
+
+    def look(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal passed
+        if event != "c_call":
+            passed += 1
+            if passed == point:
+                sys.setprofile(None)
+                signal.raise_signal(signal.SIGINT)
+
+    try:
+        sys.setprofile(look)
+        call()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.setprofile(None)
+    return passed >= point
+
+
+def test_an_interruption_at_any_point_of_a_call_leaves_nothing_behind(handle: Handle) -> None:
+    handle.remote(0).result(10)
+    router = connections.of(handle._instance)._router
+    assert router is not None
+    point = 1
+    while interrupted_at(point, lambda: handle.remote(1).result(10)):
+        wait_until(lambda: not router.in_flight("one"))  # nobody waits for it, so the loop reads its answer
+        assert handle.remote(2).result(10) == 2
+        point += 1
+    assert point > 100
 
 
 INTERRUPTED = """

@@ -75,8 +75,8 @@ class Reading:
         """As `wait`, for at most so long, and without reading: what `read` is to be given. Exact to a millisecond."""
         if self._loop_reads:
             with self._lock:
+                self._loop_reads = False  # first: interrupted by a signal's handler before it is true, `leave` mends it
                 self._switch.modify(self._sockets.fileno(), 0)
-                self._loop_reads = False
         self.waiting = True
         try:
             if not idle():  # asked after `waiting` is set: whoever changes the answer then sees it and wakes this thread
