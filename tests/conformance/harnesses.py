@@ -60,6 +60,7 @@ class FakeHarness:
         elif behaviour == conformance.DIES:
             self.engine.fail_next(spec.backend, ReplicaStartError("exit status 3"))
         elif behaviour == conformance.STUCK:
+            self.engine.busy.add(id)  # for the whole grace
             self.engine.stuck.add(id)
         return spec
 

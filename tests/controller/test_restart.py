@@ -45,6 +45,11 @@ async def crash_during(rig: Rig, verb: asyncio.Task[VerbDone]) -> None:
         await verb
 
 
+def drain(rig: Rig) -> list[str]:
+    """The replicas that were told to end, and have something to finish."""
+    return [id for id, running in rig.engine.running().items() if running.state == replica_life.DRAINING]
+
+
 def test_a_new_controller_adopts_what_runs_and_no_router_ever_sees_less():
     async def scene(rig: Rig) -> None:
         await rig.create("v1", num_replicas=3)
@@ -350,6 +355,34 @@ def test_a_deleted_backend_that_routers_have_requests_for_is_kept_going_by_the_n
         rig.ingress.is_idle()
         assert (await rig.repeat("id-1", DeleteBackend("v1"))).error is None
         assert rig.replicas("v1") == []
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    "verb", [DeleteBackend("v1"), UpdateBackendConfig("v1", {"num_replicas": 2}, None)], ids=["deleted", "scaled down"]
+)
+def test_what_drains_when_the_controller_dies_neither_serves_under_the_next_one_nor_is_replaced(verb: Verb):
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1", num_replicas=3)
+        before = rig.replicas("v1")
+        rig.engine.busy.update(before)
+        first = asyncio.create_task(rig.repeat("id-1", verb))
+        kept = 0 if isinstance(verb, DeleteBackend) else 2
+        await until(lambda: len(drain(rig)) == 3 - kept, "it drains")
+        drained, seen = drain(rig), len(rig.ingress.tables)
+        await crash_during(rig, first)
+        await rig.start()
+        again = asyncio.create_task(rig.repeat("id-1", verb))
+        await until(lambda: len(rig.ingress.tables) > seen, "routers are told")
+        assert not again.done()
+        for id in drained:
+            rig.engine.end(id, "exit status 0")
+        assert (await again).error is None
+        assert rig.replicas("v1") == [id for id in before if id not in drained]
+        for table in rig.ingress.tables[seen:]:
+            shown = table.backends.get("v1") or table.leaving.get("v1")
+            assert (len(shown.replicas) if shown is not None else 0) == kept
 
     play(scene)
 

@@ -200,7 +200,7 @@ class Controller:
         """Match what runs with what is asked for; go on with the verbs that were under way, or forget them."""
         by_generation: dict[tuple[str, int], list[Running]] = {}
         for found in running:
-            if isinstance(found.spec, ReplicaSpec):
+            if isinstance(found.spec, ReplicaSpec) and found.state != life.DRAINING:
                 by_generation.setdefault((found.spec.backend, found.spec.generation), []).append(found)
         carried: list[tuple[Pending, list[Replica]]] = []
         for verb in pending:
@@ -219,6 +219,8 @@ class Controller:
                 replica = self._fleet.adopt(found, held=False, config=self._config_of(found.spec))
                 if replica.state == life.STARTING:
                     self._tasks.spawn(self._start_alone(replica), f"start of {replica.id}")
+                elif replica.state == life.DRAINING:  # its routers knew, before it was told
+                    self._tasks.spawn(self._fleet.drain(replica, replica.config.graceful_shutdown_timeout), f"drain of {replica.id}")
         for verb, replicas in carried:
             self._verbs.carry_on(verb, replicas)
         self._go_on_with_departures()
@@ -244,7 +246,7 @@ class Controller:
         """Deleted backends are kept going as far as they still run; what they were is told by their replicas."""
         found: dict[str, list[Replica]] = {}
         for replica in self._fleet.all():
-            if not replica.held and replica.tag not in self._verbs.state.backends:
+            if not (replica.held or replica.dismissed) and replica.tag not in self._verbs.state.backends:
                 found.setdefault(replica.tag, []).append(replica)
         for tag, replicas in found.items():
             spec = max(replicas, key=lambda replica: replica.generation).spec  # older ones were being replaced by it

@@ -140,10 +140,12 @@ class Fleet:
         assert isinstance(running.spec, ReplicaSpec)
         replica = Replica(running.spec, config, next(self._numbers), self._now(), held=held, adopted=True)
         self._replicas[replica.id] = replica
-        if running.state == life.READY:
-            self._ready(replica, running)
-        else:
+        if running.state == life.STARTING:
             replica.pid, replica.gpus = running.pid, running.gpus
+        else:
+            self._ready(replica, running)
+        if running.state == life.DRAINING:
+            self.dismiss(replica)
         return replica
 
     async def start(self, replica: Replica) -> None:

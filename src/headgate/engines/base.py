@@ -23,7 +23,7 @@ REPLICA: Final = "replica"
 
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine runs. `state` is "starting" or "ready"; `address` is where a ready replica takes links."""
+    """What an engine runs. `state` is "starting", "ready", or "draining" once `stop` was called; `address` is where it takes links."""
 
     id: str
     role: str  # REPLICA or INGRESS

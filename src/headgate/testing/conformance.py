@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Protocol, TypeVar
 
 from headgate.config import BackendConfig, ReplicaOptions
-from headgate.core.messages import Applied, Configure, Hello, Message
+from headgate.core.messages import Applied, Configure, Drain, Hello, Message
 from headgate.engines.base import Ended, Engine, IngressSpec, ReplicaSpec, Running
 from headgate.errors import InsufficientResourcesError, InvalidValueError, NotFoundError, NotRunningError, ReplicaStartError
 
@@ -375,6 +375,20 @@ async def check_the_next_engine_adopts_what_runs(harness: Harness) -> None:
     assert harness.records.ends_of("a")
     start.cancel()  # of an engine that is no more
     await asyncio.wait([start], timeout=WAIT_S)
+
+
+async def check_the_next_engine_knows_what_drains(harness: Harness) -> None:
+    """A replica that was told to stop is told as draining, and ends when it is told again."""
+    await _soon(harness.engine.start_replica(harness.replica(STUCK, "a")))
+    stop = asyncio.ensure_future(harness.engine.stop("a", WAIT_S))
+    await _until(lambda: any(isinstance(message, Drain) for message in harness.heard("a")), "the replica was not told to drain")
+    engine = await _soon(harness.successor())
+    assert [running.state for running in harness.adopted] == ["draining"]
+    await _soon(engine.stop("a", 0.1))
+    assert harness.records.ends_of("a")[0].asked_for
+    _assert_gone(harness, "a")
+    stop.cancel()  # of an engine that is no more
+    await asyncio.wait([stop], timeout=WAIT_S)
 
 
 async def check_the_owner_is_told_to_leave_and_so_is_the_next(harness: Harness) -> None:

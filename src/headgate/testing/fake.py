@@ -9,6 +9,7 @@ goes otherwise:
     engine.release("digits:v2")                                    # … until here
     engine.end(id, "killed by SIGSEGV")                            # a replica dies
     engine.stuck.add(id)                                           # it neither drains nor answers pings
+    engine.busy.add(id)                                            # it drains until a test ends it
     engine.sent[id]                                                # what it was told
     engine.leave()                                                 # SIGTERM
     successor = engine.successor()                                 # the engine of the next controller, which adopts
@@ -17,6 +18,7 @@ goes otherwise:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -24,6 +26,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from headgate.config import ReplicaOptions
+from headgate.core import replica_life as life
 from headgate.core.messages import Drain, Hello, Message, Ping, Pong, ReplicaFailed, ReplicaReady
 from headgate.core.resources import Books
 from headgate.engines.base import INGRESS, REPLICA, Ended, IngressSpec, Peer, ReplicaSpec, Running
@@ -37,7 +40,7 @@ class _Replica:
         self.spec = spec
         self.id = spec.id
         self.role = REPLICA if isinstance(spec, ReplicaSpec) else INGRESS
-        self.ready = False
+        self.state = life.STARTING
         self.asked_for = False
         self.address = ""
         self.peer: Peer | None = None
@@ -47,8 +50,7 @@ class _Replica:
 
     def running(self) -> Running:
         gpus = self.spec.gpus if isinstance(self.spec, ReplicaSpec) else ()
-        state = "ready" if self.ready else "starting"
-        return Running(id=self.id, role=self.role, pid=None, state=state, address=self.address, gpus=gpus, spec=self.spec)
+        return Running(id=self.id, role=self.role, pid=None, state=self.state, address=self.address, gpus=gpus, spec=self.spec)
 
 
 class FakeEngine:
@@ -71,6 +73,8 @@ class FakeEngine:
         self._told_to_leave = False
         self.stuck: set[str] = set()
         """Ids of replicas that neither drain nor answer pings."""
+        self.busy: set[str] = set()
+        """Ids of replicas that have something to finish, and drain until a test ends them, or for the whole `grace_s`."""
         self.sent: dict[str, list[Message]] = defaultdict(list)
         """What was sent to each id, also after its end."""
         self.ended: list[Ended] = []
@@ -92,7 +96,7 @@ class FakeEngine:
         """Replicas of this backend finish construction, also those that are in it."""
         self._held.discard(backend)
         for replica in list(self._running.values()):
-            if isinstance(replica.spec, ReplicaSpec) and replica.spec.backend == backend and not replica.ready:
+            if isinstance(replica.spec, ReplicaSpec) and replica.spec.backend == backend and replica.state == life.STARTING:
                 self._construct(replica)
 
     def end(self, id: str, reason: str = "killed by SIGKILL") -> None:
@@ -113,10 +117,11 @@ class FakeEngine:
         """The engine of a controller after this one, which finds what runs now. This one is of no further use."""
         engine = FakeEngine(self._totals)
         engine._told_to_leave = self._told_to_leave
-        engine._fail_next, engine._held, engine.stuck, engine.sent = self._fail_next, self._held, self.stuck, self.sent
+        engine._fail_next, engine._held, engine.sent = self._fail_next, self._held, self.sent
+        engine.stuck, engine.busy = self.stuck, self.busy
         for replica in self._running.values():
             adopted = _Replica(replica.spec)
-            adopted.ready, adopted.address, adopted.failure = replica.ready, replica.address, replica.failure
+            adopted.state, adopted.address, adopted.failure = replica.state, replica.address, replica.failure
             engine._running[replica.id] = adopted
             if isinstance(replica.spec, ReplicaSpec):
                 engine._books.adopt(replica.id, replica.spec.options, replica.spec.gpus)
@@ -146,7 +151,7 @@ class FakeEngine:
         """Start an ingress; it is ready at once."""
         self._check_new(spec.id)
         ingress = _Replica(spec)
-        ingress.ready = True
+        ingress.state = life.READY
         self._running[spec.id] = ingress
         return ingress.running()
 
@@ -203,14 +208,21 @@ class FakeEngine:
         return Pong(number)
 
     async def stop(self, id: str, grace_s: float) -> None:
-        """It drains and ends at once; ids in `stuck` are killed, without waiting for `grace_s`."""
+        """It drains and ends at once; ids in `stuck` are killed, without waiting for `grace_s`, those in `busy` after that."""
         replica = self._running.get(id)
         if replica is None:
             return
         replica.asked_for = True
-        if replica.ready:
+        drains = replica.state != life.STARTING and id not in self.stuck
+        if replica.state != life.STARTING:
+            replica.state = life.DRAINING
             self.send(id, Drain(grace_s))
-        drains = replica.ready and id not in self.stuck
+        if id in self.busy:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_s):
+                    while replica.reason is None:
+                        await _next_change(replica)
+            drains = False
         self._end(id, "exit status 0" if drains else "killed by SIGKILL")
 
     async def kill(self, id: str) -> None:
@@ -260,7 +272,7 @@ class FakeEngine:
             self._is_ready(replica)
 
     def _is_ready(self, replica: _Replica) -> None:
-        replica.ready = True
+        replica.state = life.READY
         replica.changed.set()
 
     async def _constructed(self, replica: _Replica) -> Running:
@@ -269,7 +281,7 @@ class FakeEngine:
         limit_s = replica.spec.config.startup_timeout
         try:
             async with asyncio.timeout(limit_s):
-                while not replica.ready and replica.failure is None and replica.reason is None:
+                while replica.state == life.STARTING and replica.failure is None and replica.reason is None:
                     await _next_change(replica)
         except TimeoutError:
             self._end(replica.id, "killed by SIGKILL")

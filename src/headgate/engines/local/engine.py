@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from headgate.config import ReplicaOptions
+from headgate.core import replica_life as life
 from headgate.core.messages import Drain, Hello, Message, Ping, Pong, ReplicaFailed, ReplicaReady
 from headgate.core.resources import Books
 from headgate.engines.base import INGRESS, REPLICA, Ended, IngressSpec, InstanceSettings, Peer, ReplicaSpec, Running
@@ -27,6 +28,7 @@ from headgate.engines.local.protocol import (
     Close,
     Closed,
     Complete,
+    Drains,
     Exited,
     Kill,
     Leave,
@@ -54,7 +56,7 @@ class _Process:
         self.role = REPLICA if isinstance(spec, ReplicaSpec) else INGRESS
         self.pid: int | None = None
         self.address = ""
-        self.ready = False
+        self.state = life.STARTING
         self.asked_for = False
         self.peer: Peer | None = None
         self.unsent: list[Message] = []  # until it first connects
@@ -65,8 +67,7 @@ class _Process:
 
     def running(self) -> Running:
         gpus = self.spec.gpus if isinstance(self.spec, ReplicaSpec) else ()
-        state = "ready" if self.ready else "starting"
-        return Running(id=self.id, role=self.role, pid=self.pid, state=state, address=self.address, gpus=gpus, spec=self.spec)
+        return Running(id=self.id, role=self.role, pid=self.pid, state=self.state, address=self.address, gpus=gpus, spec=self.spec)
 
 
 class LocalEngine:
@@ -208,7 +209,9 @@ class LocalEngine:
         if process is None:
             return
         process.asked_for = True
-        if process.ready:
+        if process.state != life.STARTING:
+            process.state = life.DRAINING
+            self._tell(Drains(id))
             self.send(id, Drain(grace_s))
             await asyncio.wait([process.ended], timeout=grace_s)
         await self._end(process)
@@ -303,9 +306,9 @@ class LocalEngine:
             raise interrupted
 
     def _is_ready(self, process: _Process, address: str) -> None:
-        if process.ready:
+        if process.state != life.STARTING:
             return
-        process.ready, process.address = True, address
+        process.state, process.address = life.READY, address
         self._tell(Ready(process.id, address))
         if not process.started.done():
             process.started.set_result(None)
@@ -391,8 +394,8 @@ class LocalEngine:
         self._processes[runs.id] = process
         if isinstance(spec, ReplicaSpec):
             self._books.adopt(runs.id, spec.options, spec.gpus)
-        if runs.ready:
-            process.ready, process.address = True, runs.address
+        process.state, process.address = runs.state, runs.address
+        if runs.state != life.STARTING:
             process.started.set_result(None)
 
     def _disconnect(self) -> None:

@@ -67,6 +67,12 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     address: str
 
 
+class Drains(msgspec.Struct, frozen=True, tag="drains"):
+    """It was told to finish what it has and end. Kept for the next controller's engine, too."""
+
+    id: str
+
+
 class Serving(msgspec.Struct, frozen=True, tag="serving"):
     """HTTP answers."""
 
@@ -100,7 +106,7 @@ class Runs(msgspec.Struct, frozen=True, tag="runs"):
     id: str
     role: str
     pid: int
-    ready: bool
+    state: str  # "starting", "ready" or "draining"
     address: str
 
 
@@ -130,7 +136,7 @@ class Closed(msgspec.Struct, frozen=True, tag="closed"):
     """Everything that the engine started has ended."""
 
 
-ToSupervisor = Spawn | Kill | Ready | Serving | Alive | Leaving | Close | Failed
+ToSupervisor = Spawn | Kill | Ready | Drains | Serving | Alive | Leaving | Close | Failed
 ToEngine = Runs | Complete | Leave | Spawned | Exited | Closed
 
 to_supervisor: Final[msgspec.msgpack.Decoder[ToSupervisor]] = msgspec.msgpack.Decoder(ToSupervisor)

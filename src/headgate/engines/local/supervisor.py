@@ -23,6 +23,7 @@ from typing import Final, NoReturn
 
 import msgspec
 
+from headgate.core import replica_life as life
 from headgate.core.specs import link_path
 from headgate.engines.base import INGRESS
 from headgate.engines.local import folders, processes, programs, protocol, sigterm
@@ -34,6 +35,7 @@ from headgate.engines.local.protocol import (
     Close,
     Closed,
     Complete,
+    Drains,
     Exited,
     Failed,
     InstanceRecord,
@@ -79,7 +81,7 @@ class _Child(msgspec.Struct):
     role: str
     id: str
     pid: int
-    ready: bool = False
+    state: str = life.STARTING
     address: str = ""
 
 
@@ -240,7 +242,11 @@ class _Supervisor:
         elif isinstance(record, Ready):
             child = self._by_id.get(record.id)
             if child is not None:
-                child.ready, child.address = True, record.address
+                child.state, child.address = life.READY, record.address
+        elif isinstance(record, Drains):
+            child = self._by_id.get(record.id)
+            if child is not None:
+                child.state = life.DRAINING
         elif isinstance(record, Serving):
             self._serving()
         elif isinstance(record, Leaving):
@@ -391,7 +397,7 @@ class _Supervisor:
             theirs.close()
         self._seen_alive()
         for child in self._by_id.values():
-            self._send(Runs(child.id, child.role, child.pid, child.ready, child.address))
+            self._send(Runs(child.id, child.role, child.pid, child.state, child.address))
         self._send(Complete())
         if self._told_to_leave:
             self._send(Leave())
