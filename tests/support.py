@@ -1,7 +1,7 @@
 """What do tests share?
 
-Waiting with a deadline, in a thread and on an event loop; how exact times are; leaving out a test; and what stands for an instance
-where handles are tested.
+Waiting with a deadline, in a thread and on an event loop; how exact times are; leaving out a test; what is under way at a backend;
+and what stands for an instance where handles are tested.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pytest
 
 from headgate.errors import ErrorInfo
 from headgate.router.call import Call
+from headgate.serve import Instance
 
 T = TypeVar("T")
 
@@ -46,6 +47,11 @@ def wait_until(condition: Callable[[], T], timeout_s: float = 10.0, what: str = 
             raise AssertionError(f"{name}: not within {timeout_s:g} s") from failure
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, 0.05)
+
+
+def under_way(instance: Instance, tag: str) -> int:
+    """How many requests a backend has, queued or running."""
+    return sum(depth.in_flight for depth in instance.stat().counters.queues if depth.backend == tag)
 
 
 async def until(condition: Callable[[], object], what: str = "", timeout_s: float = 10.0) -> None:

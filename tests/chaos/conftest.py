@@ -23,7 +23,7 @@ def long(request: pytest.FixtureRequest) -> bool:
 def figure(request: pytest.FixtureRequest) -> Figures:
     """Print a figure and hold it to its bound: `figure("replacement p99", 0.2, at_most_s=1.0)`.
 
-    `at_most_s` is a time and `at_most_times` a ratio of times, of which shared machines are given more; the others are as they are.
+    `at_most_s` is a time, of which shared machines are given more; `at_most_times` is a ratio of times, and as it is, like the others.
     """
     test = request.node.name.removeprefix("test_").replace("_", " ")
 
@@ -36,8 +36,7 @@ def figure(request: pytest.FixtureRequest) -> Figures:
         at_most: float | None = None,
         at_least: float | None = None,
     ) -> None:
-        timed = at_most_times if at_most_s is None else at_most_s
-        limit = at_most if timed is None else timed * TIME_FACTOR
+        limit = at_most_s * TIME_FACTOR if at_most_s is not None else at_most if at_most_times is None else at_most_times
         unit = " s" if at_most_s is not None else "x" if at_most_times is not None else ""
         bound = f" (at most {limit:g}{unit})" if limit is not None else f" (at least {at_least:g})" if at_least is not None else ""
         _lines.append(f"{test}\n    {what}: {value:.4g}{unit}{bound}")

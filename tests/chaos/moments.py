@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from headgate.serve import Instance
-from tests.support import wait_until
+from tests.support import under_way, wait_until
 
 
 def every(period_s: float, seconds: float) -> Iterator[float]:
@@ -38,11 +38,6 @@ def ready(instance: Instance, tag: str) -> list[int]:
 def process(instance: Instance, role: str) -> list[int]:
     """The processes of that role."""
     return [process.pid for process in instance.status().processes if process.role == role]
-
-
-def under_way(instance: Instance, tag: str) -> int:
-    """How many requests a backend has, queued or running."""
-    return sum(depth.in_flight for depth in instance.stat().counters.queues if depth.backend == tag)
 
 
 def wait_nothing_under_way(instance: Instance, tag: str) -> None:

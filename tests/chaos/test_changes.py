@@ -17,9 +17,9 @@ from headgate.errors import ReplicaStartError
 from headgate.serve import Instance
 from tests.chaos.conftest import Figures
 from tests.chaos.load import Load, Outcome
-from tests.chaos.moments import percentile, ready, under_way, wait_not_listed, wait_until_then
+from tests.chaos.moments import percentile, ready, wait_not_listed, wait_until_then
 from tests.chaos.workers import Broken, Unwell, Worker, begun
-from tests.support import wait_until
+from tests.support import under_way, wait_until
 
 ALONE_S = 3.0
 """How long the load runs by itself, to see what answers take without changes."""

@@ -114,6 +114,7 @@ def test_a_controller_is_killed_every_2_seconds_under_load_with_verbs_going_on(
     instance.create_endpoint("double", backend="double")
     calls = Calls(instance)
     replicas = {replica.id for replica in instance.list_backends()["steady"].replicas}
+    ingresses = process(instance, "ingress")
     verbs = Verbs(instance, str(tmp_path / "others"))
     kills = 0
     with Load(f"{instance.http_url}/steady", 150.0) as load:
@@ -129,6 +130,7 @@ def test_a_controller_is_killed_every_2_seconds_under_load_with_verbs_going_on(
             calls.stop()
     load.check_definite()
     assert {replica.id for replica in instance.list_backends()["steady"].replicas} == replicas, "replicas were started again"
+    assert process(instance, "ingress") == ingresses
     assert set(begun(journal).values()) == {1}
     assert list(instance.list_backends()) == ["steady", "double"]
     figure("requests that failed", len(load.bad()), at_most=0)

@@ -198,6 +198,8 @@ def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Scene:
     return Scene(DEEDS[request.param], tmp_path)
 
 
+pytestmark = pytest.mark.timeout(1200)  # the long form
+
 each_deed = pytest.mark.parametrize("scene", DEEDS, indirect=True)
 
 

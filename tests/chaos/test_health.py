@@ -1,12 +1,17 @@
-"""What do clients and the operator see of a replica that answers pings, and whose work or health check goes on for ever?"""
+"""What do clients and the operator see of a replica that answers pings, and whose work or health check goes on for ever?
+
+And do the pages for load balancers tell the truth?
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -18,9 +23,9 @@ from headgate.errors import ReplicaStartError
 from headgate.serve import Instance
 from tests.chaos.conftest import Figures
 from tests.chaos.load import Load
-from tests.chaos.moments import ready, under_way
+from tests.chaos.moments import process, ready
 from tests.chaos.workers import Worker, begun
-from tests.support import TIME_FACTOR, wait_until
+from tests.support import TIME_FACTOR, under_way, wait_until
 
 PERIOD_S = 0.1
 TIMEOUT_S = 0.5
@@ -315,3 +320,56 @@ def test_a_new_version_whose_first_health_check_does_not_return_leaves_the_old_o
     assert caught(new) not in before
     assert ready(instance, "b") == before
     assert Pages.of(instance) == GOOD
+
+
+# What else the pages must tell.
+
+
+def not_ready(page: Pages) -> bool:
+    return (page.alive, page.ready, page.readiness.get("backends")) == (200, 503, ["b"])
+
+
+def test_the_last_replica_dies_while_there_is_no_controller_to_tell(instance: Instance, tmp_path: Path):
+    serve_trapped(instance, Trapped, tmp_path)
+    ((victim,), (controller,)) = ready(instance, "b"), process(instance, "controller")
+    os.kill(controller, signal.SIGSTOP)
+    assert Pages.of(instance) == GOOD
+    os.kill(victim, signal.SIGKILL)
+    pages = looks_until(instance, lambda: not_ready(Pages.of(instance)))
+    os.kill(controller, signal.SIGCONT)
+    pages += looks_until(instance, lambda: Pages.of(instance) == GOOD)
+    assert {page.alive for page in pages} == {200}
+
+
+def test_in_the_gap_of_an_update_no_replica_is_ready(instance: Instance, tmp_path: Path):
+    new = tmp_path / "new"
+    new.mkdir()
+    (new / "shut").touch()
+    instance.create_backend("b", Trapped, str(tmp_path), ray_actor_options={"num_gpus": 1})
+    instance.create_endpoint("e", "/e", ["POST"], backend="b")
+    with ThreadPoolExecutor(1) as threads:
+        update = threads.submit(instance.update_backend, "b", Trapped, str(new), allow_gap=True)
+        pages = looks_until(instance, lambda: not_ready(Pages.of(instance)))
+        (new / "shut").unlink()
+        pages += looks_until(instance, update.done)
+        update.result()
+    assert {page.alive for page in pages} == {200}
+    assert Pages.of(instance) == GOOD
+
+
+def test_who_has_too_much_to_do_is_ready(instance: Instance, tmp_path: Path):
+    instance.create_backend("b", Worker, str(tmp_path / "journal"), 0.5, config={"max_concurrent_queries": 1, "max_queued_queries": 1})
+    instance.create_endpoint("e", "/e", ["POST"], backend="b")
+    with Load(f"{instance.http_url}/e", 50.0) as load:
+        wait_until(lambda: load.by_status().get(503, 0) > 20)
+        pages = looks_until(instance, lambda: load.by_status().get(503, 0) > 60)
+    assert all(page == GOOD for page in pages), pages
+
+
+def test_a_new_ingress_tells_the_truth_from_its_first_answer(instance: Instance, tmp_path: Path):
+    serve_trapped(instance, Trapped, tmp_path)
+    for _ in range(5):
+        (victim,) = process(instance, "ingress")
+        os.kill(victim, signal.SIGKILL)
+        assert Pages.of(instance) == GOOD  # it waits for the new one, which answers when it has a table
+        assert process(instance, "ingress") != [victim]

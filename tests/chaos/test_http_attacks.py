@@ -23,8 +23,8 @@ from tests.chaos.conftest import Figures
 from tests.chaos.siege import Case, Siege, Then, check_answers
 from tests.chaos.upkeep import KEPT_BYTES, MEMORY_BYTES, Upkeep
 
-MUTATED, STRUCTURED = 60_000, 15_000
-"""Cases of the normal form; the long one has ten times as many."""
+MUTATED, STRUCTURED = 70_000, 15_000
+"""Cases of the normal form, with those on links more than 100,000; the long one has ten times as many."""
 WARM_UP: Final = 3000
 """So many cases before memory is looked at: what is kept for good, such as heads that are remembered, is there then."""
 HELD_BYTES: Final = 64 << 20
@@ -78,7 +78,7 @@ def cut(chance: random.Random, data: bytes) -> list[bytes]:
 
 
 class Mutants:
-    """Cases of mutated requests, and what came of them."""
+    """Cases of mutated requests and of random bytes, and what came of them."""
 
     def __init__(self, chance: random.Random) -> None:
         self.statuses: Counter[int] = Counter()
@@ -91,7 +91,10 @@ class Mutants:
         thens: list[Then] = ["close its side later", "close its side later", "close its side later", "close its side", "reset"]
         for _ in range(count):
             self._number += 1
-            data = hostile.mutated(self._chance, self._seeds).replace(hostile.BLANK_NAME, hostile.name(self._number))
+            if self._number % 16:
+                data = hostile.mutated(self._chance, self._seeds).replace(hostile.BLANK_NAME, hostile.name(self._number))
+            else:
+                data = self._chance.randbytes(self._chance.randrange(1, 300))
             yield Case(self._number, cut(self._chance, data), self._chance.choice(thens), self._judge)
 
     def _judge(self, case: Case) -> None:

@@ -106,6 +106,7 @@ def stream_of(chance: random.Random, name: bytes) -> bytes:
 # The decoder.
 
 
+@pytest.mark.timeout(1200)
 def test_no_bytes_make_a_decoder_do_anything_but_give_frames_or_refuse_them(figure: Figures, long: bool):
     count = DECODED * 10 if long else DECODED
     chance = random.Random(10)

@@ -19,8 +19,8 @@ import requests
 from headgate import serve
 from headgate.serve import Instance
 from tests.chaos.conftest import Figures
-from tests.chaos.moments import process, ready, under_way
-from tests.support import TIME_FACTOR, wait_until
+from tests.chaos.moments import process, ready
+from tests.support import TIME_FACTOR, under_way, wait_until
 
 
 def exit_at_once() -> None:
@@ -103,21 +103,25 @@ def test_what_had_not_started_runs_elsewhere_and_what_runs_fails_or_runs_again(
     def post(body: str) -> requests.Response:
         return requests.post(url, body, timeout=20)
 
+    def post_and_look() -> tuple[requests.Response, float]:
+        return post(end), time.monotonic()
+
     assert post("hello").text == "hello"
     (victim,) = ready(instance, "b")
     with ThreadPoolExecutor(8) as threads:
-        ended = threads.submit(post, end)
+        ended = threads.submit(post_and_look)
         wait_until((tmp_path / "mark").exists)
         ended_at = time.monotonic()
         others: list[Future[requests.Response]] = [threads.submit(post, f"other-{number}") for number in range(6)]
         replaced_s = wait_until(lambda: ready(instance, "b") not in ([victim], []) and time.monotonic() - ended_at, 20)
         answers = [other.result() for other in others]
+    answer, answered_at = ended.result()
     if stuck:
-        assert ended.result().status_code == 504
+        assert answer.status_code == 504
         assert {answer.status_code for answer in answers} <= {200, 504}  # their own time may be over, too
     else:
         assert [answer.status_code for answer in answers] == [200] * 6, answers
-        assert ended.result().status_code == (200 if idempotent else 502)
+        assert answer.status_code == (200 if idempotent else 502)
     assert requests.get(f"{instance.http_url}/-/healthz", timeout=5).status_code == 200
     wait_until(lambda: requests.get(f"{instance.http_url}/-/readyz", timeout=5).json() == {"status": "ready"})
     lines = (tmp_path / "begun").read_text().split()
@@ -125,6 +129,7 @@ def test_what_had_not_started_runs_elsewhere_and_what_runs_fails_or_runs_again(
     assert all(lines.count(f"other-{number}") <= 1 for number in range(6))
     found_s = {"freeze": 0.7, "wait_for_oneself": 1.2, "close_every_socket": 1.1, "stop_in_the_middle_of_a_frame": 1.1}.get(end, 0.0)
     figure(f"{end}: another serves", replaced_s, at_most_s=1.0 + found_s)
+    figure(f"{end}: answered", answered_at - ended_at, at_most_s=(1.0 if idempotent else 0.5) + found_s)
 
 
 class Guarded:
@@ -169,6 +174,60 @@ def is_unhealthy(instance: Instance) -> bool:
         assert "the model file is broken" in text
         assert "Traceback" in text
     return True
+
+
+class DiesFirst:
+    """Dies of its first request while the file `forbidden` exists; `journal` tells when each was constructed, and when it died."""
+
+    def __init__(self, forbidden: str, journal: str) -> None:
+        self._forbidden, self._journal = Path(forbidden), Path(journal)
+        self._note("constructed")
+
+    def __call__(self, request: Any) -> str:
+        if self._forbidden.exists():
+            self._note("dies")
+            os._exit(7)
+        return "well"
+
+    def _note(self, what: str) -> None:
+        with self._journal.open("a") as file:
+            file.write(f"{what} {time.monotonic()}\n")
+
+
+def test_a_backend_that_dies_of_every_first_request_is_started_after_longer_and_longer_pauses_and_says_why(
+    instance: Instance, tmp_path: Path
+):
+    forbidden, journal = tmp_path / "forbidden", tmp_path / "journal"
+    forbidden.touch()
+    instance.create_backend("b", DiesFirst, str(forbidden), str(journal))
+    instance.create_endpoint("e", "/e", ["POST"], backend="b")
+    url = f"{instance.http_url}/e"
+
+    def dies() -> bool:
+        answer = requests.post(url, timeout=20)
+        assert (answer.status_code == 503 and answer.headers["Retry-After"]) or answer.status_code == 502
+        return answer.status_code == 502
+
+    for _ in range(5):
+        wait_until(dies)  # in a pause it is told when to come back
+    lines = [line.split() for line in journal.read_text().splitlines()]
+    assert [what for what, _ in lines] == ["constructed", "dies"] * 5
+    pauses_s = [float(lines[at + 1][1]) - float(lines[at][1]) for at in range(1, 9, 2)]
+    assert all(pause_s >= least_s for pause_s, least_s in zip(pauses_s, (0.0, 0.2, 0.4, 0.8), strict=True)), pauses_s
+
+    def is_told() -> bool:
+        backend = instance.status().backends["b"]
+        page = requests.get(f"{instance.http_url}/-/readyz", timeout=5)
+        assert (backend.state, page.status_code) == ("unhealthy", 503)
+        for text in (backend.reason, instance.stat().unhealthy["b"], page.json()["unhealthy"]["b"]):
+            assert "exit status 7" in text
+        return True
+
+    wait_until(is_told)
+    forbidden.unlink()
+    wait_until(lambda: requests.post(url, timeout=20).status_code == 200, 20 * TIME_FACTOR)
+    wait_until(lambda: instance.status().backends["b"].state == "ready")
+    assert requests.get(f"{instance.http_url}/-/readyz", timeout=5).json() == {"status": "ready"}
 
 
 def always_die(request: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -10,9 +11,9 @@ from typing import Any, cast
 import pytest
 
 from headgate import serve
-from headgate.errors import BatchResultError, UserCodeError
+from headgate.errors import BatchResultError, DeadlineExceededError, UserCodeError
 from headgate.serve import Instance
-from tests.support import TIME_FACTOR, wait_until
+from tests.support import TIME_FACTOR, under_way, wait_until
 
 
 class SlowBatches:
@@ -192,3 +193,40 @@ def test_a_batch_is_cancelled_only_when_all_of_its_members_are_gone(instance: In
     assert not (tmp_path / "cancelled").exists()
     second.cancel()
     wait_until((tmp_path / "cancelled").exists)
+
+
+class Recorded:
+    """Writes who is in each batch, and waits until it may go on."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    @serve.accept_batch
+    def __call__(self, requests: list[Any]) -> list[str]:
+        names = [request if isinstance(request, str) else request.args["name"] for request in requests]
+        with (self.folder / "ran").open("a") as file:
+            file.write(" ".join(names) + "\n")
+        wait_until((self.folder / "go").exists, 30)
+        return names
+
+
+def test_who_is_late_or_gone_leaves_its_place_in_the_next_batch_to_others(instance: Instance, tmp_path: Path) -> None:
+    instance.create_backend("b", Recorded, str(tmp_path), config={"max_batch_size": 2})
+    instance.create_endpoint("e", "/e", backend="b")
+    handle = instance.get_handle("e")
+    host, port = instance.http_url.removeprefix("http://").split(":")
+    running = handle.remote("first")
+    wait_until((tmp_path / "ran").exists)
+    late = handle.options(timeout_s=0.2).remote("late")
+    cancelled = handle.remote("cancelled")
+    with socket.create_connection((host, int(port)), 10) as leaves:
+        leaves.sendall(b"GET /e?name=leaves HTTP/1.1\r\nhost: h\r\n\r\n")
+        wait_until(lambda: under_way(instance, "b") >= 3)  # the late one may be over already
+        stay = [handle.remote(name) for name in ("second", "third")]
+        cancelled.cancel()
+    with pytest.raises(DeadlineExceededError):
+        late.result(10)
+    wait_until(lambda: under_way(instance, "b") == 3)
+    (tmp_path / "go").touch()
+    assert [reply.result(10) for reply in (running, *stay)] == ["first", "second", "third"]
+    assert (tmp_path / "ran").read_text().splitlines() == ["first", "second third"]

@@ -14,6 +14,7 @@ import subprocess
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import requests
 from headgate import serve
 from headgate.errors import ReplicaDiedError
 from headgate.router import payload
-from tests.support import wait_until
+from tests.support import under_way, wait_until
 
 
 @dataclass
@@ -312,17 +313,20 @@ def test_a_copy_for_a_shadow_never_runs_a_method_that_the_shadow_does_not_list(s
     shared_instance.shadow_traffic("noted", "noted-shadow", 0)
 
 
+class Slow:
+    """Writes whom it runs, and waits until it may go on."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def __call__(self, request: Any) -> str:
+        with (self.path / "ran").open("a") as ran:
+            ran.write(request.args["n"])
+        wait_until((self.path / "go").exists, 20)
+        return "done"
+
+
 def test_a_clients_deadline_is_kept_and_queued_work_never_starts(shared_instance: serve.Instance, tmp_path: Path) -> None:
-    class Slow:
-        def __init__(self, path: str) -> None:
-            self.path = Path(path)
-
-        def __call__(self, request: Any) -> str:
-            with (self.path / "ran").open("a") as ran:
-                ran.write(request.args["n"])
-            wait_until((self.path / "go").exists, 20)
-            return "done"
-
     shared_instance.create_backend("slow", Slow, str(tmp_path))
     shared_instance.create_endpoint("slow", "/slow", backend="slow")
     url = f"{shared_instance.http_url}/slow"
@@ -340,7 +344,7 @@ def test_a_clients_deadline_is_kept_and_queued_work_never_starts(shared_instance
     assert (tmp_path / "ran").read_text() == "13"
 
 
-def test_a_client_that_leaves_cancels_async_code_and_what_waits(shared_instance: serve.Instance, tmp_path: Path) -> None:
+def test_a_client_that_leaves_cancels_async_code(shared_instance: serve.Instance, tmp_path: Path) -> None:
     class Async:
         def __init__(self, path: str) -> None:
             self.path = Path(path)
@@ -360,6 +364,29 @@ def test_a_client_that_leaves_cancels_async_code_and_what_waits(shared_instance:
         client.sendall(b"GET /async HTTP/1.1\r\nhost: h\r\n\r\n")
         wait_until((tmp_path / "started").exists)
     wait_until((tmp_path / "cancelled").exists)
+
+
+def test_a_client_that_leaves_gives_its_place_in_the_queue_to_others_and_never_runs(
+    shared_instance: serve.Instance, tmp_path: Path
+) -> None:
+    config = {"max_concurrent_queries": 1, "max_queued_queries": 1}
+    shared_instance.create_backend("full", Slow, str(tmp_path), config=config)
+    shared_instance.create_endpoint("full", "/full", backend="full")
+    url = f"{shared_instance.http_url}/full"
+    host, port = shared_instance.http_url.removeprefix("http://").split(":")
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(requests.get, f"{url}?n=1", timeout=30)
+        wait_until((tmp_path / "ran").exists)
+        with socket.create_connection((host, int(port)), 10) as leaves:
+            leaves.sendall(b"GET /full?n=2 HTTP/1.1\r\nhost: h\r\n\r\n")
+            wait_until(lambda: under_way(shared_instance, "full") == 2)
+            assert requests.get(f"{url}?n=3", timeout=10).status_code == 503
+        wait_until(lambda: under_way(shared_instance, "full") == 1)
+        second = threads.submit(requests.get, f"{url}?n=4", timeout=30)
+        wait_until(lambda: under_way(shared_instance, "full") == 2)
+        (tmp_path / "go").touch()
+        assert (first.result().text, second.result().text) == ("done", "done")
+    assert (tmp_path / "ran").read_text() == "14"
 
 
 def test_a_replica_that_dies_is_502_at_once_and_the_rest_runs_elsewhere(shared_instance: serve.Instance, tmp_path: Path) -> None:
