@@ -200,6 +200,37 @@ def test_work_behind_an_event_loop_that_is_held_goes_back_seldom_where_there_is_
     play(scene)
 
 
+def test_an_event_loop_that_is_held_again_is_found_as_soon_as_the_first_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[float] = []
+    give_back = ReplicaLink.give_back
+
+    def noted(self: ReplicaLink, *args: Any, **kwargs: Any) -> None:
+        given_back.append(time.monotonic())
+        give_back(self, *args, **kwargs)
+
+    monkeypatch.setattr(ReplicaLink, "give_back", noted)
+
+    async def handler() -> str:
+        return "fine"
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler) as rig:
+            await rig.linked()
+            for _ in range(2):
+                given_back.clear()
+                let_go = threading.Event()
+                hold_loop(rig, let_go)
+                call = rig.ask()
+                await until(lambda: len(given_back) == 7)
+                assert given_back[0] - call.admitted_at < 0.005 * 2**6
+                let_go.set()
+                await call.done
+                await rig.ask().done
+                await until(lambda: not rig.replicas[0].runner._ticking)
+
+    play(scene)
+
+
 def test_a_call_that_was_given_back_marks_no_other_as_started(tmp_path: Path) -> None:
     begun: set[int] = set()
     wrong: list[set[int]] = []

@@ -249,6 +249,8 @@ class Runner:
             if left_alone:
                 self.links.reading.leave()
             busy = busy or not left_alone or any(facts.members[0].stream for facts in running)
+        if self._loop is not None and not self._waits_for_loop:
+            self._return_after_s = SLOW_CALL_S
         if not self._inbox.empty or self._async_running > len(running):
             busy = True
             if self._slots_became_slow(now):
@@ -283,8 +285,6 @@ class Runner:
         True once, and again, for what has come since, when it stands still for twice as long: until nothing waits for it any more.
         So calls that hold it one after the other don't each send away what waits behind all of them.
         """
-        if not self._waits_for_loop:
-            self._return_after_s = SLOW_CALL_S
         stands_s = self._stands_still_s(now)
         if stands_s < self._return_after_s:
             return False
