@@ -231,6 +231,52 @@ def test_an_event_loop_that_is_held_again_is_found_as_soon_as_the_first_time(tmp
     play(scene)
 
 
+def test_a_replica_whose_event_loop_was_held_gets_requests_again_soon(tmp_path: Path) -> None:
+    let_go = threading.Event()
+
+    async def handler() -> int:
+        await asyncio.sleep(0.05)
+        return threading.get_ident()
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, replicas=2) as rig:
+            await rig.linked()
+            await asyncio.gather(*(rig.ask().done for _ in range(20)))
+            hold_loop(rig, let_go)
+            calls = [rig.ask() for _ in range(2)]  # one for each
+            backend = rig.router._backends["b"]
+            await until(lambda: not backend.links[rig.replicas[0].id].calls, "it has nothing that could be answered")
+            let_go.set()
+            began_at = time.monotonic()
+            while len({(await call.done).value for call in calls}) < 2:
+                calls = [rig.ask() for _ in range(20)]
+            assert time.monotonic() - began_at < 2.0
+
+    play(scene)
+
+
+def test_what_is_tried_with_a_replica_that_is_still_held_returns_at_once(tmp_path: Path) -> None:
+    let_go = threading.Event()
+    waits_s: list[float] = []
+
+    async def handler() -> None:
+        await asyncio.sleep(0.01)  # quick ones would all go to the other
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, replicas=2) as rig:
+            await rig.linked()
+            hold_loop(rig, let_go)
+            began_at = time.monotonic()
+            while time.monotonic() - began_at < 1.9:
+                call = rig.ask()
+                await call.done
+                waits_s.append(time.monotonic() - call.admitted_at)
+            let_go.set()
+
+    play(scene)
+    assert sum(wait_s > 0.1 for wait_s in waits_s) < 2  # but for a moment in which this machine does something else
+
+
 def test_a_call_that_was_given_back_marks_no_other_as_started(tmp_path: Path) -> None:
     begun: set[int] = set()
     wrong: list[set[int]] = []

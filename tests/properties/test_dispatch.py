@@ -67,12 +67,19 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         self.again: list[Item] = []  # queued once more, in order of age
         self.at: dict[str, list[Item]] = {}
         self.draining: set[str] = set()
+        self.held_until: dict[str, float] = {}
 
     def sent(self, item: Item, replica: str) -> None:
         assert replica not in self.draining
         self.at[replica].append(item)
         self.sent_at[item] = self.now
         assert len(self.at[replica]) <= self.dispatcher.window(replica)
+        if self.is_held(replica):
+            rest = [other for other in self.at if other not in self.draining and not self.is_held(other)]
+            assert all(len(self.at[other]) >= self.dispatcher.window(other) for other in rest)
+
+    def is_held(self, replica: str) -> bool:
+        return self.held_until.get(replica, 0.0) > self.now
 
     def pump(self, draw: float) -> None:
         """What a router does after each event that makes room."""
@@ -124,6 +131,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     @rule(replica=consumes(replicas), draw=DRAWS)
     def lose(self, replica: str, draw: float) -> None:
         self.draining.discard(replica)
+        self.held_until.pop(replica, None)
         self.dispatcher.forget(replica)
         self.expect_again(self.at.pop(replica))
         self.pump(draw)
@@ -132,14 +140,16 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     def answer(self, replica: str, which: int, elapsed_s: float, others: int, draw: float) -> None:
         if self.at[replica]:
             self.at[replica].pop(which % len(self.at[replica]))
+            self.held_until.pop(replica, None)
             self.dispatcher.answered(replica, elapsed_s, len(self.at[replica]) + others, self.now)
             self.pump(draw)
 
-    @rule(replica=replicas, kept=st.integers(0, 2), others=st.integers(0, 5), draw=DRAWS)
-    def give_back(self, replica: str, kept: int, others: int, draw: float) -> None:
+    @rule(replica=replicas, kept=st.integers(0, 2), others=st.integers(0, 5), held_s=st.sampled_from([0.0, 0.0, 0.01, 1.0]), draw=DRAWS)
+    def give_back(self, replica: str, kept: int, others: int, held_s: float, draw: float) -> None:
         given, self.at[replica] = self.at[replica][kept:], self.at[replica][:kept]
         for _ in given:
-            self.dispatcher.returned(replica, kept + others, self.now)
+            self.dispatcher.returned(replica, kept + others, self.now, held_s)
+            self.held_until[replica] = max(self.held_until.get(replica, 0.0), self.now + held_s)
         if given and replica not in self.draining and not self.limits.is_batch:
             cap = self.limits.max_concurrent_queries or wire.PLACES
             assert self.dispatcher.window(replica) == min(self.limits.concurrency, cap)

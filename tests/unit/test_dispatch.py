@@ -104,6 +104,51 @@ def test_a_batch_handler_that_gave_back_gets_no_more_until_it_answers() -> None:
     assert dispatcher.window(0) == 8
 
 
+@pytest.mark.parametrize("elapsed_s", [0.0001, 0.05, 10.0])
+def test_a_replica_that_is_held_gets_nothing_until_it_is_to_be_tried_again_however_long_calls_take(elapsed_s: float) -> None:
+    dispatcher = dispatcher_with(2, Limits(concurrency=100))
+    assert [dispatcher.offer(object(), 0.0, 0.0) for _ in range(3)] == [0, 1, 0]
+    for replica in (0, 1):
+        dispatcher.answered(replica, elapsed_s, 0, 0.0)
+    dispatcher.returned(0, 0, 1.0, 0.03)
+    assert {dispatcher.offer(object(), 1.029, 0.0) for _ in range(50)} == {1}
+    assert dispatcher.offer(object(), 1.031, 0.0) == 0
+
+
+def test_of_many_replicas_those_that_are_not_held_are_found() -> None:
+    dispatcher = dispatcher_with(2 * SCANNED, Limits(concurrency=100))
+    for replica in range(2 * SCANNED):
+        assert dispatcher.offer(object(), 0.0, replica / (2 * SCANNED)) == replica
+        if replica:
+            dispatcher.returned(replica, 0, 0.0, 1.0)
+    assert {dispatcher.offer(object(), 0.5, number / 50) for number in range(50)} == {0}
+
+
+def test_a_replica_that_was_held_is_like_any_other_when_it_answers() -> None:
+    dispatcher = dispatcher_with(2, Limits(concurrency=100))
+    assert [dispatcher.offer(object(), 0.0, 0.0) for _ in range(4)] == [0, 1, 0, 1]
+    dispatcher.returned(0, 1, 0.0, 1.0)
+    assert [dispatcher.offer(object(), 0.1, 0.0) for _ in range(2)] == [1, 1]
+    dispatcher.released(0, 0, 0.1)  # what it doesn't answer says nothing
+    assert dispatcher.offer(object(), 0.1, 0.0) == 1
+    dispatcher.forget(1)
+    assert dispatcher.offer(object(), 0.1, 0.0) == 0
+    dispatcher.add_replica(2)
+    assert dispatcher.offer(object(), 0.1, 0.0) == 2
+    dispatcher.answered(0, 0.1, 0, 0.2)
+    assert dispatcher.offer(object(), 0.2, 0.0) == 0
+
+
+def test_where_all_replicas_are_held_requests_go_to_the_least_loaded_and_where_the_others_are_full_to_the_held_one() -> None:
+    dispatcher = dispatcher_with(3, Limits(concurrency=2))
+    assert [dispatcher.offer(object(), 0.0, 0.0) for _ in range(6)] == [0, 1, 2, 0, 1, 2]
+    dispatcher.returned(0, 1, 0.0, 1.0)
+    assert dispatcher.offer(object(), 0.0, 0.0) == 0
+    for replica, load in ((0, 1), (0, 0), (1, 1), (2, 1)):
+        dispatcher.returned(replica, load, 0.0, 1.0)
+    assert [dispatcher.offer(object(), 0.0, 0.5) for _ in range(5)] == [0, 1, 2, 0, None]
+
+
 def test_slow_requests_spread_over_all_replicas_before_any_gets_a_second() -> None:
     dispatcher = dispatcher_with(4, Limits(concurrency=2))
     sent = [dispatcher.offer(object(), 0.0, 0.3) for _ in range(8)]

@@ -41,6 +41,7 @@ _BAND = 1.25  # the window is computed anew when the mean has moved by this fact
 # What others had at a replica is believed for that many times as long as it takes to run: longer than it may last, since
 # more of theirs will have come. Two routers wait 1.31 times as long as one queue; with 1 instead 1.35, without end 1.30.
 _BELIEVED = 10.0
+_HELD = 1 << 20  # over any load
 _RATE_ANSWERS = 8  # fewer don't say how fast the queue moves
 _RATE_S = 5.0  # the rate is that of the last one or two such periods
 _RATE_STANDS_S = 0.001  # it is computed once in so long, not for every request of a burst
@@ -59,7 +60,7 @@ class Limits(msgspec.Struct, frozen=True):
 class _Replica(Generic[Id]):
     """What the router knows of one replica."""
 
-    __slots__ = ("draining", "fill", "high_s", "id", "low_s", "mean_s", "others", "others_until", "outstanding", "window")
+    __slots__ = ("draining", "fill", "held_until", "high_s", "id", "low_s", "mean_s", "others", "others_until", "outstanding", "window")
 
     def __init__(self, id: Id) -> None:
         self.id = id
@@ -71,6 +72,7 @@ class _Replica(Generic[Id]):
         self.high_s = 0.0  # until the first answer
         self.others = 0  # what other routers had there by its last report …
         self.others_until = 0.0  # … which is believed until then
+        self.held_until = 0.0  # it gets what no other has room for until then, or until it answers
         self.draining = False
 
 
@@ -252,6 +254,7 @@ class Dispatcher(Generic[Item, Id]):
             replica.others_until = now + _BELIEVED * others * mean_s
         else:
             replica.others = 0
+        replica.held_until = 0.0
         self._answers += 1
         if elapsed_s < self._quickest_s:
             self._quickest_s = elapsed_s
@@ -259,15 +262,18 @@ class Dispatcher(Generic[Item, Id]):
         if only is not replica and only is not None:
             self._note_room(replica, only)
 
-    def returned(self, id: Id, load: int, now: float) -> None:
-        """A replica has given a request back unstarted, because its current call is slow; `requeue` it, then ask `next`.
+    def returned(self, id: Id, load: int, now: float, held_s: float = 0.0) -> None:
+        """A replica has given a request back unstarted, because it can't run soon there; `requeue` it, then ask `next`.
 
-        The window there falls to what the replica runs at once. So that requests don't go back and forth, a replica gives
-        back at most once in each call of user code, not what arrives later.
+        The window there falls to what the replica runs at once. So that requests don't go back and forth, a replica that is busy
+        with slow calls gives back once while they run, not what arrives later. One whose event loop is held keeps what arrives
+        for `held_s`, and gives it back after that. So until then only what no other replica has room for goes there; after
+        that it is tried again, as what it can't run returns at once.
         """
         replica = self._replicas[id]
         measured = replica.high_s > 0.0
         replica.mean_s = max(replica.mean_s, SLOW_S)
+        replica.held_until = max(replica.held_until, now + held_s)
         self.released(id, load, now)
         self._resize(replica)
         replica.low_s = math.inf  # so that the next answer sets the window anew …
@@ -369,7 +375,7 @@ class Dispatcher(Generic[Item, Id]):
                 draw = draw * count - start  # the digits that have not been used
                 start = int(draw * count)
             best = self._best(few, now)
-            if best is not None:
+            if best is not None and best.held_until <= now:
                 return best
         # From a drawn start, so that among equals each has its turn.
         best = self._best(ready[start:] + ready[:start], now)
@@ -378,7 +384,7 @@ class Dispatcher(Generic[Item, Id]):
         return best
 
     def _best(self, replicas: list[_Replica[Id]], now: float) -> _Replica[Id] | None:
-        """Of quick replicas that aren't filled yet the fullest; of others that have room the least loaded."""
+        """Of quick replicas that aren't filled yet the fullest; of others that have room the least loaded; held ones last."""
         best: _Replica[Id] | None = None
         best_load = 0
         quick: _Replica[Id] | None = None
@@ -388,6 +394,8 @@ class Dispatcher(Generic[Item, Id]):
             if load < replica.window:
                 if replica.others and replica.others_until > now:
                     load += replica.others
+                if replica.held_until > now:
+                    load += _HELD
                 if load < replica.fill:
                     if load > quick_load:
                         quick, quick_load = replica, load

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import mmap
 import os
 import socket
@@ -175,13 +176,12 @@ class ReplicaLink:
         load = self._links.load()
         self._put(wire.encode(wire.FAIL, member.number, flags=flags, code=error.status, micros=micros, place=load, meta=meta))
 
-    def give_back(self, member: Member, *, dropped: bool, least_load: int = 0) -> None:
-        """It was not started here: `dropped` says that nobody wants it any more. A replica that is held has at least that load."""
+    def give_back(self, member: Member, *, dropped: bool, held_s: float = 0.0) -> None:
+        """It was not started here. `dropped`: nobody wants it any more. `held_s`: for so long nothing else is given back either."""
         if self.members.pop(member.number, None) is None:
             return
         flags = wire.DROPPED if dropped else 0
-        load = max(self._links.load(), min(least_load, _MOST_LOAD))
-        self._put(wire.encode(wire.GIVE_BACK, member.number, flags=flags, place=load))
+        self._put(wire.encode(wire.GIVE_BACK, member.number, flags=flags, place=self._links.load(), millis=math.ceil(held_s * 1000)))
 
     def chunk(self, member: Member, first: bool, code: int, meta: bytes, body: bytes) -> None:
         """Send a part of a stream: at once, or with what follows where another part has just left."""

@@ -32,6 +32,8 @@ FLUSH_AFTER_S = 0.001
 """A tick writes an answer that was made so long ago."""
 SLOW_CALL_S = 0.005
 """A call that has run so long stands in the way of what waits; that is given back."""
+_LONGEST_HELD_S = 1.0
+"""An event loop that has stood still for so long is taken to do so for only as long again, so that it isn't long without work."""
 _EAGER_FLUSH_S = 0.0003
 """After so long, or a call of that length, answers leave though more calls wait: whoever gets them isn't idle until all are run."""
 _LEFT_ALONE_S = 0.001
@@ -254,9 +256,9 @@ class Runner:
         if not self._inbox.empty or self._async_running > len(running):
             busy = True
             if self._slots_became_slow(now):
-                self._give_back(self._inbox.withdraw_surplus(), 0)
-            elif self._loop is not None and self._loop_became_held(now):
-                self._give_back(self._inbox.withdraw_surplus() + self._withdraw_unbegun(), self._concurrency)
+                self._give_back(self._inbox.withdraw_surplus(), 0.0)
+            elif self._loop is not None and (held_s := self._loop_became_held(now)):
+                self._give_back(self._inbox.withdraw_surplus() + self._withdraw_unbegun(), held_s)
         self._tick_s = FLUSH_AFTER_S if busy else min(2 * self._tick_s, _LONGEST_TICK_S)
         submitted = self._submitted
         self._quiet_ticks = 0 if busy or submitted != self._seen else self._quiet_ticks + 1
@@ -279,17 +281,18 @@ class Runner:
         self._gave_back = calls
         return True
 
-    def _loop_became_held(self, now: float) -> bool:
-        """The event loop has stood still for a while.
+    def _loop_became_held(self, now: float) -> float:
+        """For how long the event loop, which has stood still for a while, is taken to do so yet; 0 where it doesn't.
 
-        True once, and again, for what has come since, when it stands still for twice as long: until nothing waits for it any more.
-        So calls that hold it one after the other don't each send away what waits behind all of them.
+        Once, and again, for what has come since, when it still does after that: until nothing waits for it any more. So calls
+        that hold it one after the other don't each send away what waits behind all of them.
         """
         stands_s = self._stands_still_s(now)
         if stands_s < self._return_after_s:
-            return False
-        self._return_after_s = 2 * stands_s
-        return True
+            return 0.0
+        held_s = min(stands_s, _LONGEST_HELD_S)
+        self._return_after_s = stands_s + held_s
+        return held_s
 
     def _withdraw_unbegun(self) -> list[Member]:
         """Take out what has a task on the event loop already, but has not begun in it."""
@@ -304,10 +307,10 @@ class Runner:
                 unbegun.append(member)
         return unbegun
 
-    def _give_back(self, members: list[Member], least_load: int) -> None:
-        """What can't run soon runs sooner elsewhere: where there is less to do than here, or than the load that this is told to be."""
+    def _give_back(self, members: list[Member], held_s: float) -> None:
+        """What can't run soon runs sooner elsewhere: where there is less to do, or the event loop isn't held."""
         for member in members:
-            member.link.give_back(member, dropped=False, least_load=least_load)
+            member.link.give_back(member, dropped=False, held_s=held_s)
         self.links.flush()
 
     # The main thread.

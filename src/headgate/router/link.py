@@ -324,7 +324,7 @@ class Link:
             if frame.flags & wire.DROPPED:
                 self._backend.dispatcher.released(self.replica, frame.place, now)
                 return  # this router has ended it, or is about to
-            self._backend.dispatcher.returned(self.replica, frame.place, now)
+            self._backend.dispatcher.returned(self.replica, frame.place, now, frame.millis / 1000)
             if call.state != OVER:
                 self._backend.requeue(call)
         elif kind == wire.STARTED:
