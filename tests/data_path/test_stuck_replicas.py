@@ -81,6 +81,24 @@ def test_a_health_check_that_holds_its_event_loop_is_told(tmp_path: Path) -> Non
     play(scene)
 
 
+def test_an_event_loop_that_was_held_is_not_told_for_ever(tmp_path: Path) -> None:
+    let_go = threading.Event()
+
+    async def answer() -> None: ...
+
+    async def scene() -> None:
+        async with Rig(tmp_path, answer, request_timeout=0.1, health_check_timeout=0.1) as rig:
+            await rig.ask().done
+            hold_loop(rig, let_go)
+            rig.ask()
+            await until(lambda: "its event loop has stood still" in look(rig))
+            let_go.set()
+            await rig.ask().done
+            await until(lambda: look(rig) == "", "it is well again", 2.0)
+
+    play(scene)
+
+
 def test_an_event_loop_that_calls_hold_one_after_the_other_is_not_taken_for_stuck(tmp_path: Path) -> None:
     async def handler() -> None:
         time.sleep(0.05)  # noqa: ASYNC251 - user code that holds its loop is what this is about

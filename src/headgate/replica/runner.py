@@ -162,6 +162,8 @@ class Runner:
     def check_health(self) -> None:
         """Have `check_health()` called between two calls; and look what this replica can't do. What is wrong is in `unhealthy`."""
         now = time.monotonic()
+        if not self._caller.has_health_check:
+            self.unhealthy = ""  # where there is one, its end says so
         deaf_since = self.links.deaf_since
         if deaf_since and now - deaf_since > self.config.health_check_timeout:
             self.unhealthy = f"it could not take the link of a router for {now - deaf_since:.1f} s; it may have no descriptor left"
