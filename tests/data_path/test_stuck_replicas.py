@@ -99,6 +99,30 @@ def test_an_event_loop_that_was_held_is_not_told_for_ever(tmp_path: Path) -> Non
     play(scene)
 
 
+def test_a_health_check_that_holds_its_event_loop_while_a_call_awaits_something_is_found_by_that_call(tmp_path: Path) -> None:
+    let_go = threading.Event()
+    limit_s = 0.1
+
+    async def holds() -> None:
+        let_go.wait(30)
+
+    async def waits() -> None:
+        await asyncio.Event().wait()
+
+    async def scene() -> None:
+        async with Rig(tmp_path, {"": waits, "check_health": holds}, request_timeout=limit_s, health_check_timeout=limit_s) as rig:
+            runner = rig.replicas[0].runner
+            rig.ask()
+            await until(lambda: runner._caller.running)
+            await until(lambda: look(rig) or runner.overdue_s() > 2 * limit_s)
+            assert runner.unhealthy == ""
+            let_go.set()
+            await is_checked(rig)
+            await until(lambda: not runner._async_running)
+
+    play(scene)
+
+
 def test_an_event_loop_that_calls_hold_one_after_the_other_is_not_taken_for_stuck(tmp_path: Path) -> None:
     async def handler() -> None:
         time.sleep(0.05)  # noqa: ASYNC251 - user code that holds its loop is what this is about
