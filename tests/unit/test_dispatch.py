@@ -167,6 +167,15 @@ def test_what_other_routers_have_at_a_replica_counts() -> None:
         dispatcher.answered(other, 0.1, 0, 0.1)
 
 
+def test_a_load_that_runs_at_once_is_believed_for_no_longer_than_a_single_request() -> None:
+    dispatcher = dispatcher_with(2, Limits(concurrency=100))
+    assert [dispatcher.offer(object(), 0.0, 0.0) for _ in range(3)] == [0, 1, 0]
+    dispatcher.answered(0, 1.0, 100, 0.0)
+    dispatcher.released(0, 100, 0.0)
+    assert {dispatcher.offer(object(), 9.9, 0.0) for _ in range(50)} == {1}
+    assert dispatcher.offer(object(), 10.1, 0.0) == 0
+
+
 def test_an_old_report_of_load_is_not_believed_for_ever() -> None:
     dispatcher = dispatcher_with(2, Limits(concurrency=1))
     first = dispatcher.offer(object(), 0.0, 0.0)

@@ -87,6 +87,7 @@ class Dispatcher(Generic[Item, Id]):
         "_again",
         "_again_heap",
         "_answers",
+        "_at_once",
         "_earlier_quickest_s",
         "_filling",
         "_first_at",
@@ -109,6 +110,7 @@ class Dispatcher(Generic[Item, Id]):
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._at_once = _at_once(limits)
         self._replicas: dict[Id, _Replica[Id]] = {}
         self._ready: list[_Replica[Id]] = []
         # No other replica than this has room (it may be full itself). None: not known, look at all of them.
@@ -135,7 +137,7 @@ class Dispatcher(Generic[Item, Id]):
 
     def set_limits(self, limits: Limits) -> None:
         """Follow changed limits from now on. What is queued beyond a smaller bound stays queued."""
-        self._limits = limits
+        self._limits, self._at_once = limits, _at_once(limits)
         for replica in self._ready:
             self._resize(replica)
         self._forget_room()
@@ -251,7 +253,7 @@ class Dispatcher(Generic[Item, Id]):
             self._resize(replica)
         if load > own:
             others = replica.others = load - own
-            replica.others_until = now + _BELIEVED * others * mean_s
+            replica.others_until = now + _BELIEVED * -(-others // self._at_once) * mean_s
         else:
             replica.others = 0
         replica.held_until = 0.0
@@ -289,7 +291,7 @@ class Dispatcher(Generic[Item, Id]):
         replica = self._replicas[id]
         replica.outstanding -= 1
         replica.others = max(0, load - replica.outstanding)
-        replica.others_until = now + _BELIEVED * replica.others * replica.mean_s
+        replica.others_until = now + _BELIEVED * -(-replica.others // self._at_once) * replica.mean_s
         only = self._only
         if only is not replica and only is not None:
             self._note_room(replica, only)
@@ -355,9 +357,7 @@ class Dispatcher(Generic[Item, Id]):
         answers, span_s = self._answers - self._older_answers, now - self._older_at
         if self.queued and answers >= _RATE_ANSWERS and span_s > 0:
             return span_s / answers
-        limits = self._limits
-        calls = limits.concurrency * (limits.max_batch_size if limits.is_batch else 1)
-        rate = sum(calls / replica.mean_s for replica in self._ready if replica.mean_s)
+        rate = sum(self._at_once / replica.mean_s for replica in self._ready if replica.mean_s)
         return 1 / rate if rate else None
 
     def _choose(self, now: float, draw: float) -> _Replica[Id] | None:
@@ -444,3 +444,8 @@ class Dispatcher(Generic[Item, Id]):
             if item in self._again:
                 self._again.remove(item)
                 return item
+
+
+def _at_once(limits: Limits) -> int:
+    """How many requests a replica runs at the same time, where its batches are full."""
+    return limits.concurrency * (limits.max_batch_size if limits.is_batch else 1)
