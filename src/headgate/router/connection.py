@@ -445,12 +445,13 @@ class Connection:
         return list(early)
 
     def _cancel(self, call: Call, router: Router) -> None:
-        if call in self._early:
-            timer = self._early.pop(call)
+        try:
+            timer = self._early.pop(call)  # in one step: where the loop doesn't end, another thread takes all of them
+        except KeyError:
+            router.cancel(call)
+        else:
             if timer is not None:
                 timer.cancel()
-        else:
-            router.cancel(call)
         call.failed(ErrorInfo("RequestCancelledError", f"the call to endpoint {call.endpoint!r} was cancelled by its caller"))
 
     async def _end(self) -> None:
