@@ -113,6 +113,7 @@ class Engine(Protocol):
         """Drain, then end it; kill it after `grace_s`. Returns when it has ended. Unknown ids are ended already.
 
         One that is still starting has nothing to drain: it is killed at once, and `start_replica` raises `ReplicaStartError`.
+        Others are "draining" from here on, also to the engine of the next owner, which may call this again.
         """
         ...
 

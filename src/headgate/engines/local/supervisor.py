@@ -35,14 +35,13 @@ from headgate.engines.local.protocol import (
     Close,
     Closed,
     Complete,
-    Drains,
     Exited,
     Failed,
     InstanceRecord,
     Kill,
     Leave,
     Leaving,
-    Ready,
+    Remember,
     Report,
     Runs,
     Serving,
@@ -239,14 +238,10 @@ class _Supervisor:
             child = self._by_id.get(record.id)
             if child is not None:
                 processes.kill(child.pid)
-        elif isinstance(record, Ready):
+        elif isinstance(record, Remember):
             child = self._by_id.get(record.id)
             if child is not None:
-                child.state, child.address = life.READY, record.address
-        elif isinstance(record, Drains):
-            child = self._by_id.get(record.id)
-            if child is not None:
-                child.state = life.DRAINING
+                child.state, child.address = record.state, record.address
         elif isinstance(record, Serving):
             self._serving()
         elif isinstance(record, Leaving):
