@@ -34,7 +34,7 @@ from headgate.core.messages import (
 )
 from headgate.core.reports import Counters, Description
 from headgate.core.specs import Definition, MethodInfo
-from headgate.engines.base import IngressSpec, InstanceSettings, ReplicaSpec, Running
+from headgate.engines.base import IngressSpec, InstanceSettings, ReplicaSpec
 from headgate.errors import rebuild
 from headgate.router.control import ControlLink
 from headgate.testing import FakeEngine
@@ -79,10 +79,6 @@ class Engine(FakeEngine):
     def __init__(self, totals: dict[str, float] | None = None) -> None:
         super().__init__(totals)
         self.pongs: dict[str, Pong] = {}
-        self.replica_pid: int | None = None
-
-    async def start_replica(self, spec: ReplicaSpec) -> Running:
-        return msgspec.structs.replace(await super().start_replica(spec), pid=self.replica_pid)
 
     async def ping(self, id: str) -> Pong:
         pong = await super().ping(id)
@@ -92,7 +88,7 @@ class Engine(FakeEngine):
 class Process:
     """A process with a router, or a driver without one; it follows tables unless it is `frozen`."""
 
-    def __init__(self, path: str, role: str, id: str, token: str = "", *, routes: bool = True) -> None:
+    def __init__(self, path: str, role: str, id: str, token: str = "", *, routes: bool = True, replica: str = "") -> None:
         self.id = id
         self.tables: list[RoutingTable] = []
         self.arrived: list[Message] = []
@@ -100,7 +96,8 @@ class Process:
         self.busy_endpoints: tuple[str, ...] = ()
         self.busy_backends: tuple[str, ...] = ()
         self.counters = Counters()
-        self.link = ControlLink(path, lambda: Hello(messages.PROTOCOL, role, id, os.getpid(), token, routes), self._received)
+        hello = Hello(messages.PROTOCOL, role, id, os.getpid(), token, routes, replica=replica)
+        self.link = ControlLink(path, lambda: hello, self._received)
         self.link.start()
 
     @property
@@ -178,9 +175,9 @@ class Rig:
         assert isinstance(self.engine, Engine)
         self.engine.pongs[id] = pong
 
-    def process(self, id: str, *, routes: bool = True) -> Process:
-        """Connect a process of the user."""
-        process = Process(self.settings.control_path, "client", id, routes=routes)
+    def process(self, id: str, *, routes: bool = True, replica: str = "") -> Process:
+        """Connect a process of the user, or the router in a replica."""
+        process = Process(self.settings.control_path, "client", id, routes=routes, replica=replica)
         self.processes.append(process)
         return process
 

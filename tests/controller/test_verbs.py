@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 
 import msgspec
 import pytest
@@ -33,7 +32,7 @@ from headgate.errors import (
     NotRunningError,
     ReplicaStartError,
 )
-from tests.controller.rig import PATIENCE_S, Engine, Rig, create, definition, play
+from tests.controller.rig import PATIENCE_S, Rig, create, definition, play
 from tests.support import until
 
 ONE_CPU = ReplicaOptions(num_cpus=1)
@@ -483,22 +482,23 @@ def test_shutdown_waits_for_the_requests_under_way_then_stops_everything_and_ans
 
 def test_routers_in_replicas_go_on_while_the_instance_drains():
     async def scene(rig: Rig) -> None:
-        assert isinstance(rig.engine, Engine)
-        rig.engine.replica_pid = os.getpid()  # so everybody here is in a replica
         await rig.create("v1", num_replicas=2)
-        ingress, router = rig.ingress, rig.process("handles")
+        dies, stays = rig.replicas("v1")
+        ingress, outside = rig.ingress, rig.process("handles")
+        router = rig.process("handles in a replica", replica=stays)
         await router.link.connected()
         ingress.counters = Counters((), (QueueDepth("v1", 0, 1),))
         shutdown = asyncio.create_task(rig.shut_down())
         await until(lambda: ingress.table.closing, "new work is refused")
         version = ingress.table.version
-        late = rig.process("first call of a handle")  # of something that was admitted before
+        late = rig.process("first call of a handle", replica=stays)  # of something that was admitted before
         await late.link.connected()
-        rig.engine.end(rig.replicas("v1")[0])
+        rig.engine.end(dies)
         await until(lambda: router.tables[-1].version > version and late.tables, "a replica that dies changes the table")
         ingress.counters = Counters()
         await shutdown
         assert not any(table.closing for table in [*router.tables, *late.tables])
+        assert outside.table.closing
 
     play(scene)
 

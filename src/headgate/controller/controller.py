@@ -153,7 +153,7 @@ class Controller:
         return True
 
     def _is_in_replica(self, hello: Hello) -> bool:
-        return hello.role == "client" and any(replica.pid == hello.pid for replica in self._fleet.all())
+        return self._fleet.get(hello.replica) is not None
 
     def received(self, connection: Connection, message: Message) -> None:
         """See `Owner`."""
