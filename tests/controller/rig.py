@@ -8,13 +8,13 @@ import os
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from headgate.config import BackendConfig, ReplicaOptions
 from headgate.controller.controller import Controller
-from headgate.core import messages
+from headgate.core import messages, replica_life
 from headgate.core.messages import (
     Applied,
     Count,
@@ -41,6 +41,8 @@ from headgate.testing import FakeEngine
 from tests.support import until
 
 PATIENCE_S = 10.0
+
+T = TypeVar("T")
 
 
 def definition(name: str = "f", payload: bytes = b"code", **methods: MethodInfo) -> Definition:
@@ -219,6 +221,21 @@ class Rig:
         """The ids of the replicas of a backend that the engine runs."""
         running = self.engine.running().values()
         return [found.id for found in running if isinstance(found.spec, ReplicaSpec) and found.spec.backend == tag]
+
+    def draining(self) -> list[str]:
+        """The ids of the replicas that were told to end, and have something to finish."""
+        return [id for id, running in self.engine.running().items() if running.state == replica_life.DRAINING]
+
+    async def finishing(self, work: asyncio.Task[T]) -> T:
+        """What `work` returns, while replicas that drain finish what they have."""
+
+        def over() -> bool:
+            for id in self.draining():
+                self.engine.end(id, "exit status 0")
+            return work.done()
+
+        await until(over, "replicas that drain are waited for")
+        return await work
 
     async def shut_down(self) -> None:
         await self.verb(Shutdown())

@@ -351,6 +351,25 @@ def test_where_new_replicas_do_not_fit_beside_the_old_they_replace_them_one_at_a
     play(scene, resources={"CPU": 3})
 
 
+def test_an_update_waits_for_the_room_of_what_the_one_before_has_replaced():
+    async def scene(rig: Rig) -> None:
+        await rig.verb(create("v1", options=ONE_CPU, num_replicas=2))
+        rig.engine.busy.update(rig.replicas("v1"))
+        first = asyncio.create_task(rig.verb(UpdateBackend("v1", definition("g"), allow_gap=False)))
+        await until(lambda: len(rig.draining()) == 2, "the old ones drain")
+        seen = len(rig.ingress.tables)
+        second = asyncio.create_task(rig.verb(UpdateBackend("v1", definition("h"), allow_gap=False)))
+        for _ in range(20):
+            await rig.describe()
+        assert len(rig.draining()) == 2
+        await rig.finishing(second)
+        await first
+        assert all(len(table.backends["v1"].replicas) == 2 for table in rig.ingress.tables[seen:])
+        assert (await rig.describe()).backends["v1"].definition == "h"
+
+    play(scene, resources={"CPU": 4})
+
+
 def test_one_replica_that_does_not_fit_twice_is_updated_only_with_a_gap_in_which_requests_wait():
     async def scene(rig: Rig) -> None:
         await rig.verb(create("v1", options=ONE_CPU))
