@@ -407,6 +407,23 @@ def test_what_drains_when_the_controller_dies_neither_serves_under_the_next_one_
     play(scene)
 
 
+def test_a_backend_is_created_when_those_of_its_tag_that_drain_under_the_next_controller_have_left_their_room():
+    async def scene(rig: Rig) -> None:
+        await rig.verb(create("v1", options=ONE_CPU))
+        rig.engine.busy.update(rig.replicas("v1"))
+        deletion = asyncio.create_task(rig.repeat("id-1", DeleteBackend("v1")))
+        await until(lambda: bool(rig.draining()), "it drains")
+        await crash_during(rig, deletion)
+        await rig.start()
+        creation = asyncio.create_task(rig.repeat("id-2", create("v1", options=ONE_CPU)))
+        await rig.describe()
+        assert not creation.done()
+        assert (await rig.finishing(creation)).error is None
+        assert rig.ingress.replicas("v1") == rig.replicas("v1")
+
+    play(scene, resources={"CPU": 1})
+
+
 def test_a_process_with_handles_that_connects_again_a_moment_later_than_ingresses_is_waited_for(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(routers, "_BACK_WITHIN_S", 0.4)
 

@@ -245,22 +245,30 @@ def test_a_deleted_backend_whose_requests_take_longer_than_its_grace_is_ended_an
     play(scene)
 
 
-def test_a_backend_of_a_tag_that_is_leaving_is_created_once_that_has_left():
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+def test_a_backend_of_a_tag_that_is_leaving_is_created_once_that_has_left(busy: bool):
     async def scene(rig: Rig) -> None:
-        await rig.create("v1")
+        await rig.verb(create("v1", options=ONE_CPU))
         (old,) = rig.replicas("v1")
+        if busy:
+            rig.engine.busy.add(old)
         rig.ingress.busy_backends = ("v1",)
         deletion = asyncio.create_task(rig.verb(DeleteBackend("v1")))
         await until(lambda: "v1" in rig.ingress.table.leaving, "the backend is leaving")
-        creation = asyncio.create_task(rig.create("v1"))
+        creation = asyncio.create_task(rig.verb(create("v1", options=ONE_CPU)))
         await rig.describe()
         assert rig.replicas("v1") == [old]
         rig.ingress.is_idle()
-        await asyncio.gather(deletion, creation)
+        if busy:
+            await until(lambda: rig.draining() == [old], "its replica drains")
+            await rig.describe()
+            assert not creation.done()
+        await rig.finishing(creation)
+        await deletion
         assert rig.ingress.replicas("v1") == rig.replicas("v1") != [old]
         assert all(not table.leaving.keys() & table.backends.keys() for table in rig.ingress.tables)
 
-    play(scene)
+    play(scene, resources={"CPU": 1})
 
 
 def test_scaling_up_starts_more_and_scaling_down_drains_the_youngest():
