@@ -24,7 +24,7 @@ from headgate.core.messages import (
     Verb,
     VerbDone,
 )
-from headgate.core.reports import Description
+from headgate.core.reports import Counters, Description, QueueDepth
 from headgate.errors import AlreadyExistsError, ReplicaStartError
 from tests.controller.rig import PATIENCE_S, Engine, Rig, create, definition, play
 from tests.support import until
@@ -551,6 +551,53 @@ def test_a_shutdown_repeated_to_the_next_controller_ends_the_instance():
         await rig.crash()
         await rig.start()
         await asyncio.wait_for(rig.shut_down(), PATIENCE_S)
+        assert rig.engine.running() == {}
+
+    play(scene)
+
+
+def test_a_shutdown_that_the_next_controller_takes_over_at_any_turn_starts_nothing_anew():
+    async def scene(rig: Rig, turns: int) -> None:
+        await rig.create("v1", num_replicas=2)
+        before, ingress = rig.replicas("v1"), rig.ingress
+        rig.engine.busy.update(before)
+        rig.engine.leave()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        drains = rig.draining() == before
+        if drains:
+            rig.engine.end(before[0], "exit status 0")
+        await rig.crash()
+        seen = len(ingress.tables)
+        await rig.start()
+        await until(lambda: bool(rig.draining()), "they are told to end")
+        await rig.finishing(asyncio.create_task(rig.ended()))
+        assert all(table.closing for table in ingress.tables[seen:])
+        assert [ended.id for ended in rig.engine.ended if ended.role == "replica"] == before[1 if drains else 0 :]
+        assert rig.engine.running() == {}
+
+    for turns in range(0, 40, 2):
+        play(lambda rig, turns=turns: scene(rig, turns))  # type: ignore[misc]  # mypy can't type a lambda with a default
+
+
+def test_a_shutdown_that_the_next_controller_takes_over_starts_what_an_accepted_request_waits_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(routers, "_BACK_WITHIN_S", 1.0)
+
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1")
+        ingress = rig.ingress
+        ingress.counters = Counters((), (QueueDepth("v1", 1, 1),))
+        rig.engine.leave()
+        await until(lambda: ingress.table.closing, "new work is refused")
+        (dead,) = rig.replicas("v1")
+        await rig.crash()
+        seen = len(ingress.tables)
+        rig.engine._running.pop(dead)  # it dies, and there is nobody to tell
+        await rig.start()
+        await until(lambda: len(ingress.tables) > seen and bool(ingress.replicas("v1")), "another one serves")
+        assert all(table.backends["v1"].replicas or table.backends["v1"].starting for table in ingress.tables[seen:])
+        ingress.counters = Counters()
+        await rig.ended()
         assert rig.engine.running() == {}
 
     play(scene)

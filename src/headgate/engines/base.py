@@ -63,7 +63,7 @@ class Engine(Protocol):
     """Set by the owner before `open`; called where the machine tells the instance to end, as by SIGTERM, maybe before `open` returns.
 
     The owner begins to end everything in order, and returns within how many seconds it will have called `close`. After that
-    the engine may end everything itself. The next owner is told again.
+    the engine may end everything itself. The next owner is told again, before `open` returns.
     """
 
     async def open(self) -> list[Running]:

@@ -106,7 +106,7 @@ class Runs(msgspec.Struct, frozen=True, tag="runs"):
 
 
 class Complete(msgspec.Struct, frozen=True, tag="complete"):
-    """All that runs has been told."""
+    """All that runs has been told, and whether the instance is to end."""
 
 
 class Leave(msgspec.Struct, frozen=True, tag="leave"):

@@ -393,9 +393,9 @@ class _Supervisor:
         self._seen_alive()
         for child in self._by_id.values():
             self._send(Runs(child.id, child.role, child.pid, child.state, child.address))
-        self._send(Complete())
         if self._told_to_leave:
             self._send(Leave())
+        self._send(Complete())
 
     def _fork(self, role: str, id: str, controller_socket: socket.socket | None = None) -> _Child:
         sys.stdout.flush()
