@@ -8,13 +8,13 @@ import os
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from headgate.config import BackendConfig, ReplicaOptions
 from headgate.controller.controller import Controller
-from headgate.core import messages
+from headgate.core import messages, replica_life
 from headgate.core.messages import (
     Applied,
     Count,
@@ -34,13 +34,15 @@ from headgate.core.messages import (
 )
 from headgate.core.reports import Counters, Description
 from headgate.core.specs import Definition, MethodInfo
-from headgate.engines.base import IngressSpec, InstanceSettings, ReplicaSpec, Running
+from headgate.engines.base import IngressSpec, InstanceSettings, ReplicaSpec
 from headgate.errors import rebuild
 from headgate.router.control import ControlLink
 from headgate.testing import FakeEngine
 from tests.support import until
 
 PATIENCE_S = 10.0
+
+T = TypeVar("T")
 
 
 def definition(name: str = "f", payload: bytes = b"code", **methods: MethodInfo) -> Definition:
@@ -79,10 +81,6 @@ class Engine(FakeEngine):
     def __init__(self, totals: dict[str, float] | None = None) -> None:
         super().__init__(totals)
         self.pongs: dict[str, Pong] = {}
-        self.replica_pid: int | None = None
-
-    async def start_replica(self, spec: ReplicaSpec) -> Running:
-        return msgspec.structs.replace(await super().start_replica(spec), pid=self.replica_pid)
 
     async def ping(self, id: str) -> Pong:
         pong = await super().ping(id)
@@ -92,7 +90,7 @@ class Engine(FakeEngine):
 class Process:
     """A process with a router, or a driver without one; it follows tables unless it is `frozen`."""
 
-    def __init__(self, path: str, role: str, id: str, token: str = "", *, routes: bool = True) -> None:
+    def __init__(self, path: str, role: str, id: str, token: str = "", *, routes: bool = True, replica: str = "") -> None:
         self.id = id
         self.tables: list[RoutingTable] = []
         self.arrived: list[Message] = []
@@ -100,7 +98,8 @@ class Process:
         self.busy_endpoints: tuple[str, ...] = ()
         self.busy_backends: tuple[str, ...] = ()
         self.counters = Counters()
-        self.link = ControlLink(path, lambda: Hello(messages.PROTOCOL, role, id, os.getpid(), token, routes), self._received)
+        hello = Hello(messages.PROTOCOL, role, id, os.getpid(), token, routes, replica=replica)
+        self.link = ControlLink(path, lambda: hello, self._received)
         self.link.start()
 
     @property
@@ -178,9 +177,9 @@ class Rig:
         assert isinstance(self.engine, Engine)
         self.engine.pongs[id] = pong
 
-    def process(self, id: str, *, routes: bool = True) -> Process:
-        """Connect a process of the user."""
-        process = Process(self.settings.control_path, "client", id, routes=routes)
+    def process(self, id: str, *, routes: bool = True, replica: str = "") -> Process:
+        """Connect a process of the user, or the router in a replica."""
+        process = Process(self.settings.control_path, "client", id, routes=routes, replica=replica)
         self.processes.append(process)
         return process
 
@@ -222,6 +221,21 @@ class Rig:
         """The ids of the replicas of a backend that the engine runs."""
         running = self.engine.running().values()
         return [found.id for found in running if isinstance(found.spec, ReplicaSpec) and found.spec.backend == tag]
+
+    def draining(self) -> list[str]:
+        """The ids of the replicas that were told to end, and have something to finish."""
+        return [id for id, running in self.engine.running().items() if running.state == replica_life.DRAINING]
+
+    async def finishing(self, work: asyncio.Task[T]) -> T:
+        """What `work` returns, while replicas that drain finish what they have."""
+
+        def over() -> bool:
+            for id in self.draining():
+                self.engine.end(id, "exit status 0")
+            return work.done()
+
+        await until(over, "replicas that drain are waited for")
+        return await work
 
     async def shut_down(self) -> None:
         await self.verb(Shutdown())

@@ -24,7 +24,7 @@ from headgate.core.messages import (
     Verb,
     VerbDone,
 )
-from headgate.core.reports import Description
+from headgate.core.reports import Counters, Description, QueueDepth
 from headgate.errors import AlreadyExistsError, ReplicaStartError
 from tests.controller.rig import PATIENCE_S, Engine, Rig, create, definition, play
 from tests.support import until
@@ -43,11 +43,6 @@ async def crash_during(rig: Rig, verb: asyncio.Task[VerbDone]) -> None:
     verb.cancel()
     with contextlib.suppress(asyncio.CancelledError, ConnectionError):
         await verb
-
-
-def drain(rig: Rig) -> list[str]:
-    """The replicas that were told to end, and have something to finish."""
-    return [id for id, running in rig.engine.running().items() if running.state == replica_life.DRAINING]
 
 
 def test_a_new_controller_adopts_what_runs_and_no_router_ever_sees_less():
@@ -279,10 +274,13 @@ def test_in_the_gap_of_an_update_requests_wait_for_the_new_replica_also_under_th
     play(scene, resources={"CPU": 1})
 
 
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_a_crash_at_any_turn_of_an_update_without_room_takes_back_no_new_replica_and_lets_requests_wait(replicas: int):
+def test_a_crash_at_any_turn_of_an_update_without_room_takes_back_no_new_replica_and_lets_requests_wait(replicas: int, busy: bool):
     async def scene(rig: Rig, turns: int) -> None:
         await rig.verb(create("v1", options=ONE_CPU, num_replicas=replicas))
+        if busy:
+            rig.engine.busy.update(rig.replicas("v1"))
         seen = len(rig.ingress.tables)
         verb = UpdateBackend("v1", definition("g"), allow_gap=True)
         first = asyncio.create_task(rig.repeat("id-1", verb))
@@ -290,7 +288,7 @@ def test_a_crash_at_any_turn_of_an_update_without_room_takes_back_no_new_replica
             await asyncio.sleep(0)
         await crash_during(rig, first)
         await rig.start()
-        assert (await rig.repeat("id-1", verb)).error is None
+        assert (await rig.finishing(asyncio.create_task(rig.repeat("id-1", verb)))).error is None
         info = (await rig.describe()).backends["v1"]
         assert (info.definition, info.state, len(rig.replicas("v1"))) == ("g", "ready", replicas)
         final = set(rig.replicas("v1"))
@@ -303,6 +301,28 @@ def test_a_crash_at_any_turn_of_an_update_without_room_takes_back_no_new_replica
 
     for turns in range(0, 60, 2):
         play(lambda rig, turns=turns: scene(rig, turns), resources={"CPU": replicas})  # type: ignore[misc]  # mypy can't type a lambda with a default
+
+
+@pytest.mark.parametrize(("replicas", "allow_gap"), [(1, True), (2, False), (3, False)])
+def test_the_next_controller_goes_on_with_an_update_when_what_drains_has_left_its_room(replicas: int, allow_gap: bool):
+    async def scene(rig: Rig) -> None:
+        await rig.verb(create("v1", options=ONE_CPU, num_replicas=replicas))
+        rig.engine.busy.update(rig.replicas("v1"))
+        verb = UpdateBackend("v1", definition("g"), allow_gap)
+        first = asyncio.create_task(rig.repeat("id-1", verb))
+        await until(lambda: len(rig.draining()) == 1, "an old one drains")
+        await crash_during(rig, first)
+        await rig.start()
+        again = asyncio.create_task(rig.repeat("id-1", verb))
+        for _ in range(20):
+            assert len((await rig.describe()).backends["v1"].replicas) == replicas
+            assert len(rig.draining()) == 1
+        assert not again.done()
+        assert (await rig.finishing(again)).error is None
+        info = (await rig.describe()).backends["v1"]
+        assert (info.definition, info.state, len(rig.replicas("v1"))) == ("g", "ready", replicas)
+
+    play(scene, resources={"CPU": replicas})
 
 
 def test_scaling_up_goes_on_under_the_next_controller():
@@ -369,8 +389,8 @@ def test_what_drains_when_the_controller_dies_neither_serves_under_the_next_one_
         rig.engine.busy.update(before)
         first = asyncio.create_task(rig.repeat("id-1", verb))
         kept = 0 if isinstance(verb, DeleteBackend) else 2
-        await until(lambda: len(drain(rig)) == 3 - kept, "it drains")
-        drained, seen = drain(rig), len(rig.ingress.tables)
+        await until(lambda: len(rig.draining()) == 3 - kept, "it drains")
+        drained, seen = rig.draining(), len(rig.ingress.tables)
         await crash_during(rig, first)
         await rig.start()
         again = asyncio.create_task(rig.repeat("id-1", verb))
@@ -385,6 +405,23 @@ def test_what_drains_when_the_controller_dies_neither_serves_under_the_next_one_
             assert (len(shown.replicas) if shown is not None else 0) == kept
 
     play(scene)
+
+
+def test_a_backend_is_created_when_those_of_its_tag_that_drain_under_the_next_controller_have_left_their_room():
+    async def scene(rig: Rig) -> None:
+        await rig.verb(create("v1", options=ONE_CPU))
+        rig.engine.busy.update(rig.replicas("v1"))
+        deletion = asyncio.create_task(rig.repeat("id-1", DeleteBackend("v1")))
+        await until(lambda: bool(rig.draining()), "it drains")
+        await crash_during(rig, deletion)
+        await rig.start()
+        creation = asyncio.create_task(rig.repeat("id-2", create("v1", options=ONE_CPU)))
+        await rig.describe()
+        assert not creation.done()
+        assert (await rig.finishing(creation)).error is None
+        assert rig.ingress.replicas("v1") == rig.replicas("v1")
+
+    play(scene, resources={"CPU": 1})
 
 
 def test_a_process_with_handles_that_connects_again_a_moment_later_than_ingresses_is_waited_for(monkeypatch: pytest.MonkeyPatch):
@@ -519,6 +556,53 @@ def test_a_shutdown_repeated_to_the_next_controller_ends_the_instance():
     play(scene)
 
 
+def test_a_shutdown_that_the_next_controller_takes_over_at_any_turn_starts_nothing_anew():
+    async def scene(rig: Rig, turns: int) -> None:
+        await rig.create("v1", num_replicas=2)
+        before, ingress = rig.replicas("v1"), rig.ingress
+        rig.engine.busy.update(before)
+        rig.engine.leave()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        drains = rig.draining() == before
+        if drains:
+            rig.engine.end(before[0], "exit status 0")
+        await rig.crash()
+        seen = len(ingress.tables)
+        await rig.start()
+        await until(lambda: bool(rig.draining()), "they are told to end")
+        await rig.finishing(asyncio.create_task(rig.ended()))
+        assert all(table.closing for table in ingress.tables[seen:])
+        assert [ended.id for ended in rig.engine.ended if ended.role == "replica"] == before[1 if drains else 0 :]
+        assert rig.engine.running() == {}
+
+    for turns in range(0, 40, 2):
+        play(lambda rig, turns=turns: scene(rig, turns))  # type: ignore[misc]  # mypy can't type a lambda with a default
+
+
+def test_a_shutdown_that_the_next_controller_takes_over_starts_what_an_accepted_request_waits_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(routers, "_BACK_WITHIN_S", 1.0)
+
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1")
+        ingress = rig.ingress
+        ingress.counters = Counters((), (QueueDepth("v1", 1, 1),))
+        rig.engine.leave()
+        await until(lambda: ingress.table.closing, "new work is refused")
+        (dead,) = rig.replicas("v1")
+        await rig.crash()
+        seen = len(ingress.tables)
+        rig.engine._running.pop(dead)  # it dies, and there is nobody to tell
+        await rig.start()
+        await until(lambda: len(ingress.tables) > seen and bool(ingress.replicas("v1")), "another one serves")
+        assert all(table.backends["v1"].replicas or table.backends["v1"].starting for table in ingress.tables[seen:])
+        ingress.counters = Counters()
+        await rig.ended()
+        assert rig.engine.running() == {}
+
+    play(scene)
+
+
 VERBS: dict[str, tuple[Verb, Callable[[Description], object], object]] = {
     "create": (create("v3", num_replicas=2), lambda found: len(found.backends["v3"].replicas), 2),
     "update": (UpdateBackend("v1", definition("g"), False), lambda found: found.backends["v1"].definition, "g"),
@@ -530,20 +614,23 @@ VERBS: dict[str, tuple[Verb, Callable[[Description], object], object]] = {
 }
 
 
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
 @pytest.mark.parametrize("name", VERBS)
-def test_a_crash_at_any_turn_of_a_verb_is_not_seen_by_who_sends_it_again(name: str):
+def test_a_crash_at_any_turn_of_a_verb_is_not_seen_by_who_sends_it_again(name: str, busy: bool):
     verb, look, expected = VERBS[name]
 
     async def scene(rig: Rig, turns: int) -> None:
         await rig.create("v1", num_replicas=2)
         await rig.create("v2")
         await rig.endpoint("e", "v1")
+        if busy:
+            rig.engine.busy.update(rig.replicas("v1") + rig.replicas("v2"))
         first = asyncio.create_task(rig.repeat("id-1", verb))
         for _ in range(turns):
             await asyncio.sleep(0)
         await crash_during(rig, first)
         await rig.start()
-        done = await rig.repeat("id-1", verb)
+        done = await rig.finishing(asyncio.create_task(rig.repeat("id-1", verb)))
         assert done.error is None
         found = await rig.describe()
         assert look(found) == expected

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 
 import msgspec
 import pytest
@@ -33,7 +32,7 @@ from headgate.errors import (
     NotRunningError,
     ReplicaStartError,
 )
-from tests.controller.rig import PATIENCE_S, Engine, Rig, create, definition, play
+from tests.controller.rig import PATIENCE_S, Rig, create, definition, play
 from tests.support import until
 
 ONE_CPU = ReplicaOptions(num_cpus=1)
@@ -246,22 +245,30 @@ def test_a_deleted_backend_whose_requests_take_longer_than_its_grace_is_ended_an
     play(scene)
 
 
-def test_a_backend_of_a_tag_that_is_leaving_is_created_once_that_has_left():
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+def test_a_backend_of_a_tag_that_is_leaving_is_created_once_that_has_left(busy: bool):
     async def scene(rig: Rig) -> None:
-        await rig.create("v1")
+        await rig.verb(create("v1", options=ONE_CPU))
         (old,) = rig.replicas("v1")
+        if busy:
+            rig.engine.busy.add(old)
         rig.ingress.busy_backends = ("v1",)
         deletion = asyncio.create_task(rig.verb(DeleteBackend("v1")))
         await until(lambda: "v1" in rig.ingress.table.leaving, "the backend is leaving")
-        creation = asyncio.create_task(rig.create("v1"))
+        creation = asyncio.create_task(rig.verb(create("v1", options=ONE_CPU)))
         await rig.describe()
         assert rig.replicas("v1") == [old]
         rig.ingress.is_idle()
-        await asyncio.gather(deletion, creation)
+        if busy:
+            await until(lambda: rig.draining() == [old], "its replica drains")
+            await rig.describe()
+            assert not creation.done()
+        await rig.finishing(creation)
+        await deletion
         assert rig.ingress.replicas("v1") == rig.replicas("v1") != [old]
         assert all(not table.leaving.keys() & table.backends.keys() for table in rig.ingress.tables)
 
-    play(scene)
+    play(scene, resources={"CPU": 1})
 
 
 def test_scaling_up_starts_more_and_scaling_down_drains_the_youngest():
@@ -350,6 +357,25 @@ def test_where_new_replicas_do_not_fit_beside_the_old_they_replace_them_one_at_a
         assert all(table.backends["v1"].starting or len(table.backends["v1"].replicas) == 3 for table in rig.ingress.tables[seen:])
 
     play(scene, resources={"CPU": 3})
+
+
+def test_an_update_waits_for_the_room_of_what_the_one_before_has_replaced():
+    async def scene(rig: Rig) -> None:
+        await rig.verb(create("v1", options=ONE_CPU, num_replicas=2))
+        rig.engine.busy.update(rig.replicas("v1"))
+        first = asyncio.create_task(rig.verb(UpdateBackend("v1", definition("g"), allow_gap=False)))
+        await until(lambda: len(rig.draining()) == 2, "the old ones drain")
+        seen = len(rig.ingress.tables)
+        second = asyncio.create_task(rig.verb(UpdateBackend("v1", definition("h"), allow_gap=False)))
+        for _ in range(20):
+            await rig.describe()
+        assert len(rig.draining()) == 2
+        await rig.finishing(second)
+        await first
+        assert all(len(table.backends["v1"].replicas) == 2 for table in rig.ingress.tables[seen:])
+        assert (await rig.describe()).backends["v1"].definition == "h"
+
+    play(scene, resources={"CPU": 4})
 
 
 def test_one_replica_that_does_not_fit_twice_is_updated_only_with_a_gap_in_which_requests_wait():
@@ -483,22 +509,23 @@ def test_shutdown_waits_for_the_requests_under_way_then_stops_everything_and_ans
 
 def test_routers_in_replicas_go_on_while_the_instance_drains():
     async def scene(rig: Rig) -> None:
-        assert isinstance(rig.engine, Engine)
-        rig.engine.replica_pid = os.getpid()  # so everybody here is in a replica
         await rig.create("v1", num_replicas=2)
-        ingress, router = rig.ingress, rig.process("handles")
+        dies, stays = rig.replicas("v1")
+        ingress, outside = rig.ingress, rig.process("handles")
+        router = rig.process("handles in a replica", replica=stays)
         await router.link.connected()
         ingress.counters = Counters((), (QueueDepth("v1", 0, 1),))
         shutdown = asyncio.create_task(rig.shut_down())
         await until(lambda: ingress.table.closing, "new work is refused")
         version = ingress.table.version
-        late = rig.process("first call of a handle")  # of something that was admitted before
+        late = rig.process("first call of a handle", replica=stays)  # of something that was admitted before
         await late.link.connected()
-        rig.engine.end(rig.replicas("v1")[0])
+        rig.engine.end(dies)
         await until(lambda: router.tables[-1].version > version and late.tables, "a replica that dies changes the table")
         ingress.counters = Counters()
         await shutdown
         assert not any(table.closing for table in [*router.tables, *late.tables])
+        assert outside.table.closing
 
     play(scene)
 

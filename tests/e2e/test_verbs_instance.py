@@ -242,7 +242,10 @@ def test_what_waits_for_a_replica_when_shutdown_begins_is_served_or_refused(tmp_
             assert "Retry-After" in answer.headers
 
 
-def test_a_replica_that_calls_another_endpoint_for_the_first_time_while_the_instance_shuts_down_is_answered(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["itself", "a process that it has started"])
+def test_a_replica_that_calls_another_endpoint_for_the_first_time_while_the_instance_shuts_down_is_answered(
+    tmp_path: Path, by: str
+) -> None:
     class Outer:
         def __init__(self, inner: serve.Handle) -> None:
             self.inner = inner
@@ -250,8 +253,12 @@ def test_a_replica_that_calls_another_endpoint_for_the_first_time_while_the_inst
         def __call__(self, request: Any) -> str:
             (tmp_path / "begun").touch()
             wait_until((tmp_path / "go").exists, 30)
-            return str(self.inner.remote().result(10))
+            if by == "itself":
+                return str(self.inner.remote().result(10))
+            code = "from headgate import serve; serve.init(); print(serve.get_handle('inner').remote().result(10), end='')"
+            return subprocess.check_output([sys.executable, "-c", code], text=True, env={**os.environ, "PYTHONPATH": search})
 
+    search = str(Path(headgate.__file__).parents[1])
     with serve.init(http_port=0) as instance:
         serve.create_backend("inner", hello)
         serve.create_endpoint("inner", backend="inner")

@@ -93,6 +93,7 @@ class Controller:
             publish=self._publish,
         )
         self._closing = False  # new work is refused, …
+        self._starts_missing = True  # False where it isn't known yet whether anybody waits for that
         self._stopping = False  # … and, later, the replicas end: none takes the place of another
         self._ending: asyncio.Task[None] | None = None
         self._shut_down = asyncio.Event()
@@ -153,7 +154,7 @@ class Controller:
         return True
 
     def _is_in_replica(self, hello: Hello) -> bool:
-        return hello.role == "client" and any(replica.pid == hello.pid for replica in self._fleet.all())
+        return self._fleet.get(hello.replica) is not None
 
     def received(self, connection: Connection, message: Message) -> None:
         """See `Owner`."""
@@ -210,7 +211,7 @@ class Controller:
                 wanted = old.config.num_replicas if old is not None else 0
                 found_of_it.sort(key=lambda found: found.state == life.STARTING)
                 found_of_it = found_of_it[wanted:]
-            if not found_of_it and not self._in_a_gap(verb, by_generation):
+            if not found_of_it and (self._closing or not self._in_a_gap(verb, by_generation)):
                 self._store.forget(verb.id)
                 continue
             carried.append((verb, [self._fleet.adopt(found, held=True, config=verb.backend.config) for found in found_of_it]))
@@ -277,7 +278,7 @@ class Controller:
     def _reconcile(self) -> None:
         """Start what is missing, drain what is too many, and push what has changed.
 
-        While the instance closes what serves stays, and what dies is replaced: accepted requests may wait for it.
+        While the instance closes what serves stays, and what is missing is started where accepted requests may wait for it.
         """
         if not self._adopted.is_set() or self._stopping:
             return
@@ -285,10 +286,11 @@ class Controller:
         wanted = {tag: Wanted(backend.generation, self._rollouts.wanted(backend)) for tag, backend in backends.items()}
         actual = [replica.actual() for replica in self._fleet.all() if not replica.held]
         actions = reconcile.reconcile(wanted, actual, self._restarts.paused(self._now()))
-        for tag, count in actions.start.items():
-            for _ in range(count):
-                replica = self._fleet.make(backends[tag], held=False)
-                self._tasks.spawn(self._start_alone(replica), f"start of {replica.id}")
+        if self._starts_missing:
+            for tag, count in actions.start.items():
+                for _ in range(count):
+                    replica = self._fleet.make(backends[tag], held=False)
+                    self._tasks.spawn(self._start_alone(replica), f"start of {replica.id}")
         if not self._closing:
             for id in actions.drain:
                 self._dismiss(self._fleet.get(id))
@@ -303,7 +305,7 @@ class Controller:
         if not self._adopted.is_set():
             return -1
         ready: dict[str, list[ReplicaEntry]] = {}
-        coming = self._rollouts.coming()
+        coming = self._rollouts.coming() if self._starts_missing else dict.fromkeys(self._kept_going(), 1)  # who waits is not refused
         for replica in self._fleet.all():
             if not replica.shown:
                 continue
@@ -409,7 +411,12 @@ class Controller:
     # The end.
 
     def _leave(self) -> float:
-        """The engine says that the instance is to end; returns within how many seconds it will have."""
+        """The engine says that the instance is to end; returns within how many seconds it will have.
+
+        Where it says so before anything is adopted, a controller before this one may have ended most already.
+        """
+        if not self._adopted.is_set():
+            self._closing, self._starts_missing = True, False
         self._tasks.spawn(self._shutdown_once_adopted(), "leaving")
         return self._grace_s() + _INGRESS_GRACE_S
 
@@ -457,6 +464,9 @@ class Controller:
             left = await self._routers.under_way()
             if not left and not self._routers.still_serving():
                 return
+            if not self._starts_missing:
+                self._starts_missing = True
+                self._reconcile()
             if left and self._now() >= tell_at:  # who waits for the end should know what for
                 _log.warning("shutting down: requests under way: %d; they have %.0f s more", left, deadline - self._now())
                 tell_at = math.inf

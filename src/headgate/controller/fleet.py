@@ -140,11 +140,12 @@ class Fleet:
         assert isinstance(running.spec, ReplicaSpec)
         replica = Replica(running.spec, config, next(self._numbers), self._now(), held=held, adopted=True)
         self._replicas[replica.id] = replica
-        if running.state == life.STARTING:
-            replica.pid, replica.gpus = running.pid, running.gpus
-        else:
+        if running.state == life.READY:
             self._ready(replica, running)
+        else:
+            replica.pid, replica.gpus = running.pid, running.gpus
         if running.state == life.DRAINING:
+            replica.move(life.CONSTRUCTED, self._now())
             self.dismiss(replica)
         return replica
 

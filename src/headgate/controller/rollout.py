@@ -130,21 +130,27 @@ class Rollouts:
         step = reconcile.next_step(wanted=wanted, old=len(live), new=len(update.new), fits=fits, allow_gap=allow_gap)
         if isinstance(step, reconcile.Commit):
             return False
-        if isinstance(step, reconcile.Refuse):
-            hint = "; with allow_gap=True it is stopped first, and requests wait meanwhile" if step.gap else ""
-            raise InsufficientResourcesError(f"backend {new.tag!r}: the new version does not fit beside the old one: {step.why}{hint}")
-        if isinstance(step, reconcile.StopOld):
-            update.one_by_one = True
-            update.old_wanted = len(live) - 1
-        else:
+        if isinstance(step, reconcile.Start):
             update.one_by_one = update.one_by_one or not step.beside
             await self._join(update, await self.start(new, step.count, []))
-            if step.beside:
-                return True
-            update.old_wanted = min(update.old_wanted, wanted - len(update.new))
-        self._reconcile()
-        await self._changes.until(lambda: not any(replica.dismissed for replica in self._fleet.of(old.tag, old.generation)))
+            if not step.beside:
+                update.old_wanted = min(update.old_wanted, wanted - len(update.new))
+                self._reconcile()
+        elif self._is_making_room(update):  # maybe since before this controller: look again when it has
+            await self._changes.until(lambda: not self._is_making_room(update))
+        elif isinstance(step, reconcile.StopOld):
+            update.one_by_one = True
+            update.old_wanted = len(live) - 1
+            self._reconcile()
+        else:
+            hint = "; with allow_gap=True it is stopped first, and requests wait meanwhile" if step.gap else ""
+            raise InsufficientResourcesError(f"backend {new.tag!r}: the new version does not fit beside the old one: {step.why}{hint}")
         return True
+
+    def _is_making_room(self, update: _Update) -> bool:
+        """Whether a replica of the backend is on its way out, or should be."""
+        leaving = any(replica.dismissed for replica in self._fleet.of(update.old.tag))
+        return leaving or len(self._live(update.old)) > update.old_wanted
 
     def _live(self, backend: Backend) -> list[Replica]:
         return [replica for replica in self._fleet.of(backend.tag, backend.generation) if replica.live]

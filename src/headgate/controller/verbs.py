@@ -272,5 +272,6 @@ class Verbs:
         if lock is None:
             lock = self._locks[tag] = asyncio.Lock()
         async with lock:
-            await self._changes.until(lambda: tag not in self._departures.backends)
+            if tag not in self.state.backends:
+                await self._settled(tag)  # what runs of it belongs to a deleted one, and may have the room that a new one needs
             yield

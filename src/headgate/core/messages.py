@@ -170,6 +170,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     routes: bool = False  # wants routing tables
     state: str = ""  # a replica's: "starting", "ready" or "draining"; it says so again to a new controller
     address: str = ""  # where a ready replica takes links
+    replica: str = ""  # a client's: the id of the replica that it is in, or that has started its process
 
 
 class VerbCall(msgspec.Struct, frozen=True, tag="verb"):

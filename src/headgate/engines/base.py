@@ -63,7 +63,7 @@ class Engine(Protocol):
     """Set by the owner before `open`; called where the machine tells the instance to end, as by SIGTERM, maybe before `open` returns.
 
     The owner begins to end everything in order, and returns within how many seconds it will have called `close`. After that
-    the engine may end everything itself. The next owner is told again.
+    the engine may end everything itself. The next owner is told again, before `open` returns.
     """
 
     async def open(self) -> list[Running]:
@@ -113,6 +113,7 @@ class Engine(Protocol):
         """Drain, then end it; kill it after `grace_s`. Returns when it has ended. Unknown ids are ended already.
 
         One that is still starting has nothing to drain: it is killed at once, and `start_replica` raises `ReplicaStartError`.
+        Others are "draining" from here on, also to the engine of the next owner, which may call this again.
         """
         ...
 

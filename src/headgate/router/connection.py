@@ -48,6 +48,8 @@ _FEW = 4
 _JOIN_S = 5.0
 """The loop's thread ends in milliseconds; more than this means that it is stuck, and a daemon thread may be left."""
 
+REPLICA_VARIABLE: Final = "HEADGATE_REPLICA"
+"""In the environment of processes that a replica has started: its id."""
 FORKED: Final = "this process was forked after serve.init(); call serve.init() again in it"
 
 
@@ -356,7 +358,8 @@ class Connection:
         return self._control
 
     def _hello(self, *, routes: bool) -> Hello:
-        return Hello(messages.PROTOCOL, "client", self.id if routes else f"{self.id}-v", os.getpid(), routes=routes)
+        replica = self.replica or os.environ.get(REPLICA_VARIABLE, "")
+        return Hello(messages.PROTOCOL, "client", self.id if routes else f"{self.id}-v", os.getpid(), routes=routes, replica=replica)
 
     def _start_router(self, link: ControlLink) -> None:
         self._routes = link  # here too, as this may be first
@@ -445,12 +448,13 @@ class Connection:
         return list(early)
 
     def _cancel(self, call: Call, router: Router) -> None:
-        if call in self._early:
-            timer = self._early.pop(call)
+        try:
+            timer = self._early.pop(call)  # in one step: where the loop doesn't end, another thread takes all of them
+        except KeyError:
+            router.cancel(call)
+        else:
             if timer is not None:
                 timer.cancel()
-        else:
-            router.cancel(call)
         call.failed(ErrorInfo("RequestCancelledError", f"the call to endpoint {call.endpoint!r} was cancelled by its caller"))
 
     async def _end(self) -> None:

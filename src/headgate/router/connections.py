@@ -13,7 +13,7 @@ import threading
 from headgate.errors import NotRunningError
 from headgate.router import whereabouts
 from headgate.router.borrowing import Shield
-from headgate.router.connection import FORKED, Connection
+from headgate.router.connection import FORKED, REPLICA_VARIABLE, Connection
 
 _guard = threading.Lock()
 _all: set[Connection] = set()
@@ -84,6 +84,7 @@ def adopt_process(folder: str, name: str, replica: str, backend: str) -> Connect
     `constructing` of the connection is True from here on, until `constructed` is called.
     """
     global _adopted
+    os.environ[REPLICA_VARIABLE] = replica
     _adopted = Connection(name, folder, replica=replica, backend=backend)
     _adopted.constructing = True
     return _adopted

@@ -28,12 +28,11 @@ from headgate.engines.local.protocol import (
     Close,
     Closed,
     Complete,
-    Drains,
     Exited,
     Kill,
     Leave,
     Leaving,
-    Ready,
+    Remember,
     Runs,
     Serving,
     Spawn,
@@ -210,8 +209,7 @@ class LocalEngine:
             return
         process.asked_for = True
         if process.state != life.STARTING:
-            process.state = life.DRAINING
-            self._tell(Drains(id))
+            self._reaches(process, life.DRAINING)
             self.send(id, Drain(grace_s))
             await asyncio.wait([process.ended], timeout=grace_s)
         await self._end(process)
@@ -308,10 +306,14 @@ class LocalEngine:
     def _is_ready(self, process: _Process, address: str) -> None:
         if process.state != life.STARTING:
             return
-        process.state, process.address = life.READY, address
-        self._tell(Ready(process.id, address))
+        process.address = address
+        self._reaches(process, life.READY)
         if not process.started.done():
             process.started.set_result(None)
+
+    def _reaches(self, process: _Process, state: str) -> None:
+        process.state = state
+        self._tell(Remember(process.id, state, process.address))
 
     def _has_failed(self, process: _Process, message: ReplicaFailed) -> None:
         found = rebuild(msgspec.structs.replace(message.error, pickled=b""))  # user data is never opened here

@@ -60,17 +60,12 @@ class Kill(msgspec.Struct, frozen=True, tag="kill"):
     id: str
 
 
-class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """It takes links at `address`, or connections of clients. The supervisor keeps that for the next controller's engine."""
+class Remember(msgspec.Struct, frozen=True, tag="remember"):
+    """What `Runs` is to say of it to the next controller's engine."""
 
     id: str
+    state: str
     address: str
-
-
-class Drains(msgspec.Struct, frozen=True, tag="drains"):
-    """It was told to finish what it has and end. Kept for the next controller's engine, too."""
-
-    id: str
 
 
 class Serving(msgspec.Struct, frozen=True, tag="serving"):
@@ -106,12 +101,12 @@ class Runs(msgspec.Struct, frozen=True, tag="runs"):
     id: str
     role: str
     pid: int
-    state: str  # "starting", "ready" or "draining"
+    state: str  # "starting"; "ready", for links at `address` or connections of clients; or "draining"
     address: str
 
 
 class Complete(msgspec.Struct, frozen=True, tag="complete"):
-    """All that runs has been told."""
+    """All that runs has been told, and whether the instance is to end."""
 
 
 class Leave(msgspec.Struct, frozen=True, tag="leave"):
@@ -136,7 +131,7 @@ class Closed(msgspec.Struct, frozen=True, tag="closed"):
     """Everything that the engine started has ended."""
 
 
-ToSupervisor = Spawn | Kill | Ready | Drains | Serving | Alive | Leaving | Close | Failed
+ToSupervisor = Spawn | Kill | Remember | Serving | Alive | Leaving | Close | Failed
 ToEngine = Runs | Complete | Leave | Spawned | Exited | Closed
 
 to_supervisor: Final[msgspec.msgpack.Decoder[ToSupervisor]] = msgspec.msgpack.Decoder(ToSupervisor)

@@ -35,14 +35,13 @@ from headgate.engines.local.protocol import (
     Close,
     Closed,
     Complete,
-    Drains,
     Exited,
     Failed,
     InstanceRecord,
     Kill,
     Leave,
     Leaving,
-    Ready,
+    Remember,
     Report,
     Runs,
     Serving,
@@ -239,14 +238,10 @@ class _Supervisor:
             child = self._by_id.get(record.id)
             if child is not None:
                 processes.kill(child.pid)
-        elif isinstance(record, Ready):
+        elif isinstance(record, Remember):
             child = self._by_id.get(record.id)
             if child is not None:
-                child.state, child.address = life.READY, record.address
-        elif isinstance(record, Drains):
-            child = self._by_id.get(record.id)
-            if child is not None:
-                child.state = life.DRAINING
+                child.state, child.address = record.state, record.address
         elif isinstance(record, Serving):
             self._serving()
         elif isinstance(record, Leaving):
@@ -398,9 +393,9 @@ class _Supervisor:
         self._seen_alive()
         for child in self._by_id.values():
             self._send(Runs(child.id, child.role, child.pid, child.state, child.address))
-        self._send(Complete())
         if self._told_to_leave:
             self._send(Leave())
+        self._send(Complete())
 
     def _fork(self, role: str, id: str, controller_socket: socket.socket | None = None) -> _Child:
         sys.stdout.flush()
