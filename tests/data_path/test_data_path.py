@@ -24,11 +24,12 @@ import werkzeug.exceptions
 from headgate.config import BackendConfig
 from headgate.core import wire
 from headgate.core.messages import BrokenReplica, Idle, ReplicaEntry
-from headgate.replica.links import ReplicaLink
+from headgate.replica.links import Links, ReplicaLink
 from headgate.router import payload
 from headgate.router.channel import Channel
 from headgate.router.context import context
 from headgate.router.link import Link
+from headgate.router.remote import Gate
 from tests.data_path.rig import Asked, Replica, Rig
 from tests.support import until
 
@@ -1369,13 +1370,19 @@ def test_a_router_without_a_free_descriptor_connects_once_there_is_one(tmp_path:
     play(scene)
 
 
+def make_scarce(listens: Links | Gate, times: int) -> _Scarce:
+    """There is no descriptor for what it takes next."""
+    assert listens._listening is not None
+    scarce = _Scarce(listens._listening._sock, "accept", times)
+    listens._listening._sock = scarce  # type: ignore[assignment]  # it has all that is asked of it
+    return scarce
+
+
 def test_a_replica_without_a_free_descriptor_takes_a_link_once_there_is_one(tmp_path: Path) -> None:
     async def scene() -> None:
         rig = Rig(tmp_path, lambda: "fine")
         links = rig.replicas[0].links
-        listens = links._gate or links
-        scarce = _Scarce(listens._listener, "accept")
-        listens._listener = scarce  # type: ignore[assignment]  # it has all that is asked of it
+        scarce = make_scarce(links._gate or links, 2)
         async with rig:
             call = rig.ask()
             await call.done
@@ -1390,8 +1397,7 @@ def test_a_replica_that_takes_links_no_more_for_want_of_a_descriptor_says_so(tmp
         async with Rig(tmp_path, lambda: "fine", health_check_timeout=0.05) as rig:
             await rig.ask().done
             replica = rig.replicas[0]
-            listener = replica.links._listener
-            replica.links._listener = _Scarce(listener, "accept", 1_000_000)  # type: ignore[assignment]  # as above
+            make_scarce(replica.links, 1_000_000)
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(replica.links.path)
 

@@ -18,6 +18,7 @@ from typing import Protocol, cast
 from headgate.core import messages
 from headgate.core.messages import Hello, Message, RoutingTable
 from headgate.errors import WireError
+from headgate.router.listening import Listening
 from headgate.router.remote import Gate
 
 _log = logging.getLogger("headgate.controller")
@@ -154,7 +155,7 @@ class ControlServer:
         self._taking: set[asyncio.Task[object]] = set()
         self._path = path
         self._owner = owner
-        self._server: asyncio.Server | None = None
+        self._listening: Listening | None = None
         self._connections: set[Connection] = set()
 
     async def open(self) -> None:
@@ -167,18 +168,20 @@ class ControlServer:
             listener.bind(self._path)
         finally:
             os.umask(mask)
-        self._server = await asyncio.get_running_loop().create_unix_server(self._accept, sock=listener, backlog=_BACKLOG)
+        listener.listen(_BACKLOG)
+        self._listening = Listening(listener, self._take)
         if self._gate is not None:
             self.address = self._gate.open()
 
     async def close(self) -> None:
         """Stop listening and end every connection, each after what was sent to it."""
-        if self._server is not None:
-            self._server.close()
+        if self._listening is not None:
+            self._listening.close()
         if self._gate is not None:
             self._gate.close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
+        await asyncio.gather(*self._taking, return_exceptions=True)
         for connection in list(self._connections):
             connection.close()
         for _ in range(100):

@@ -22,6 +22,7 @@ from headgate.errors import EncodeError, ErrorInfo, WireError
 from headgate.replica.member import Member
 from headgate.router import remote
 from headgate.router.channel import SMALL_BYTES, Channel, Part
+from headgate.router.listening import Listening
 from headgate.router.reading import Reading
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 _FIRST_BODY_BYTES = 0
 _BACKLOG = 100
 _MOST_LOAD = 0xFFFF  # that a frame can tell
-_ACCEPT_AGAIN_S = 0.1
 _CHUNKS_TOGETHER_S = 0.0005  # parts of streams that are made faster than this leave together, the last of them at the runner's tick
 _log = logging.getLogger("headgate.replica")
 _decode_calls = msgspec.msgpack.Decoder(list[Member]).decode
@@ -241,10 +241,8 @@ class Links:
         self.all: set[ReplicaLink] = set()
         self.only: ReplicaLink | None = None
         """The one link, where there is but one."""
-        self.deaf_since = 0.0
-        """Since when no link could be taken, for want of a descriptor; 0 where they are."""
         self.reading: Reading
-        self._listener: socket.socket | None = None
+        self._listening: Listening | None = None
         self._node = node
         self._gate = remote.Gate(host, secret, _BACKLOG, lambda sock: self._begin(sock, is_remote=True)) if host else None
         """Where routers of other nodes come in."""
@@ -253,31 +251,17 @@ class Links:
         """Take links from now on."""
         self._loop = asyncio.get_running_loop()
         self.reading = Reading(self._loop)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.setblocking(False)
-        self._listener.bind(self.path)
-        self._listener.listen(_BACKLOG)
-        self._watch_listener()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(self.path)
+        listener.listen(_BACKLOG)
+        self._listening = Listening(listener, lambda sock: self._begin(sock, is_remote=False))
         if self._gate is not None:
             self.address = remote.address_of(self._node, self._gate.open(), self.path)
 
-    def _watch_listener(self) -> None:
-        if self._listener is not None and self._listener.fileno() >= 0:
-            self._loop.add_reader(self._listener, self._accept)
-
-    def _accept(self) -> None:
-        assert self._listener is not None
-        try:
-            sock, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionError):  # the router has given up already
-            return
-        except OSError:  # no descriptor is left, perhaps: it waits in the backlog, which would call here all the time
-            self.deaf_since = self.deaf_since or time.monotonic()
-            self._loop.remove_reader(self._listener)
-            self._loop.call_later(_ACCEPT_AGAIN_S, self._watch_listener)
-            return
-        self.deaf_since = 0.0
-        self._begin(sock, is_remote=False)
+    @property
+    def deaf_since(self) -> float:
+        """Since when no link could be taken, for want of a descriptor; 0 where they are."""
+        return 0.0 if self._listening is None else self._listening.deaf_since
 
     def _begin(self, sock: socket.socket, *, is_remote: bool) -> None:
         link = ReplicaLink(self, sock, self._loop, is_remote=is_remote)
@@ -314,14 +298,13 @@ class Links:
 
     async def close(self) -> None:
         """Close the socket and every link."""
-        if self._listener is not None:
-            self._loop.remove_reader(self._listener)
-            self._listener.close()
+        if self._listening is not None:
+            self._listening.close()
         if self._gate is not None:
             self._gate.close()
         for link in list(self.all):
             link.close()
-        if self._listener is not None:
+        if self._listening is not None:
             self.reading.close()
         try:
             os.unlink(self.path)

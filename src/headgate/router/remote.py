@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Final
 
 from headgate.errors import WireError
+from headgate.router.listening import Listening
 
 LOST_AFTER_S: Final = 3.0
 """So long after the last packet from its peer a connection is lost."""
@@ -29,7 +30,6 @@ HANDSHAKE_S: Final = 5.0
 
 _MOST_STRANGERS: Final = 100
 """So many may be proving at once that they belong to the instance."""
-_ACCEPT_AGAIN_S: Final = 0.1
 _log = logging.getLogger("headgate.router")
 _MAGIC: Final = b"headgate\x01"
 _NONCE_BYTES: Final = 32
@@ -77,46 +77,29 @@ class Gate:
         self._secret = secret
         self._backlog = backlog
         self._admitted = admitted
-        self._listener: socket.socket | None = None
+        self._listening: Listening | None = None
         self._strangers: set[asyncio.Task[None]] = set()
 
     def open(self, port: int = 0) -> str:
         """Take connections from now on, at a free port or this one; returns host and port."""
-        self._loop = asyncio.get_running_loop()
-        listener = self._listener = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET, socket.SOCK_STREAM)
-        listener.setblocking(False)
+        listener = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET, socket.SOCK_STREAM)
         listener.bind((self._host, port))
         listener.listen(self._backlog)
-        self._watch()
+        self._listening = Listening(listener, self._meet)
         return join(*listener.getsockname()[:2])
 
     def close(self) -> None:
         """Take no more; who is still proving itself is sent away."""
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            self._loop.remove_reader(listener.fileno())
-            listener.close()
+        if self._listening is not None:
+            self._listening.close()
         for task in self._strangers:
             task.cancel()
 
-    def _watch(self) -> None:
-        if self._listener is not None:
-            self._loop.add_reader(self._listener.fileno(), self._accept)
-
-    def _accept(self) -> None:
-        assert self._listener is not None
-        try:
-            sock, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionError):  # they have given up already
-            return
-        except OSError:  # no descriptor is left, perhaps: it waits in the backlog, which would call here all the time
-            self._loop.remove_reader(self._listener.fileno())
-            self._loop.call_later(_ACCEPT_AGAIN_S, self._watch)
-            return
+    def _meet(self, sock: socket.socket) -> None:
         if len(self._strangers) >= _MOST_STRANGERS:
             sock.close()
             return
-        task = self._loop.create_task(self._admit(sock))
+        task = asyncio.get_running_loop().create_task(self._admit(sock))
         self._strangers.add(task)
         task.add_done_callback(self._strangers.discard)
 
