@@ -12,7 +12,7 @@ from headgate.controller.controller import Controller
 from headgate.controller.restarts import Restarts
 from headgate.core import replica_life
 from headgate.core.desired import Fault
-from headgate.core.messages import BrokenReplica, HadAnswered, Pong, UpdateBackend, UpdateBackendConfig
+from headgate.core.messages import BrokenReplica, DeleteBackend, HadAnswered, Pong, UpdateBackend, UpdateBackendConfig
 from headgate.engines.base import IngressSpec, Running
 from headgate.errors import InstanceStartError, ReplicaStartError
 from tests.controller.rig import PATIENCE_S, Engine, Rig, create, definition, play, settings_in
@@ -159,7 +159,7 @@ def test_what_is_kept_of_a_backend_that_crashes_for_days_is_bounded():
     async def scene() -> None:
         restarts = Restarts(lambda: None)
         for number in range(1000):
-            restarts.failed("v1", f"r{number}", replica_life.READY, "crashed", no_room=False, now=100.0 * number)
+            restarts.failed("v1", f"r{number}", replica_life.READY, 100.0 * number - 1.0, "crashed", no_room=False, now=100.0 * number)
         assert len(restarts._troubles["v1"].counted) <= 64
         assert not restarts.take_back("r999")  # one of a thousand: the others stand
         assert restarts.faults() == {"v1": Fault("crashed", 30.0)}
@@ -328,5 +328,16 @@ def test_a_replica_that_dies_while_others_of_its_backend_are_in_their_constructo
         done = await creating  # although the other one is still held
         assert done.error is not None
         assert rig.replicas("v1") == []
+
+    play(scene)
+
+
+def test_a_replica_that_is_ended_over_its_work_is_named_in_the_log(caplog: pytest.LogCaptureFixture):
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1", graceful_shutdown_timeout=0.05)
+        (id,) = rig.replicas("v1")
+        rig.engine.busy.add(id)
+        await rig.verb(DeleteBackend("v1"))
+        assert f"replica {id} of backend 'v1' was ended over what it had not finished" in caplog.text
 
     play(scene)

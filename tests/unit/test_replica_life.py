@@ -65,7 +65,7 @@ def test_no_way_leads_back():
 def test_a_ready_replica_that_dies_is_replaced_at_once_and_then_slower_and_slower():
     back_off, now, delays = BackOff(), 100.0, []
     for _ in range(12):
-        back_off = back_off.died(READY, now)
+        back_off = back_off.died(READY, now, now - 0.5)
         delays.append(back_off.until - now)
         now = back_off.until + 1.0
     assert delays[0] == 0
@@ -75,7 +75,7 @@ def test_a_ready_replica_that_dies_is_replaced_at_once_and_then_slower_and_slowe
 
 
 def test_a_failed_construction_is_never_tried_again_at_once():
-    back_off = BackOff().died(STARTING, 100.0)
+    back_off = BackOff().died(STARTING, 100.0, 99.0)
     assert not back_off.may_start(100.0)
     assert back_off.may_start(back_off.until)
 
@@ -83,10 +83,16 @@ def test_a_failed_construction_is_never_tried_again_at_once():
 def test_copies_that_die_together_count_once():
     ready = failed = BackOff()
     for number in range(8):
-        ready = ready.died(READY, 100.0 + number * 0.01)
-        failed = failed.died(STARTING, 100.0 + number * 0.01)
+        ready = ready.died(READY, 100.0 + number * 0.01, 50.0)
+        failed = failed.died(STARTING, 100.0 + number * 0.01, 50.0)
     assert (ready.failures, failed.failures) == (1, 1)
     assert ready.may_start(100.0)
+
+
+def test_who_takes_the_place_of_a_dead_one_and_dies_at_once_is_not_taken_for_its_copy():
+    first = BackOff().died(READY, 100.0, 50.0)
+    assert first.may_start(100.0)
+    assert not first.died(READY, 100.05, 100.03).may_start(100.2)
 
 
 @pytest.mark.parametrize(

@@ -345,13 +345,13 @@ class Controller:
             if replica.ready_at is None:
                 _log.error("replica %s of backend %r did not start: %s", replica.id, replica.tag, replica.fault)
                 fault = replica.failure or replica.fault
-                self._restarts.failed(replica.tag, replica.id, life.STARTING, fault, no_room=replica.no_room, now=now)
+                self._restarts.failed(replica.tag, replica.id, life.STARTING, now, fault, no_room=replica.no_room, now=now)
             else:
                 _log.warning("replica %s of backend %r ended: %s", replica.id, replica.tag, replica.fault)
                 self._fleet.deaths[replica.tag] += 1
                 fault = f"replica {replica.id} ended: {replica.fault}"
                 if life.died_early(life.READY, replica.answered, now - replica.ready_at):
-                    self._restarts.failed(replica.tag, replica.id, life.READY, fault, no_room=False, now=now)
+                    self._restarts.failed(replica.tag, replica.id, life.READY, replica.ready_at, fault, no_room=False, now=now)
                 else:
                     self._restarts.replaced(replica.tag, fault)
         self._reconcile()

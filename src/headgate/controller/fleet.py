@@ -185,7 +185,11 @@ class Fleet:
 
     async def drain(self, replica: Replica, grace_s: float) -> None:
         """End it after it has finished what it has, at the latest after `grace_s`. Take it out of the table first: `dismiss`."""
+        deadline = self._now() + grace_s
+        was_ready = replica.state != life.STOPPING
         await self._engine.stop(replica.id, grace_s)
+        if was_ready and self._now() >= deadline:
+            _log.warning("replica %s of backend %r was ended over what it had not finished within its grace", replica.id, replica.tag)
         self._end(replica, "stopped")
 
     def dismiss(self, replica: Replica) -> None:

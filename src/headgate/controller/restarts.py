@@ -42,10 +42,10 @@ class Restarts:
         """What is wrong with backends that have too few replicas, by tag."""
         return {tag: Fault(trouble.fault, trouble.back_off.delay_s) for tag, trouble in self._troubles.items() if trouble.fault}
 
-    def failed(self, tag: str, replica: str, state: str, fault: str, *, no_room: bool, now: float) -> None:
-        """A replica of this backend, which was in `state`, has failed; `no_room` says that it did not fit into what was free."""
+    def failed(self, tag: str, replica: str, state: str, since: float, fault: str, *, no_room: bool, now: float) -> None:
+        """A replica of this backend, in `state` since then, has failed; `no_room` says that it did not fit into what was free."""
         trouble = self._troubles.setdefault(tag, _Trouble())
-        trouble.back_off = trouble.back_off.died(state, now)
+        trouble.back_off = trouble.back_off.died(state, now, since)
         trouble.counted["" if state == STARTING else replica] = None  # what was never ready has answered nothing
         while len(trouble.counted) > _KEPT:
             trouble.counted[""] = None

@@ -63,13 +63,13 @@ class BackOff(msgspec.Struct, frozen=True):
     until: float = 0.0
     counted_at: float = 0.0
 
-    def died(self, state: str, now: float) -> BackOff:
-        """A replica in `state` died early.
+    def died(self, state: str, now: float, since: float) -> BackOff:
+        """A replica died early that had been in `state` since then.
 
-        Replicas that die together count once. The first that was ready is replaced at once; what fails in construction, or
-        again, waits longer and longer.
+        Replicas that die together count once, but for one that took the place of another. The first that was ready is
+        replaced at once; what fails in construction, or again, waits longer and longer.
         """
-        together = now < self.until or (state != STARTING and now - self.counted_at < _TOGETHER_S)
+        together = now < self.until or (state != STARTING and since <= self.counted_at and now - self.counted_at < _TOGETHER_S)
         if self.failures and together:
             return self
         steps = self.failures if state == STARTING else self.failures - 1
