@@ -39,6 +39,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--long", action="store_true", help="the chaos suite in its long form: hours, with the figures that it prints and asserts"
     )
+    parser.addoption("--engine", choices=["local", "ray"], default="local", help="what instances run on where a test doesn't say")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have instances run on the engine that was asked for."""
+    if config.getoption("--engine") == "ray":
+        from tests.ray_cluster import use_ray
+
+        use_ray()
 
 
 def pytest_unconfigure() -> None:
@@ -83,11 +92,11 @@ def _nothing_left_by_module() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left_by_test(_nothing_left_by_module: None) -> Iterator[None]:
+def _nothing_left_by_test(_nothing_left_by_module: None, request: pytest.FixtureRequest) -> Iterator[None]:
     before = Held.now()
     yield
     # Within an instance that the module shares, what a test has created is the module's to end.
-    if not before.processes:
+    if not before.processes and "shared_instance" not in request.fixturenames:
         _check_nothing_left(before, "test")
 
 

@@ -9,12 +9,16 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from headgate.errors import ConfigError, InvalidTypeError, InvalidValueError
 
 if TYPE_CHECKING:
     from headgate.core.specs import InstanceSettings
+
+
+EXPERIMENTAL_VARIABLE: Final = "HEADGATE_EXPERIMENTAL"
+"""Names an engine that isn't finished, to try it all the same."""
 
 
 def settings(
@@ -41,11 +45,11 @@ def settings(
     text("engine", engine)
     if address is not None:
         text("address", address)
+    if engine not in ("local", "ray"):
+        raise ConfigError(f"engine={engine!r} is unknown; there are 'local' and 'ray'")
     if engine == "ray":
-        raise ConfigError("engine='ray' is not available in this version; leave it out to run on this machine")
-    if engine != "local":
-        raise ConfigError(f"engine={engine!r} is unknown; the engine of this version is 'local'")
-    if address is not None:
+        _check_ray(resources)
+    elif address is not None:
         raise ConfigError(f"address={address!r} names a cluster, and the local engine runs on this machine; leave it out")
     certificate, key = _path("ssl_certfile", ssl_certfile), _path("ssl_keyfile", ssl_keyfile)
     if key is not None and certificate is None:
@@ -58,15 +62,16 @@ def settings(
     from headgate.core.specs import InstanceSettings
     from headgate.engines.local import launch, machine
 
-    folder = launch.folder_for(instance)
+    folder = launch.folder_for(instance) if engine == "local" else ""  # on a cluster each node has its own
     return InstanceSettings(
         name=instance,
+        engine=str(engine),
         folder=folder,
         state_dir=folder if kept is None else kept,
         state_kept=kept is not None,
         http_host=text("http_host", http_host),
         http_port=_whole("http_port", http_port, 0, 65535),
-        num_ingresses=_whole("num_ingresses", num_ingresses, 1),
+        num_ingresses=_num_ingresses(num_ingresses, engine),
         max_body_bytes=_whole("max_body_bytes", max_body_bytes, 0),
         max_inflight_bytes=machine.memory_bytes() // 4
         if max_inflight_bytes is None
@@ -79,6 +84,28 @@ def settings(
         driver_pid=os.getpid(),
         id=secrets.token_hex(8),
     )
+
+
+def _check_ray(resources: object) -> None:
+    import importlib.util
+
+    if os.environ.get(EXPERIMENTAL_VARIABLE) != "ray":
+        raise ConfigError(
+            f"engine='ray' is not finished in this version; leave it out to run on this machine, or try it: {EXPERIMENTAL_VARIABLE}=ray"
+        )
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("engine='ray' needs Ray, which isn't installed: pip install 'headgate[ray]'")
+    if resources is not None:
+        raise ConfigError("resources belong to the nodes of a cluster, which say what they have when they start; leave them out")
+
+
+def _num_ingresses(given: object, engine: object) -> int | str:
+    if isinstance(given, str):
+        if engine != "ray" or given not in ("every_node", "head_only"):
+            known = "a number, 'every_node' or 'head_only'" if engine == "ray" else "a number"
+            raise InvalidValueError(f"num_ingresses must be {known}, got {given!r}")
+        return given
+    return _whole("num_ingresses", given, 1)
 
 
 def exposure(settings: InstanceSettings) -> list[str]:

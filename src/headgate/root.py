@@ -12,28 +12,30 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from headgate.engines.base import IngressSpec, InstanceSettings, ReplicaSpec
     from headgate.engines.local.programs import Programs
+    from headgate.router.way import Way
 
 
-def controller(settings: InstanceSettings, supervisor: socket.socket, http_urls: tuple[str, ...]) -> None:
+def controller(settings: InstanceSettings, way: Way, supervisor: socket.socket, http_urls: tuple[str, ...]) -> None:
     """The controller's process."""
     from headgate.controller.main import run
+    from headgate.controller.store import Store
     from headgate.engines.local.engine import LocalEngine
 
-    run(settings, LocalEngine(settings, supervisor), http_urls)
+    run(settings, LocalEngine(settings, supervisor, http_urls), way, lambda: Store(settings.state_dir, durable=settings.state_kept))
 
 
-def ingress(spec: IngressSpec, listener: socket.socket) -> None:
+def ingress(spec: IngressSpec, way: Way, listener: socket.socket) -> None:
     """An ingress' process."""
     from headgate.ingress.main import run
 
-    run(spec, listener)
+    run(spec, way, listener)
 
 
-def replica(spec: ReplicaSpec) -> None:
+def replica(spec: ReplicaSpec, way: Way) -> None:
     """A replica's process."""
     from headgate.replica.main import run
 
-    run(spec)
+    run(spec, way)
 
 
 def warm() -> None:

@@ -22,6 +22,7 @@ import functools
 import importlib
 import inspect
 import os
+import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
@@ -30,18 +31,20 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, Type
 from headgate import arguments
 from headgate.config import DEFAULT_MAX_BODY_BYTES, BackendConfig, parse_config, parse_options, suggest, unknown
 from headgate.errors import InReplicaError, InvalidTypeError, NotRunningError
-from headgate.router import whereabouts
+from headgate.router import way as ways
 
 if TYPE_CHECKING:
     from headgate.core.messages import Verb
     from headgate.core.reports import BackendInfo, Description, EndpointInfo, Measurement
     from headgate.core.specs import InstanceSettings
+    from headgate.engines.base import Starter
     from headgate.replica.definition import accept_batch
     from headgate.replica.request import Request
     from headgate.replica.response import Response
     from headgate.router.connection import Connection
     from headgate.router.context import context
     from headgate.router.handle import Handle, Reply, get
+    from headgate.router.way import Way
 
 __all__ = [
     "BackendConfig",
@@ -91,8 +94,9 @@ class Instance:
     and it is not `detached`; else they only disconnect.
     """
 
-    def __init__(self, connection: Connection, *, owned: bool) -> None:
+    def __init__(self, connection: Connection, starter: Starter | None, *, owned: bool) -> None:
         self._connection = connection
+        self._starter = starter
         self._owned = owned
         self._closed = False
         self._http_urls: tuple[str, ...] = ()
@@ -121,7 +125,6 @@ class Instance:
         on it restores what there was. Raises `InReplicaError` in a replica.
         """
         from headgate.core.messages import Shutdown
-        from headgate.engines.local import launch
 
         connection = self._connection
         if connection.replica:
@@ -131,7 +134,8 @@ class Instance:
             connection.verb(Shutdown())
         except NotRunningError:
             pass  # another process was faster, or the answer got lost on the way out
-        launch.wait_ended(connection.folder, _SHUTDOWN_S)
+        assert self._starter is not None  # only instances in replicas have none
+        self._starter.wait_ended(connection.way, _SHUTDOWN_S)
         connection.close()
         _let_sigterm_be()
 
@@ -390,7 +394,7 @@ class Instance:
         return f"<Headgate instance {self.name!r}: {state}>"
 
     def _over(self) -> bool:
-        return self._closed or bool(self._connection.over) or not os.path.exists(self._connection.folder)
+        return self._closed or bool(self._connection.over) or not self._connection.way.is_there()
 
     def _leave(self) -> None:
         """Shut down what this process started, disconnect from the rest."""
@@ -404,12 +408,11 @@ class Instance:
                 self._closed = True
                 raise
         self._closed = True
-        from headgate.engines.local import launch
         from headgate.router import connections
 
         connections.release(self._connection)
-        if launch.has_died(self._connection.folder):
-            launch.reap(self._connection.folder)  # it may have ended by itself, and nobody has waited for it so far
+        if self._starter is not None:
+            self._starter.leave(self._connection.way)
         _let_sigterm_be()
 
     def _check_running(self, changing: str = "") -> None:
@@ -516,15 +519,18 @@ def init(
         ssl_certfile=ssl_certfile,
         ssl_keyfile=ssl_keyfile,
     )
-    from headgate.engines.local import launch
-
+    starter = _starter(settings.engine, address)
     for attempt in range(_ATTEMPTS):
         started = False
-        if launch.find(settings.name) is None:
+        way = starter.find(settings.name)
+        if way is None:
             _warn(arguments.exposure(settings))
-            started = launch.launch(settings)
+            started = starter.start(settings)
+            way = starter.find(settings.name)
         try:
-            instance = _connect(settings, given, started=started)
+            if way is None:
+                raise NotRunningError(f"instance {settings.name!r} has just ended")
+            instance = _connect(settings, given, starter, way, started=started)
         except NotRunningError:
             if started or attempt == _ATTEMPTS - 1:
                 raise
@@ -536,14 +542,25 @@ def init(
     raise AssertionError("the last attempt returns or raises")
 
 
-def _connect(settings: InstanceSettings, given: Mapping[str, Any], *, started: bool) -> Instance:
+def _starter(engine: str, address: str | None) -> Starter:
+    if engine == "ray":
+        from headgate.engines.ray.launch import RayStarter, connect
+
+        connect(address)
+        return RayStarter()
+    from headgate.engines.local.launch import LocalStarter
+
+    return LocalStarter()
+
+
+def _connect(settings: InstanceSettings, given: Mapping[str, Any], starter: Starter, way: Way, *, started: bool) -> Instance:
     from headgate.core.messages import CompareInit, Shutdown
-    from headgate.engines.local import launch, sigterm
+    from headgate.engines.local import sigterm
     from headgate.router import connections
 
-    connection = connections.open_to(settings.name, settings.folder, new=started)
-    connection.on_end = functools.partial(launch.wait_ended, settings.folder, _SHUTDOWN_S)  # so that no zombie of it stays
     owned = started and not settings.detached
+    connection = connections.open_to(settings.name, way, new=started, owner=owned)
+    connection.on_end = functools.partial(starter.wait_ended, way, _SHUTDOWN_S)  # so that no zombie of it stays
     try:
         if owned:
             sigterm.exit_once()
@@ -554,9 +571,9 @@ def _connect(settings: InstanceSettings, given: Mapping[str, Any], *, started: b
                 if key in settings.__struct_fields__ and key != "name"
             }
             connection.verb(CompareInit(wanted))
-        instance = Instance(connection, owned=owned)
+        instance = Instance(connection, starter, owned=owned)
         instance._http_urls = connection.welcome().http_urls
-        if launch.has_died(settings.folder):
+        if starter.has_ended(way):
             raise NotRunningError(f"instance {settings.name!r} has just died")  # its controller is about to
         return instance
     except BaseException:
@@ -564,7 +581,7 @@ def _connect(settings: InstanceSettings, given: Mapping[str, Any], *, started: b
             if started:  # interrupted, as by Ctrl-C
                 with contextlib.suppress(NotRunningError):
                     connection.verb(Shutdown())
-                launch.wait_ended(settings.folder, _SHUTDOWN_S)
+                starter.wait_ended(way, _SHUTDOWN_S)
         finally:
             connections.release(connection)
             _let_sigterm_be()
@@ -640,23 +657,22 @@ def _of_replica() -> Instance | None:
     if adopted is None:
         return None
     if _own is None or _own._connection is not adopted:
-        _own = Instance(adopted, owned=False)
+        _own = Instance(adopted, None, owned=False)
     return _own
 
 
-def _find(name: str) -> str | None:
-    from headgate.engines.local import launch
+def _find(name: str) -> Way | None:
+    from headgate.engines.local.launch import LocalStarter
 
-    return launch.find(name)
+    way = LocalStarter().find(name)
+    if way is None and "ray" in sys.modules:  # a process that isn't connected with a cluster finds nothing there
+        from headgate.engines.ray.launch import RayStarter
+
+        way = RayStarter().find(name)
+    return way
 
 
-def _runs(folder: str) -> bool:
-    from headgate.engines.local import launch
-
-    return not launch.has_died(folder)
-
-
-whereabouts.find, whereabouts.runs = _find, _runs
+ways.find = _find
 
 
 def _at_exit() -> None:

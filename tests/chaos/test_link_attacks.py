@@ -25,6 +25,7 @@ from headgate.ingress.http1 import Connection
 from headgate.ingress.service import Service
 from headgate.router.link import CLOSED
 from headgate.router.router import Router
+from headgate.router.way import Way, link_path
 from headgate.serve import Instance
 from tests.chaos import hostile
 from tests.chaos.conftest import Figures
@@ -268,7 +269,7 @@ def test_garbage_on_the_socket_of_a_replica_ends_its_own_link_alone(
     with attacked(tmp_path / "journal", capfd, failures=FAILURES) as instance:
         spec = spec_of(instance, "m")
         attack = LinkCases(chance, spec.token, str(page))
-        with Siege(instance.http_url, chance, path=spec.link_path) as siege:
+        with Siege(instance.http_url, chance, path=link_path(instance._connection.way.folder, spec.id)) as siege:
             siege.play(attack.cases(WARM_UP), at_once=64)
             upkeep = Upkeep(instance)
             began = time.monotonic()
@@ -341,7 +342,7 @@ def test_garbage_on_the_socket_of_a_controller_ends_its_own_connection_alone(
     chance = random.Random(12)
     attack = ControlCases(chance)
     with attacked(tmp_path / "journal", capfd) as instance:
-        path = spec_of(instance, "m").control_path
+        path = instance._connection.way.control_path
         with Siege(instance.http_url, chance, path=path, cases_each=20) as siege:
             siege.play(attack.cases(WARM_UP), at_once=64)
             upkeep = Upkeep(instance)
@@ -482,7 +483,7 @@ def test_no_answer_of_a_replica_harms_its_router_and_every_request_comes_to_an_e
     async def siege() -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: failures.append(context))
-        router = Router("t", str(tmp_path), reported.append)
+        router = Router("t", Way(str(tmp_path)), reported.append)
         service = Service(router, no_measure)
         for number in range(count + 1):
             await one(router, service, number)

@@ -62,4 +62,4 @@ def test_an_instance_whose_controller_is_frozen_still_ends_by_sigterm(instance: 
     (frozen,) = process(instance, "controller")
     os.kill(frozen, signal.SIGSTOP)
     os.kill(supervisor, signal.SIGTERM)
-    wait_until(lambda: not os.path.exists(instance._connection.folder), (STUCK_AFTER_S + 5.0) * TIME_FACTOR)
+    wait_until(lambda: not os.path.exists(instance._connection.way.folder), (STUCK_AFTER_S + 5.0) * TIME_FACTOR)

@@ -18,6 +18,7 @@ from headgate.core.messages import Message, Ping
 from headgate.engines.base import Engine, IngressSpec, InstanceSettings, ReplicaSpec, Running
 from headgate.engines.local import folders, launch
 from headgate.engines.local.engine import LocalEngine
+from headgate.engines.local.folders import LocalWay
 from headgate.errors import ReplicaStartError
 from headgate.testing import ControlServer, FakeEngine, conformance
 from headgate.testing.conformance import Records
@@ -52,7 +53,7 @@ class FakeHarness:
     def replica(
         self, behaviour: str, id: str, *, options: ReplicaOptions | None = None, config: BackendConfig | None = None
     ) -> ReplicaSpec:
-        spec = standin.replica_spec("/nowhere", behaviour, id, options or ReplicaOptions(), config or BackendConfig())
+        spec = standin.replica_spec(behaviour, id, options or ReplicaOptions(), config or BackendConfig())
         if behaviour == conformance.GATED:
             self.engine.hold(spec.backend)
         elif behaviour == conformance.RAISES:
@@ -65,7 +66,7 @@ class FakeHarness:
         return spec
 
     def ingress(self, id: str) -> IngressSpec:
-        return standin.ingress_spec("/nowhere", id)
+        return standin.ingress_spec(id)
 
     def constructing(self, id: str) -> bool:
         return id in self.engine.running()
@@ -91,8 +92,9 @@ class FakeHarness:
         self.adopted = await self.engine.open()
         return self.engine
 
-    def leave(self) -> None:
+    def leave(self) -> bool:
         self.engine.leave()
+        return True
 
     def leftovers(self) -> list[str]:
         return list(self.engine.running())
@@ -140,15 +142,15 @@ class LocalHarness:
         self.engine.on_message = self.records.on_message
         self.engine.on_leave = self.records.on_leave
         self.adopted = await self.engine.open()
-        await self._control.enter_async_context(ControlServer(self.engine, self.settings.control_path))
+        await self._control.enter_async_context(ControlServer(self.engine, LocalWay(self.settings.folder).control_path))
 
     def replica(
         self, behaviour: str, id: str, *, options: ReplicaOptions | None = None, config: BackendConfig | None = None
     ) -> ReplicaSpec:
-        return standin.replica_spec(self.settings.folder, behaviour, id, options or ReplicaOptions(), config or BackendConfig())
+        return standin.replica_spec(behaviour, id, options or ReplicaOptions(), config or BackendConfig())
 
     def ingress(self, id: str) -> IngressSpec:
-        return standin.ingress_spec(self.settings.folder, id)
+        return standin.ingress_spec(id)
 
     def constructing(self, id: str) -> bool:
         return standin.scratch(f"constructing-{id}").exists()
@@ -178,10 +180,11 @@ class LocalHarness:
         await self._open()
         return self.engine
 
-    def leave(self) -> None:
+    def leave(self) -> bool:
         record = folders.read_record(self.settings.folder)
         assert record is not None
         os.kill(record.pid, signal.SIGTERM)
+        return True
 
     def leftovers(self) -> list[str]:
         folder = Path(self.settings.folder)

@@ -28,6 +28,8 @@ from headgate.engines.local.engine import LocalEngine
 from headgate.engines.local.programs import Programs
 from headgate.errors import InvalidValueError, describe_user_error
 from headgate.router.control import ControlLink
+from headgate.router.remote import join
+from headgate.router.way import Way
 from headgate.testing import ControlServer, conformance
 
 SCRATCH = "HG_SCRATCH"
@@ -45,7 +47,7 @@ def scratch(name: str) -> Path:
     return Path(os.environ[SCRATCH], name)
 
 
-def replica_spec(folder: str, behaviour: str, id: str, options: ReplicaOptions, config: BackendConfig) -> ReplicaSpec:
+def replica_spec(behaviour: str, id: str, options: ReplicaOptions, config: BackendConfig) -> ReplicaSpec:
     """A spec of a stand-in replica."""
     return ReplicaSpec(
         id=id,
@@ -54,31 +56,42 @@ def replica_spec(folder: str, behaviour: str, id: str, options: ReplicaOptions, 
         definition=Definition(payload=b"", name=behaviour, environ=dict(os.environ), cwd=os.getcwd()),
         config=config,
         options=options,
-        folder=folder,
         instance="test",
     )
 
 
-def ingress_spec(folder: str, id: str, number: int = 0) -> IngressSpec:
+def ingress_spec(id: str, number: int = 0) -> IngressSpec:
     """A spec of a stand-in ingress."""
-    return IngressSpec(id=id, token=f"token-{id}", number=number, folder=folder)
+    return IngressSpec(id=id, token=f"token-{id}", place=str(number))
 
 
 class _Member:
     """A replica's or ingress' control connection."""
 
-    def __init__(self, spec: ReplicaSpec | IngressSpec, role: str) -> None:
+    def __init__(self, spec: ReplicaSpec | IngressSpec, way: Way, role: str) -> None:
         self.spec = spec
         self.role = role
+        self.node = way.node
         self.address = ""
         self.behaviour = spec.definition.name if isinstance(spec, ReplicaSpec) else conformance.WORKS
         self.drained = asyncio.Event()
-        self.link = ControlLink(spec.control_path, self.hello, self.received)
+        self.link = ControlLink(way, self.hello, self.received)
         self.link.start()
 
     def hello(self) -> Hello:
         state = "ready" if self.address else "starting"
-        return Hello(PROTOCOL, self.role, self.spec.id, os.getpid(), token=self.spec.token, state=state, address=self.address)
+        gpus = self.spec.gpus if isinstance(self.spec, ReplicaSpec) else ()
+        return Hello(
+            PROTOCOL,
+            self.role,
+            self.spec.id,
+            os.getpid(),
+            token=self.spec.token,
+            state=state,
+            address=self.address,
+            node=self.node,
+            gpus=gpus,
+        )
 
     def received(self, message: Message) -> None:
         if isinstance(message, Ping):
@@ -115,9 +128,9 @@ def _fork() -> None:
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=new_session)
 
 
-async def _replica(spec: ReplicaSpec) -> None:
+async def _replica(spec: ReplicaSpec, way: Way) -> None:
     scratch(f"pid-{spec.id}").write_text(str(os.getpid()))
-    member = _Member(spec, "replica")
+    member = _Member(spec, way, "replica")
     if member.behaviour == conformance.DIES:
         os._exit(3)
     if member.behaviour == conformance.RAISES:
@@ -133,17 +146,17 @@ async def _replica(spec: ReplicaSpec) -> None:
         await _file(f"let-{spec.id}")
     if member.behaviour == FORKS:
         _fork()
-    member.address = spec.link_path
+    member.address = way.link_path(spec.id)
     member.link.send(ReplicaReady(member.address))
     await member.run()
 
 
-def replica(spec: ReplicaSpec) -> None:
+def replica(spec: ReplicaSpec, way: Way) -> None:
     """Be a replica."""
-    asyncio.run(_replica(spec))
+    asyncio.run(_replica(spec, way))
 
 
-async def _ingress(spec: IngressSpec, listener: socket.socket) -> None:
+async def _ingress(spec: IngressSpec, way: Way, listener: socket.socket) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         body = spec.id.encode()
@@ -152,16 +165,18 @@ async def _ingress(spec: IngressSpec, listener: socket.socket) -> None:
 
     scratch(f"pid-{spec.id}").write_text(str(os.getpid()))
     server = await asyncio.start_server(answer, sock=listener)
-    await _Member(spec, "ingress").run()
+    member = _Member(spec, way, "ingress")
+    member.address = join(*listener.getsockname()[:2])
+    await member.run()
     server.close()
 
 
-def ingress(spec: IngressSpec, listener: socket.socket) -> None:
+def ingress(spec: IngressSpec, way: Way, listener: socket.socket) -> None:
     """Be an ingress that answers every request with its id."""
-    asyncio.run(_ingress(spec, listener))
+    asyncio.run(_ingress(spec, way, listener))
 
 
-async def _controller(settings: InstanceSettings, supervisor: socket.socket) -> None:
+async def _controller(settings: InstanceSettings, way: Way, supervisor: socket.socket) -> None:
     engine = LocalEngine(settings, supervisor)
     ended = asyncio.Event()
     engine.on_end = lambda _: ended.set()
@@ -177,12 +192,12 @@ async def _controller(settings: InstanceSettings, supervisor: socket.socket) -> 
     engine.on_leave = leave
     adopted = await engine.open()
     scratch("adopted").write_text(" ".join(sorted(running.id for running in adopted)))
-    async with ControlServer(engine, settings.control_path, name=settings.name):
+    async with ControlServer(engine, way.control_path, name=settings.name):
         if not adopted:
-            for number in range(settings.num_ingresses):
-                await engine.start_ingress(ingress_spec(settings.folder, f"ingress-{number}", number))
+            for number in range(int(settings.num_ingresses)):
+                await engine.start_ingress(ingress_spec(f"ingress-{number}", number))
             for number, behaviour in enumerate(os.environ.get(REPLICAS, "").split()):
-                spec = replica_spec(settings.folder, behaviour, f"replica-{number}", ReplicaOptions(), BackendConfig())
+                spec = replica_spec(behaviour, f"replica-{number}", ReplicaOptions(), BackendConfig())
                 await engine.start_replica(spec)
         engine.serving()
         await _file("shutdown")
@@ -204,7 +219,7 @@ def _relay(supervisor: socket.socket, path: str) -> None:
             to[descriptor].sendall(data)
 
 
-def controller(settings: InstanceSettings, supervisor: socket.socket, http_urls: tuple[str, ...]) -> None:
+def controller(settings: InstanceSettings, way: Way, supervisor: socket.socket, http_urls: tuple[str, ...]) -> None:
     """Be one of the two controllers, or fail as the instance's name says."""
     scratch("controller").write_text(str(os.getpid()))
     if settings.name == "refuses":
@@ -219,7 +234,7 @@ def controller(settings: InstanceSettings, supervisor: socket.socket, http_urls:
         _relay(supervisor, os.environ[RELAY])
     else:
         scratch("urls").write_text(" ".join(http_urls))
-        asyncio.run(_controller(settings, supervisor))
+        asyncio.run(_controller(settings, way, supervisor))
 
 
 def warm() -> None:

@@ -14,11 +14,12 @@ from tests.conformance.harnesses import FakeHarness, LocalHarness
 HARNESSES = {"fake": FakeHarness, "local": LocalHarness}
 
 
-def _name(check: Check) -> str:
+def name_of(check: Check) -> str:
+    """Of a check, for people."""
     return getattr(check, "__name__", str(check)).removeprefix("check_")
 
 
-@pytest.mark.parametrize("check", conformance.CHECKS, ids=_name)
+@pytest.mark.parametrize("check", conformance.CHECKS, ids=name_of)
 @pytest.mark.parametrize("make", HARNESSES.values(), ids=HARNESSES)
 def test_every_engine_conforms(make: Callable[[], FakeHarness | LocalHarness], check: Check) -> None:
     async def run() -> None:

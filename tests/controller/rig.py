@@ -14,6 +14,7 @@ import msgspec
 
 from headgate.config import BackendConfig, ReplicaOptions
 from headgate.controller.controller import Controller
+from headgate.controller.store import Store
 from headgate.core import messages, replica_life
 from headgate.core.messages import (
     Applied,
@@ -37,6 +38,7 @@ from headgate.core.specs import Definition, MethodInfo
 from headgate.engines.base import IngressSpec, InstanceSettings, ReplicaSpec
 from headgate.errors import rebuild
 from headgate.router.control import ControlLink
+from headgate.router.way import Way
 from headgate.testing import FakeEngine
 from tests.support import until
 
@@ -90,7 +92,7 @@ class Engine(FakeEngine):
 class Process:
     """A process with a router, or a driver without one; it follows tables unless it is `frozen`."""
 
-    def __init__(self, path: str, role: str, id: str, token: str = "", *, routes: bool = True, replica: str = "") -> None:
+    def __init__(self, way: Way, role: str, id: str, token: str = "", *, routes: bool = True, replica: str = "") -> None:
         self.id = id
         self.tables: list[RoutingTable] = []
         self.arrived: list[Message] = []
@@ -99,7 +101,7 @@ class Process:
         self.busy_backends: tuple[str, ...] = ()
         self.counters = Counters()
         hello = Hello(messages.PROTOCOL, role, id, os.getpid(), token, routes, replica=replica)
-        self.link = ControlLink(path, lambda: hello, self._received)
+        self.link = ControlLink(way, lambda: hello, self._received)
         self.link.start()
 
     @property
@@ -131,6 +133,7 @@ class Rig:
 
     def __init__(self, folder: str, engine: FakeEngine, settings: InstanceSettings) -> None:
         self.folder = folder
+        self.way = Way(folder)
         self.engine = engine
         self.settings = settings
         self.processes: list[Process] = []
@@ -140,7 +143,9 @@ class Rig:
 
     async def start(self) -> None:
         """Begin a controller and the ingresses that it starts, and connect a driver."""
-        self._controller = Controller(self.settings, self.engine, ("http://127.0.0.1:1234",))
+        self._controller = Controller(
+            self.settings, self.engine, self.way, Store(self.settings.state_dir, durable=self.settings.state_kept)
+        )
         self._task = asyncio.create_task(self._controller.run())
         self._ingress_keeper = asyncio.create_task(self._keep_ingresses())
         if not self.processes:
@@ -179,7 +184,7 @@ class Rig:
 
     def process(self, id: str, *, routes: bool = True, replica: str = "") -> Process:
         """Connect a process of the user, or the router in a replica."""
-        process = Process(self.settings.control_path, "client", id, routes=routes, replica=replica)
+        process = Process(self.way, "client", id, routes=routes, replica=replica)
         self.processes.append(process)
         return process
 
@@ -195,7 +200,7 @@ class Rig:
 
     async def repeat(self, id: str, verb: Verb) -> VerbDone:
         """Send a verb under an id of its own, as a process does that lost its connection."""
-        reader, writer = await asyncio.open_unix_connection(self.settings.control_path)
+        reader, writer = await asyncio.open_unix_connection(self.way.control_path)
         decoder = messages.MessageDecoder()
         writer.write(messages.encode(Hello(messages.PROTOCOL, "client", f"sender of {id}", os.getpid())))
         writer.write(messages.encode(VerbCall(id, verb)))
@@ -255,7 +260,7 @@ class Rig:
         while True:
             for id, found in self.engine.running().items():
                 if isinstance(found.spec, IngressSpec) and id not in self._ingresses:
-                    self._ingresses[id] = Process(self.settings.control_path, "ingress", id, found.spec.token)
+                    self._ingresses[id] = Process(self.way, "ingress", id, found.spec.token)
             for id in [id for id in self._ingresses if id not in self.engine.running()]:
                 await self._ingresses.pop(id).link.close()
             await asyncio.sleep(0.002)

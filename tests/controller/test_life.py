@@ -10,11 +10,13 @@ import pytest
 from headgate.controller import ingresses
 from headgate.controller.controller import Controller
 from headgate.controller.restarts import Restarts
+from headgate.controller.store import Store
 from headgate.core import replica_life
 from headgate.core.desired import Fault
 from headgate.core.messages import BrokenReplica, DeleteBackend, HadAnswered, Pong, UpdateBackend, UpdateBackendConfig
 from headgate.engines.base import IngressSpec, Running
 from headgate.errors import InstanceStartError, ReplicaStartError
+from headgate.router.way import Way
 from tests.controller.rig import PATIENCE_S, Engine, Rig, create, definition, play, settings_in
 from tests.support import until
 
@@ -269,7 +271,7 @@ def test_a_dead_ingress_is_started_again_with_its_number_and_the_latest_table():
         assert after.id != before.id
         assert after.spec is not None
         assert before.spec is not None
-        assert after.spec.number == before.spec.number  # type: ignore[union-attr]  # both are ingresses
+        assert after.spec.place == before.spec.place  # type: ignore[union-attr]  # both are ingresses
 
     play(scene)
 
@@ -310,7 +312,9 @@ def test_a_new_instance_whose_ingress_can_not_start_is_given_up_and_says_why():
     async def main() -> None:
         with tempfile.TemporaryDirectory(prefix="hg-") as folder:
             with pytest.raises(InstanceStartError, match="no such certificate"):
-                await asyncio.wait_for(Controller(settings_in(folder), NoIngress(), ()).run(), PATIENCE_S)
+                await asyncio.wait_for(
+                    Controller(settings_in(folder), NoIngress(), Way(folder), Store(folder, durable=False)).run(), PATIENCE_S
+                )
 
     asyncio.run(main())
 

@@ -14,14 +14,16 @@ from headgate.controller.server import Connection, ControlServer
 from headgate.core import messages
 from headgate.core.messages import PROTOCOL, Applied, Count, CreateEndpoint, Describe, Hello, Message, RoutingTable, VerbCall, Welcome
 from headgate.errors import NotRunningError
+from headgate.router import remote
 from headgate.router.control import ControlLink
+from headgate.router.way import Way
 from tests.controller.rig import PATIENCE_S, Process, Rig, play
 from tests.support import until
 
 
 async def say(rig: Rig, data: bytes) -> bytes:
     """Connect, send this, and return all that comes until the controller closes the connection."""
-    reader, writer = await asyncio.open_unix_connection(rig.settings.control_path)
+    reader, writer = await asyncio.open_unix_connection(rig.way.control_path)
     writer.write(data)
     try:
         return await asyncio.wait_for(reader.read(), PATIENCE_S)
@@ -46,7 +48,7 @@ async def say(rig: Rig, data: bytes) -> bytes:
 def test_who_does_not_begin_with_a_proper_hello_is_told_nothing_and_harms_nobody(data: bytes):
     async def scene(rig: Rig) -> None:
         if data[:4] == b"GET ":  # its first bytes claim a message that never comes
-            reader, writer = await asyncio.open_unix_connection(rig.settings.control_path)
+            reader, writer = await asyncio.open_unix_connection(rig.way.control_path)
             writer.write(data)
             await rig.describe()
             writer.close()
@@ -70,7 +72,7 @@ def test_garbage_after_the_hello_ends_that_connection_only():
     async def scene(rig: Rig) -> None:
         answer = await say(rig, messages.encode(Hello(PROTOCOL, "client", "x", 1)) + b"\x00\x00\x00\x01\xc1")
         arrived = messages.MessageDecoder().received(answer)
-        assert arrived == [Welcome("test", ("http://127.0.0.1:1234",), rig.folder)] or arrived == []
+        assert arrived == [Welcome("test", ("http://127.0.0.1:1234",))] or arrived == []
         await rig.create("v1")
 
     play(scene)
@@ -88,7 +90,7 @@ def test_another_user_is_refused(monkeypatch: pytest.MonkeyPatch):
 
 def test_only_the_user_may_open_the_socket_and_it_is_gone_after_a_shutdown():
     async def scene(rig: Rig) -> None:
-        path = rig.settings.control_path
+        path = rig.way.control_path
         assert stat.S_IMODE(os.stat(path).st_mode) & 0o077 == 0
         await rig.shut_down()
         assert not os.path.exists(path)
@@ -112,7 +114,7 @@ def test_messages_that_make_no_sense_from_a_client_are_ignored():
 def test_who_does_not_read_is_sent_only_the_latest_table_once_it_reads_again():
     async def scene(rig: Rig) -> None:
         peer = socket.socket(socket.AF_UNIX)
-        peer.connect(rig.settings.control_path)
+        peer.connect(rig.way.control_path)
         peer.sendall(messages.encode(Hello(PROTOCOL, "client", "deaf", 1, routes=True)))
         count = 300
         created = [asyncio.create_task(rig.verb(CreateEndpoint(f"{n:03}" + "x" * 100, None, ("GET",), None))) for n in range(count)]
@@ -137,7 +139,7 @@ class _Listener:
         self.received_messages: list[Message] = []
 
     def connected(self, connection: Connection, hello: Hello) -> bool:
-        connection.send(Welcome("test", (), "/nowhere"))
+        connection.send(Welcome("test", ()))
         return True
 
     def received(self, connection: Connection, message: Message) -> None:
@@ -146,14 +148,35 @@ class _Listener:
     def lost(self, connection: Connection) -> None: ...
 
 
+class _Across(Way):
+    """The way of a process on another node than the controller's."""
+
+    def __init__(self, folder: str, controllers: _Published, secret: bytes) -> None:
+        super().__init__(folder, node="theirs", secret=secret)
+        self._controllers = controllers
+
+    async def controller(self) -> str:
+        return remote.as_seen_from(self.node, self._controllers.address)
+
+
+class _Published(Way):
+    """The controller's own."""
+
+    address: str
+
+    async def publish(self, address: str) -> None:
+        self.address = address
+
+
 def test_over_tcp_only_those_are_heard_who_know_the_secret(tmp_path: Path) -> None:
     async def scene() -> None:
         owner = _Listener()
-        server = ControlServer(str(tmp_path / "control.sock"), owner, host="127.0.0.1", secret=b"secret")
+        way = _Published(str(tmp_path), node="ours", host="127.0.0.1", secret=b"secret")
+        server = ControlServer(way, owner)
         await server.open()
         hello = Hello(PROTOCOL, "client", "x", 1)
-        friend = ControlLink(server.address, lambda: hello, lambda message: None, secret=b"secret")
-        stranger = ControlLink(server.address, lambda: hello, lambda message: None, secret=b"guessed", gone_after_s=0.3)
+        friend = ControlLink(_Across(str(tmp_path), way, b"secret"), lambda: hello, lambda message: None)
+        stranger = ControlLink(_Across(str(tmp_path), way, b"guessed"), lambda: hello, lambda message: None, gone_after_s=0.3)
         for link in (friend, stranger):
             link.start()
         assert (await friend.connected()).name == "test"

@@ -26,6 +26,7 @@ from headgate.replica.runner import Runner
 from headgate.router import payload
 from headgate.router.call import Call
 from headgate.router.router import Router
+from headgate.router.way import Way
 from tests.support import until
 
 REMOTE = False
@@ -63,9 +64,8 @@ class Replica:
         caller = Caller(self.definition, methods, backend="b", replica=self.id, idempotent=config.idempotent)
         self.runner = Runner(self.definition, config, caller, self.io_loop, self.user_loop)
         host = "127.0.0.1" if REMOTE else ""
-        self.links = self.runner.links = Links(
-            str(folder / f"{self.id}.sock"), "token", self.runner, host=host, node="theirs", secret=b"secret"
-        )
+        way = Way(str(folder), node="theirs", host=host, secret=b"secret")
+        self.links = self.runner.links = Links(way, self.id, "token", self.runner)
         self._io = threading.Thread(target=self._run_io)
         self._user = threading.Thread(target=self._run_user)
         self._io.start()
@@ -163,7 +163,7 @@ class Rig:
         self.handler, self.batch = handler, batch
         self.replicas = [Replica(folder, handler, self.config, batch) for _ in range(replicas)]
         self.reported: list[Message] = []
-        self.router = Router("t", str(folder), self.reported.append, node="ours", secret=b"secret")
+        self.router = Router("t", Way(str(folder), node="ours", secret=b"secret"), self.reported.append)
         self.version = 0
         self.apply()
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
@@ -21,6 +21,7 @@ from headgate.core import messages, reports
 from headgate.core.messages import Applied, Count, Counted, Drain, Hello, Message, Ping, Pong, VerbCall, VerbDone, Welcome
 from headgate.core.reports import RequestCount
 from headgate.core.specs import IngressSpec
+from headgate.router.way import Way
 from tests.ingress_server import CERTIFICATE, KEY, TABLE, Client
 from tests.support import wait_until
 
@@ -31,7 +32,8 @@ PROGRAM = """
 import socket, sys, msgspec
 from headgate.core.specs import IngressSpec
 from headgate.ingress.main import run
-run(msgspec.json.decode(sys.argv[1], type=IngressSpec), socket.socket(fileno=int(sys.argv[2])))
+from headgate.router.way import Way
+run(msgspec.json.decode(sys.argv[1], type=IngressSpec), Way(sys.argv[2]), socket.socket(fileno=int(sys.argv[3])))
 """
 
 
@@ -70,7 +72,7 @@ class Controller:
                 for message in decoder.received(data):
                     self.told.append(message)
                     if isinstance(message, Hello):
-                        self.say(Welcome("test", (), ""))
+                        self.say(Welcome("test", ()))
                         self.say(TABLE)
                     elif isinstance(message, VerbCall):
                         self.say(VerbDone(message.id, msgspec.msgpack.encode(reports.Measurement(reports.Counters(), {}, {}, 7))))
@@ -92,10 +94,10 @@ class Running:
 def ingress_process(*, controller: bool = True, tls: bool = False) -> Iterator[Running]:
     """An ingress in a process of its own, on a listening socket that it inherits."""
     with tempfile.TemporaryDirectory(prefix="hg-", dir="/tmp") as folder, socket.create_server(("127.0.0.1", 0)) as listener:
-        files = {"ssl_certfile": CERTIFICATE, "ssl_keyfile": KEY} if tls else {}
-        spec = IngressSpec(id="ingress-0", token="secret", number=0, folder=folder, **files)
-        played = Controller(spec.control_path) if controller else None
-        arguments = [sys.executable, "-c", PROGRAM, msgspec.json.encode(spec).decode(), str(listener.fileno())]
+        files: dict[str, Any] = {"ssl_certfile": CERTIFICATE, "ssl_keyfile": KEY} if tls else {}
+        spec = IngressSpec(id="ingress-0", token="secret", place="0", **files)
+        played = Controller(Way(folder).control_path) if controller else None
+        arguments = [sys.executable, "-c", PROGRAM, msgspec.json.encode(spec).decode(), folder, str(listener.fileno())]
         source = str(Path(messages.__file__).parents[2])
         process = subprocess.Popen(
             arguments, pass_fds=[listener.fileno()], env={**os.environ, "PYTHONPATH": source}, stderr=subprocess.DEVNULL

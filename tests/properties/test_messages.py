@@ -47,7 +47,7 @@ SAMPLES: list[m.Message] = [
     m.BrokenReplica("r1", "garbage"),
     m.HadAnswered("r1"),
     m.HadAnswered("1-ab"),
-    m.Welcome("default", ("http://127.0.0.1:8000",), "/tmp/x"),
+    m.Welcome("default", ("http://127.0.0.1:8000",)),
     m.VerbDone("id", b"\xc0", None, ("slow",)),
     m.Configure(BackendConfig(max_batch_size=4)),
     m.Drain(20.0),

@@ -13,6 +13,7 @@ from headgate.core import messages
 from headgate.core.messages import Applied, Describe, Hello, Message, Ping, RoutingTable, VerbCall, VerbDone, Welcome
 from headgate.errors import NotRunningError
 from headgate.router.control import ControlLink
+from headgate.router.way import Way
 from tests.support import until
 
 
@@ -49,7 +50,7 @@ class Controller:
             for message in decoder.received(data):
                 self.received.append(message)
                 if isinstance(message, Hello):
-                    writer.write(messages.encode(Welcome("test", ("http://127.0.0.1:1",), "/nowhere", self.id)))
+                    writer.write(messages.encode(Welcome("test", ("http://127.0.0.1:1",), self.id)))
                 elif isinstance(message, VerbCall) and (done := self.answer(message)) is not None:
                     writer.write(messages.encode(done))
         writer.close()
@@ -71,7 +72,7 @@ def play(scene: Scene, *, start: bool = True, gone_after_s: float = 10.0) -> Non
                 await controller.start()
             arrived: list[Message] = []
             hello = Hello(messages.PROTOCOL, "client", "me", 1)
-            link = ControlLink(controller.path, lambda: hello, arrived.append, gone_after_s=gone_after_s)
+            link = ControlLink(Way(folder), lambda: hello, arrived.append, gone_after_s=gone_after_s)
             link.start()
             try:
                 await asyncio.wait_for(scene(controller, link, arrived), 20)

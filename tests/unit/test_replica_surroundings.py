@@ -22,7 +22,6 @@ def _spec(
         definition=Definition(payload=b"", name="f", environ=environ),
         config=BackendConfig(),
         options=ReplicaOptions(num_cpus=num_cpus, runtime_env={"env_vars": env_vars} if env_vars else {}),
-        folder="/f",
         instance="i",
         gpus=gpus,
     )

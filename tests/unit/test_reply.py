@@ -16,7 +16,6 @@ import uvloop
 
 from headgate import serve
 from headgate.core import wire
-from headgate.core.specs import control_path
 from headgate.errors import (
     DeadlineExceededError,
     EncodeError,
@@ -33,6 +32,7 @@ from headgate.router import connections, payload
 from headgate.router.call import Call
 from headgate.router.connection import Connection
 from headgate.router.handle import Handle
+from headgate.router.way import Way
 from tests.support import FakeConnection, until, wait_until
 
 
@@ -230,9 +230,9 @@ def test_a_call_that_waits_for_the_first_news_of_the_controller_waits_no_longer_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket(socket.AF_UNIX) as silent:
-        silent.bind(control_path(str(tmp_path)))
+        silent.bind(Way(str(tmp_path)).control_path)
         silent.listen()
-        connection = Connection("i", str(tmp_path))
+        connection = Connection("i", Way(str(tmp_path)))
         monkeypatch.setattr(connections, "of", lambda name: connection)
         handle = Handle("i", "e")
         try:

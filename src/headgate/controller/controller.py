@@ -18,6 +18,7 @@ from headgate.controller.departures import Departures
 from headgate.controller.describe import description
 from headgate.controller.fleet import Fleet, Replica
 from headgate.controller.ingresses import Ingresses
+from headgate.controller.lease import Lease
 from headgate.controller.restarts import Restarts
 from headgate.controller.rollout import Rollouts
 from headgate.controller.routers import Routers
@@ -45,7 +46,8 @@ from headgate.core.messages import (
 from headgate.core.reconcile import Wanted
 from headgate.core.reports import Description, Measurement
 from headgate.engines.base import Ended, Engine, InstanceSettings, ReplicaSpec, Running
-from headgate.errors import HeadgateError, InstanceStartError
+from headgate.errors import AddressInUseError, HeadgateError, InstanceStartError
+from headgate.router.way import Way
 
 _log = logging.getLogger("headgate.controller")
 
@@ -61,10 +63,9 @@ _MOST_FAILURES = 3
 class Controller:
     """The controller of one instance. `run` is its whole life."""
 
-    def __init__(self, settings: InstanceSettings, engine: Engine, http_urls: tuple[str, ...]) -> None:
+    def __init__(self, settings: InstanceSettings, engine: Engine, way: Way, store: Store) -> None:
         self._settings = settings
         self._engine = engine
-        self._http_urls = http_urls
         self._changes = Changes()
         self._tasks = Tasks()
         self._fleet = Fleet(engine, settings, self._tasks, self._changes, changed=self._publish, over=self._replica_over)
@@ -72,8 +73,8 @@ class Controller:
         self._departures = Departures(self._fleet, self._routers, self._tasks, self._changes, publish=self._publish)
         self._rollouts = Rollouts(engine, self._fleet, self._changes, reconcile=self._reconcile)
         self._ingresses = Ingresses(engine, settings, self._routers, self._tasks, self._changes)
-        self._server = ControlServer(settings.control_path, self)
-        self._store = Store(settings.state_dir, durable=settings.state_kept)
+        self._server = ControlServer(way, self)
+        self._store = store
         self._epoch = 0
         self._adopted = asyncio.Event()
         self._restarts = Restarts(self._reconcile)
@@ -97,14 +98,11 @@ class Controller:
         self._stopping = False  # … and, later, the replicas end: none takes the place of another
         self._ending: asyncio.Task[None] | None = None
         self._shut_down = asyncio.Event()
-        self._fatal: InstanceStartError | None = None
+        self._fatal: HeadgateError | None = None
         self._base = RoutingTable(
-            version=0,
-            max_body_bytes=settings.max_body_bytes,
-            max_inflight_bytes=settings.max_inflight_bytes,
-            num_ingresses=settings.num_ingresses,
-            debug=settings.debug,
+            version=0, max_body_bytes=settings.max_body_bytes, max_inflight_bytes=settings.max_inflight_bytes, debug=settings.debug
         )
+        self._lease = Lease(self._shutdown_once_adopted, self._tasks)
 
     async def run(self) -> None:
         """Adopt what runs, keep it as it is asked for, and return after a shutdown.
@@ -117,11 +115,14 @@ class Controller:
             self._engine.on_end = self._ended
             self._engine.on_message = self._from_engine
             self._engine.on_leave = self._leave
+            self._engine.on_places = self._ingresses.place
             await self._server.open()
             running = await self._engine.open()
             self._adopt(running, pending)
             self._tasks.spawn(self._announce(first=not running), "announcement")
             self._tasks.spawn(self._count(), "counting")
+            if self._settings.engine != "local" and not self._settings.detached:
+                self._lease.begin()
             await self._shut_down.wait()
             if self._fatal is not None:
                 raise self._fatal
@@ -143,9 +144,11 @@ class Controller:
         elif hello.role != "client":
             _log.warning("refused process %d: %r is no role", hello.pid, hello.role)
             return False
-        connection.send(Welcome(self._settings.name, self._http_urls, self._settings.folder, self._settings.id))
+        connection.send(Welcome(self._settings.name, self._engine.http_urls(), self._settings.id))
         if hello.routes:
             self._routers.add(connection)
+        if hello.owner:
+            self._lease.taken()
         replica = self._fleet.get(hello.id) if hello.role == "replica" else None
         if replica is not None:
             replica.pid = hello.pid
@@ -170,6 +173,8 @@ class Controller:
     def lost(self, connection: Connection) -> None:
         """See `Owner`."""
         self._routers.lost(connection)
+        if connection.hello.owner:
+            self._lease.left()
 
     # What the engine tells.
 
@@ -262,7 +267,10 @@ class Controller:
         """Tell the engine when HTTP answers: every ingress runs and follows a table. The `first` start may also fail."""
         await self._changes.until(lambda: self._ingresses.complete or (first and self._ingresses.failures >= _MOST_FAILURES))
         if not self._ingresses.complete:
-            self._fatal = InstanceStartError(f"HTTP could not be served: {self._ingresses.failure}")
+            failure = self._ingresses.failure
+            assert failure is not None  # it has failed several times
+            in_use = isinstance(failure, AddressInUseError)
+            self._fatal = failure if in_use else InstanceStartError(f"HTTP could not be served: {failure.message}")
             self._shut_down.set()
             return
         await self._routers.in_force(self._routers.version)
@@ -320,7 +328,7 @@ class Controller:
             coming=coming,
             faults=self._restarts.faults(),
             leaving=self._departures.backends,
-            base=msgspec.structs.replace(self._base, closing=self._closing),
+            base=msgspec.structs.replace(self._base, closing=self._closing, num_ingresses=len(self._engine.places())),
         )
         return self._routers.publish(table, self._epoch)
 
@@ -384,7 +392,7 @@ class Controller:
             case Measure():
                 return await self._measure()
             case CompareInit():
-                compare_init(self._settings, self._http_urls, question.given)
+                compare_init(self._settings, self._engine.http_urls(), question.given)
             case Shutdown():
                 await self._shutdown()
         return None
@@ -392,7 +400,7 @@ class Controller:
     def _describe(self) -> Description:
         return description(
             self._settings,
-            self._http_urls,
+            self._engine.http_urls(),
             self._verbs.state,
             self._fleet.all(),
             self._ingresses.running,

@@ -128,7 +128,6 @@ class Fleet:
             definition=backend.definition,
             config=backend.config,
             options=backend.options,
-            folder=self._settings.folder,
             instance=self._settings.name,
         )
         replica = Replica(spec, backend.config, next(self._numbers), self._now(), held=held)

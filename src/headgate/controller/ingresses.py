@@ -21,10 +21,12 @@ _CHECK_TIMEOUT_S = 10.0
 """An ingress runs no user code: without a sign of life for so long it is stuck, and verbs would wait for it for ever."""
 _LIVED_S = 1.0
 """An ingress that lived so long did not die of its start: its successor comes at once."""
+_LEAVES_WITHIN_S = 10.0
+"""For its answers under way, where there is no place for an ingress any more."""
 
 
 class Ingresses:
-    """Keeps one ingress for each listening socket."""
+    """Keeps one ingress at each place that the engine has for them."""
 
     def __init__(self, engine: Engine, settings: InstanceSettings, routers: Routers, tasks: Tasks, changes: Changes) -> None:
         self._engine = engine
@@ -32,25 +34,42 @@ class Ingresses:
         self._routers = routers
         self._tasks = tasks
         self._changes = changes
-        self._running: dict[int, Running] = {}  # by number
+        self._running: dict[str, Running] = {}  # by place
+        self._keepers: dict[str, asyncio.Task[None]] = {}
         self.failures = 0
         """Starts that failed in a row, and …"""
-        self.failure = ""
-        """… what the last one said."""
+        self.failure: HeadgateError | None = None
+        """… why the last one did."""
         self._ended: set[str] = set()  # an end may be told before the start has returned
         self._closing = False
 
     def start(self, adopted: list[Running]) -> None:
         """Keep those that run already, and start the others."""
+        places = self._engine.places()
         for running in adopted:
             assert isinstance(running.spec, IngressSpec)
-            number = running.spec.number
-            if number < self._settings.num_ingresses and number not in self._running:
-                self._add(number, running)
+            place = running.spec.place
+            if place in places and place not in self._running:
+                self._add(place, running)
             else:
                 self._tasks.spawn(self._engine.stop(running.id, 0), f"stop of {running.id}")
-        for number in range(self._settings.num_ingresses):
-            self._tasks.spawn(self._keep(number), f"ingress {number}")
+        self.place()
+
+    def place(self) -> None:
+        """See to it that there is one at each place, and none elsewhere."""
+        if self._closing:
+            return
+        places = self._engine.places()
+        for place in self._keepers.keys() - places:
+            self._keepers.pop(place).cancel()
+            running = self._running.pop(place, None)
+            if running is not None:
+                self._routers.ingresses.discard(running.id)
+                self._tasks.spawn(self._engine.stop(running.id, _LEAVES_WITHIN_S), f"stop of {running.id}")
+        for place in places:
+            if place not in self._keepers:
+                self._keepers[place] = self._tasks.spawn(self._keep(place), f"ingress {place}")
+        self._changes.tell()
 
     @property
     def running(self) -> list[Running]:
@@ -60,18 +79,18 @@ class Ingresses:
     @property
     def complete(self) -> bool:
         """Whether all of them run."""
-        return len(self._running) == self._settings.num_ingresses
+        return len(self._running) == len(self._keepers) > 0
 
     def ended(self, ended: Ended) -> None:
         """The engine says that one has ended."""
         if all(running.id != ended.id for running in self._running.values()):
             self._ended.add(ended.id)  # its start has not returned yet
-        for number, running in list(self._running.items()):
+        for place, running in list(self._running.items()):
             if running.id == ended.id:
-                del self._running[number]
+                del self._running[place]
                 self._routers.ingresses.discard(ended.id)
                 if not self._closing:
-                    _log.warning("ingress %d (%s) ended: %s; it is started again", number, ended.id, ended.reason)
+                    _log.warning("ingress %s (%s) ended: %s; it is started again", place, ended.id, ended.reason)
         self._changes.tell()
 
     async def stop(self, grace_s: float) -> None:
@@ -80,30 +99,29 @@ class Ingresses:
         running = self.running
         await asyncio.gather(*(self._engine.stop(ingress.id, grace_s) for ingress in running))
 
-    async def _keep(self, number: int) -> None:
+    async def _keep(self, place: str) -> None:
         loop = asyncio.get_running_loop()
         delay_s = 0.0
         while not self._closing:
-            if number not in self._running:
+            if place not in self._running:
                 spec = IngressSpec(
-                    id=f"i{number}-{secrets.token_hex(3)}",
+                    id=f"i{place[:8]}-{secrets.token_hex(3)}",
                     token=secrets.token_hex(16),
-                    number=number,
-                    folder=self._settings.folder,
+                    place=place,
                     ssl_certfile=self._settings.ssl_certfile,
                     ssl_keyfile=self._settings.ssl_keyfile,
                 )
                 try:
-                    self._add(number, await self._engine.start_ingress(spec))
+                    self._add(place, await self._engine.start_ingress(spec))
                     self.failures = 0
                 except HeadgateError as error:
                     self._ended.discard(spec.id)
-                    self.failures, self.failure = self.failures + 1, error.message
+                    self.failures, self.failure = self.failures + 1, error
                     self._changes.tell()
-                    _log.error("ingress %d could not be started: %s", number, error)
+                    _log.error("ingress %s could not be started: %s", place, error)
             started_at = loop.time()
-            while not await self._changes.until(lambda: number not in self._running, _CHECK_PERIOD_S):
-                await self._check(self._running[number])
+            while not await self._changes.until(lambda: place not in self._running, _CHECK_PERIOD_S):
+                await self._check(self._running[place])
             lived = loop.time() - started_at > _LIVED_S
             delay_s = 0.0 if lived else min(max(delay_s * 2, _FIRST_DELAY_S), _LONGEST_DELAY_S)
             await asyncio.sleep(delay_s)
@@ -117,10 +135,10 @@ class Ingresses:
         except NotFoundError:  # it has ended, which is told elsewhere
             pass
 
-    def _add(self, number: int, running: Running) -> None:
+    def _add(self, place: str, running: Running) -> None:
         if running.id in self._ended:
             self._ended.discard(running.id)
             return
-        self._running[number] = running
+        self._running[place] = running
         self._routers.ingresses.add(running.id)
         self._changes.tell()

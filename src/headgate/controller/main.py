@@ -6,13 +6,16 @@ import asyncio
 import logging
 import os
 import sys
+from collections.abc import Callable
 
 from headgate.controller.controller import Controller
+from headgate.controller.store import Store
 from headgate.engines.base import Engine, InstanceSettings
+from headgate.router.way import Way
 
 
-def run(settings: InstanceSettings, engine: Engine, http_urls: tuple[str, ...]) -> None:
-    """Be the controller of an instance until it is shut down. `http_urls` are where its ingresses listen.
+def run(settings: InstanceSettings, engine: Engine, way: Way, store: Callable[[], Store]) -> None:
+    """Be the controller of an instance until it is shut down. `store` opens what has been kept of it.
 
     What runs already is taken over, so this can be started again after a crash. Raises `InstanceStartError` where the
     state can't be read.
@@ -22,11 +25,11 @@ def run(settings: InstanceSettings, engine: Engine, http_urls: tuple[str, ...]) 
     os.umask(0o077)
     _log_to_stderr(settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_live(settings, engine, http_urls))
+        runner.run(_live(settings, engine, way, store))
 
 
-async def _live(settings: InstanceSettings, engine: Engine, http_urls: tuple[str, ...]) -> None:
-    await Controller(settings, engine, http_urls).run()
+async def _live(settings: InstanceSettings, engine: Engine, way: Way, store: Callable[[], Store]) -> None:
+    await Controller(settings, engine, way, store()).run()
 
 
 def _log_to_stderr(settings: InstanceSettings) -> None:

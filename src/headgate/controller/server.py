@@ -19,7 +19,8 @@ from headgate.core import messages
 from headgate.core.messages import Hello, Message, RoutingTable
 from headgate.errors import WireError
 from headgate.router.listening import Listening
-from headgate.router.remote import Gate
+from headgate.router.remote import Gate, address_of
+from headgate.router.way import Way
 
 _log = logging.getLogger("headgate.controller")
 
@@ -146,20 +147,19 @@ class Connection(asyncio.Protocol):
 
 
 class ControlServer:
-    """Listens at `path`, for the same user's processes only; and where a host is given there too, for those who know the secret."""
+    """Listens at a Unix socket, for the same user's processes only; and where there are other nodes for those who know the secret."""
 
-    def __init__(self, path: str, owner: Owner, *, host: str = "", secret: bytes = b"") -> None:
-        self.address = path
-        """Where it is reached, once it is open: from other nodes, where a host was given."""
-        self._gate = Gate(host, secret, _BACKLOG, self._take) if host else None
+    def __init__(self, way: Way, owner: Owner) -> None:
+        self._way = way
+        self._gate = Gate(way.host, way.secret, _BACKLOG, self._take) if way.host else None
         self._taking: set[asyncio.Task[object]] = set()
-        self._path = path
+        self._path = way.control_path
         self._owner = owner
         self._listening: Listening | None = None
         self._connections: set[Connection] = set()
 
     async def open(self) -> None:
-        """Take the place of whoever listened here before, and listen."""
+        """Take the place of whoever listened here before, listen, and have it known where."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -170,8 +170,10 @@ class ControlServer:
             os.umask(mask)
         listener.listen(_BACKLOG)
         self._listening = Listening(listener, self._take)
+        address = self._path
         if self._gate is not None:
-            self.address = self._gate.open()
+            address = address_of(self._way.node, self._gate.open(), self._path)
+        await self._way.publish(address)
 
     async def close(self) -> None:
         """Stop listening and end every connection, each after what was sent to it."""

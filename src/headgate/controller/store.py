@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -62,6 +62,22 @@ class Store:
     def __init__(self, folder: str, *, durable: bool) -> None:
         self.path = os.path.join(folder, "state.sqlite")
         self._db = sqlite3.connect(self.path, isolation_level=None)
+        self._keep_copy: Callable[[bytes], object] | None = None
+        self._begin(durable=durable)
+
+    @classmethod
+    def in_memory(cls, kept: bytes | None, keep: Callable[[bytes], object]) -> Store:
+        """The state as it was `kept`; after each change `keep` is given all of it, and may raise: then nothing has changed."""
+        store = cls.__new__(cls)
+        store.path = "the cluster's store"
+        store._db = sqlite3.connect(":memory:", isolation_level=None)
+        if kept is not None:
+            store._db.deserialize(kept)
+        store._keep_copy = keep
+        store._begin(durable=False)
+        return store
+
+    def _begin(self, *, durable: bool) -> None:
         try:
             # EXTRA is FULL and one sync more: a commit is the removal of the journal, which only a sync of the folder makes last.
             self._db.execute(f"PRAGMA synchronous={'EXTRA' if durable else 'OFF'}")
@@ -175,16 +191,29 @@ class Store:
         (value,) = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return int(value)
 
+    def _copy(self) -> bytes:
+        """The whole database, where somebody keeps copies; nothing of an empty one."""
+        (pages,) = self._db.execute("PRAGMA page_count").fetchone()
+        return self._db.serialize() if self._keep_copy is not None and pages else b""
+
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         try:
+            before = self._copy()
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
                 self._db.execute("COMMIT")
+                if self._keep_copy is not None:
+                    try:
+                        self._keep_copy(self._copy())
+                    except BaseException:
+                        if before:
+                            self._db.deserialize(before)
+                        raise
             except BaseException:
                 if self._db.in_transaction:  # some errors, such as a full disk, have ended it already
                     self._db.execute("ROLLBACK")
                 raise
-        except sqlite3.OperationalError as error:
+        except (sqlite3.OperationalError, OSError) as error:
             raise HeadgateError(f"the state could not be written to {self.path}: {error}; nothing has changed") from error

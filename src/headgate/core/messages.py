@@ -169,8 +169,11 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     token: str = ""
     routes: bool = False  # wants routing tables
     state: str = ""  # a replica's: "starting", "ready" or "draining"; it says so again to a new controller
-    address: str = ""  # where a ready replica takes links
+    address: str = ""  # where a ready replica takes links, or an ingress HTTP
+    node: str = ""  # where it runs, and …
+    gpus: tuple[str, ...] = ()  # … the devices of a replica
     replica: str = ""  # a client's: the id of the replica that it is in, or that has started its process
+    owner: bool = False  # the instance is to end with this process
 
 
 class VerbCall(msgspec.Struct, frozen=True, tag="verb"):
@@ -240,7 +243,6 @@ class HadAnswered(msgspec.Struct, frozen=True, tag="had_answered"):
 class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
     name: str
     http_urls: tuple[str, ...]
-    folder: str
     id: str = ""  # the instance's own: another one of that name may have taken its place
 
 

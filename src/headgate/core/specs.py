@@ -10,16 +10,6 @@ import msgspec
 from headgate.config import BackendConfig, ReplicaOptions
 
 
-def control_path(folder: str) -> str:
-    """The Unix socket of the controller of the instance that has this folder."""
-    return f"{folder}/control.sock"
-
-
-def link_path(folder: str, id: str) -> str:
-    """The Unix socket on which a replica takes links."""
-    return f"{folder}/r-{id}.sock"
-
-
 class InstanceSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What an instance was started with; the same for its whole life."""
 
@@ -29,7 +19,7 @@ class InstanceSettings(msgspec.Struct, frozen=True, kw_only=True):
     state_kept: bool  # the user gave a state_dir
     http_host: str
     http_port: int  # as asked for; 0 takes a free one
-    num_ingresses: int
+    num_ingresses: int | str  # "every_node" and "head_only" are words of clusters
     max_body_bytes: int
     max_inflight_bytes: int
     resources: dict[str, float]  # overrides, as given
@@ -38,12 +28,8 @@ class InstanceSettings(msgspec.Struct, frozen=True, kw_only=True):
     ssl_certfile: str | None
     ssl_keyfile: str | None
     driver_pid: int
+    engine: str = "local"
     id: str = ""  # drawn at each start: tells instances of one name apart
-
-    @property
-    def control_path(self) -> str:
-        """The Unix socket of the controller."""
-        return control_path(self.folder)
 
 
 class Parameter(msgspec.Struct, frozen=True, array_like=True):
@@ -91,33 +77,18 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     definition: Definition
     config: BackendConfig
     options: ReplicaOptions
-    folder: str  # the instance's
     instance: str
     generation: int = 0  # which version of the backend's code it runs: tells a new controller whether it is still wanted
     gpus: tuple[str, ...] = ()  # filled in by the engine: the devices it gave
 
-    @property
-    def control_path(self) -> str:
-        """The Unix socket of the controller."""
-        return control_path(self.folder)
-
-    @property
-    def link_path(self) -> str:
-        """The Unix socket on which it takes links."""
-        return link_path(self.folder, self.id)
-
 
 class IngressSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One ingress to start. Its number says which listening socket is its own."""
+    """One ingress to start. Its place is the engine's word for where that is."""
 
     id: str
     token: str
-    number: int
-    folder: str
+    place: str
+    port: int = 0  # where the ingress itself listens: the one that it has to take; 0 takes that of the settings
+    shares_port: bool = False  # with another one of the instance
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
-
-    @property
-    def control_path(self) -> str:
-        """The Unix socket of the controller."""
-        return control_path(self.folder)

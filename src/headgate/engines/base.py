@@ -14,8 +14,9 @@ import msgspec
 from headgate.config import ReplicaOptions
 from headgate.core.messages import Hello, Message, Pong
 from headgate.core.specs import IngressSpec, InstanceSettings, ReplicaSpec
+from headgate.router.way import Way
 
-__all__ = ["INGRESS", "REPLICA", "Ended", "Engine", "IngressSpec", "InstanceSettings", "Peer", "ReplicaSpec", "Running"]
+__all__ = ["INGRESS", "REPLICA", "Ended", "Engine", "IngressSpec", "InstanceSettings", "Peer", "ReplicaSpec", "Running", "Starter"]
 
 # The roles of what an engine runs.
 INGRESS: Final = "ingress"
@@ -52,6 +53,34 @@ class Peer(Protocol):
         ...
 
 
+class Starter(Protocol):
+    """How drivers deal with the instances of one engine. Everything may be called from any thread, and blocks."""
+
+    def find(self, name: str) -> Way | None:
+        """The way to the running instance of that name; None where there is none, or it is starting or ending."""
+        ...
+
+    def start(self, settings: InstanceSettings) -> bool:
+        """Start an instance and wait until HTTP answers. False where one of that name runs already: connect to it.
+
+        Raises `AddressInUseError`, `StateDirInUseError`, `StateDirUnsafeError`, or `InstanceStartError` for anything else.
+        After an error, or an interrupt, nothing of it is left running.
+        """
+        ...
+
+    def wait_ended(self, way: Way, timeout_s: float) -> bool:
+        """Wait until that instance has ended and left nothing; False where it has not after `timeout_s` seconds."""
+        ...
+
+    def has_ended(self, way: Way) -> bool:
+        """Whether that instance is gone, be it by a crash."""
+        ...
+
+    def leave(self, way: Way) -> None:
+        """This process is done with that instance."""
+        ...
+
+
 class Engine(Protocol):
     """Where things live. Methods are called on the controller's event loop."""
 
@@ -65,6 +94,9 @@ class Engine(Protocol):
     The owner begins to end everything in order, and returns within how many seconds it will have called `close`. After that
     the engine may end everything itself. The next owner is told again, before `open` returns.
     """
+
+    on_places: Callable[[], None]
+    """Set by the owner before `open`; called when `places` have changed."""
 
     async def open(self) -> list[Running]:
         """Begin, and return what runs already, started by an engine before this one; what was still starting goes on."""
@@ -84,6 +116,14 @@ class Engine(Protocol):
 
     async def wait_ready(self, id: str) -> Running:
         """Wait for a replica that `open` returned as starting; same errors as `start_replica`."""
+        ...
+
+    def places(self) -> list[str]:
+        """Where ingresses are to run, one at each: a socket on this machine, or a node."""
+        ...
+
+    def http_urls(self) -> tuple[str, ...]:
+        """Where clients reach the ingresses."""
         ...
 
     def serving(self) -> None:

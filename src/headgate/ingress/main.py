@@ -24,7 +24,9 @@ from headgate.heap import keep_freed
 from headgate.ingress.http1 import Connection
 from headgate.ingress.service import Limits, Service
 from headgate.router.control import ControlLink
+from headgate.router.remote import join
 from headgate.router.router import Router
+from headgate.router.way import Way
 
 _log = logging.getLogger("headgate.ingress")
 
@@ -36,20 +38,22 @@ _FIRST_TABLE_S = 1.0
 _TLS_HANDSHAKE_S = 10.0
 
 
-def run(spec: IngressSpec, listener: socket.socket) -> None:
+def run(spec: IngressSpec, way: Way, listener: socket.socket) -> None:
     """Serve until `Drain` or SIGINT. `listener` listens already, and is closed at the end."""
     import uvloop
 
     keep_freed()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)  # exchanges make no cycles: look less often
-    uvloop.run(_Ingress(spec, listener).serve())
+    uvloop.run(_Ingress(spec, way, listener).serve())
 
 
 class _Ingress:
-    def __init__(self, spec: IngressSpec, listener: socket.socket) -> None:
+    def __init__(self, spec: IngressSpec, way: Way, listener: socket.socket) -> None:
         self._spec = spec
+        self._way = way
         self._listener = listener
+        self._address = join(*listener.getsockname()[:2])
 
     async def serve(self) -> None:
         loop = asyncio.get_running_loop()
@@ -57,14 +61,13 @@ class _Ingress:
         self._drain: asyncio.Future[float] = loop.create_future()
         self._first_table = asyncio.Event()
         loop.add_signal_handler(signal.SIGINT, self._end_within, _GRACE_S)
-        self._link = ControlLink(spec.control_path, self._hello, self._received)
-        self._router = Router(spec.id, spec.folder, self._link.send)
+        self._link = ControlLink(self._way, self._hello, self._received)
+        self._router = Router(spec.id, self._way, self._link.send)
         context = None if spec.ssl_certfile is None else tls_context(spec.ssl_certfile, spec.ssl_keyfile)
-        host, port = self._listener.getsockname()[:2]
         self._service = Service(
             self._router,
             self._measure,
-            server=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            server=self._address,
             scheme="http" if context is None else "https",
             limits=Limits(connections=_raise_file_limit() * 9 // 10),
         )
@@ -89,7 +92,7 @@ class _Ingress:
         await self._link.close()
 
     def _hello(self) -> Hello:
-        return Hello(PROTOCOL, "ingress", self._spec.id, os.getpid(), self._spec.token, routes=True)
+        return Hello(PROTOCOL, "ingress", self._spec.id, os.getpid(), self._spec.token, routes=True, address=self._address)
 
     def _received(self, message: Message) -> None:
         if isinstance(message, RoutingTable):

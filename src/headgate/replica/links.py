@@ -24,6 +24,7 @@ from headgate.router import remote
 from headgate.router.channel import SMALL_BYTES, Channel, Part
 from headgate.router.listening import Listening
 from headgate.router.reading import Reading
+from headgate.router.way import Way
 
 if TYPE_CHECKING:
     from headgate.replica.runner import Runner
@@ -232,8 +233,8 @@ class ReplicaLink:
 class Links:
     """All links of a replica, and the socket that takes them. `listen` and `close` are the I/O loop's."""
 
-    def __init__(self, path: str, token: str, runner: Runner, *, host: str = "", node: str = "", secret: bytes = b"") -> None:
-        self.path = path
+    def __init__(self, way: Way, id: str, token: str, runner: Runner) -> None:
+        self.path = path = way.link_path(id)
         self.token = token
         self.address = path
         """Where routers reach it, once it listens."""
@@ -243,8 +244,8 @@ class Links:
         """The one link, where there is but one."""
         self.reading: Reading
         self._listening: Listening | None = None
-        self._node = node
-        self._gate = remote.Gate(host, secret, _BACKLOG, lambda sock: self._begin(sock, is_remote=True)) if host else None
+        self._node = way.node
+        self._gate = remote.Gate(way.host, way.secret, _BACKLOG, lambda sock: self._begin(sock, is_remote=True)) if way.host else None
         """Where routers of other nodes come in."""
 
     async def listen(self) -> None:

@@ -14,6 +14,8 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+import msgspec
+
 from headgate.core.messages import PROTOCOL, Configure, Drain, Hello, Message, Ping, Pong, ReplicaFailed, ReplicaReady
 from headgate.core.specs import ReplicaSpec
 from headgate.errors import ErrorInfo, HeadgateError, describe_user_error
@@ -24,6 +26,7 @@ from headgate.replica.links import Links
 from headgate.replica.runner import Runner
 from headgate.router.connections import adopt_process, constructed
 from headgate.router.control import ControlLink
+from headgate.router.way import Way
 
 T = TypeVar("T")
 
@@ -32,12 +35,12 @@ _LAST_WORDS_S = 2.0
 _DRAIN_LOOK_S = 0.005
 
 
-def run(spec: ReplicaSpec) -> None:
+def run(spec: ReplicaSpec, way: Way) -> None:
     """Be this replica until it is drained, and return then; where construction fails, tell the controller and exit with 1."""
     sys.setswitchinterval(_SWITCH_S)
     keep_freed()
-    connection = adopt_process(spec.folder, spec.instance, spec.id, spec.backend)
-    io = _IoThread(spec)
+    connection = adopt_process(way, spec.instance, spec.id, spec.backend)
+    io = _IoThread(spec, way)
     try:
         if spec.definition.any_async:
             import uvloop
@@ -95,11 +98,12 @@ class _StartFailedError(Exception):
 class _IoThread:
     """The thread with links and control connection, and its event loop."""
 
-    def __init__(self, spec: ReplicaSpec) -> None:
+    def __init__(self, spec: ReplicaSpec, way: Way) -> None:
         import uvloop
 
         self._spec = spec
-        self._address = spec.link_path
+        self._way = way
+        self._address = ""
         self._state = "starting"
         self._runner: Runner | None = None
         self._links: Links | None = None
@@ -137,13 +141,13 @@ class _IoThread:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _open_control(self) -> None:
-        self._control = ControlLink(self._spec.control_path, self._hello, self._received)
+        self._control = ControlLink(self._way, self._hello, self._received)
         self._control.start()
 
     async def _listen(self, runner: Runner) -> None:
-        self._links = Links(self._address, self._spec.token, runner)
-        runner.links = self._links
+        self._links = runner.links = Links(self._way, self._spec.id, self._spec.token, runner)
         await self._links.listen()
+        self._address = self._links.address
         runner.configure(self._config)
         self._runner = runner
         self._state = "ready"
@@ -165,8 +169,8 @@ class _IoThread:
 
     def _hello(self) -> Hello:
         spec = self._spec
-        address = self._address if self._state != "starting" else ""
-        return Hello(PROTOCOL, "replica", spec.id, os.getpid(), token=spec.token, state=self._state, address=address)
+        hello = Hello(PROTOCOL, "replica", spec.id, os.getpid(), token=spec.token, state=self._state, gpus=spec.gpus)
+        return msgspec.structs.replace(hello, address=self._address, node=self._way.node)
 
     def _received(self, message: Message) -> None:
         runner = self._runner

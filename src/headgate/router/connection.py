@@ -26,13 +26,13 @@ from typing import Any, Final, TypeVar
 
 from headgate.core import messages
 from headgate.core.messages import Count, Counted, Hello, Message, RoutingTable, Verb, Welcome
-from headgate.core.specs import control_path
 from headgate.errors import ErrorInfo, HeadgateError, NotRunningError, rebuild
 from headgate.router.borrowing import SharedLoop, Shield
 from headgate.router.call import OVER, Call
 from headgate.router.control import ControlLink
 from headgate.router.reading import Reading
 from headgate.router.router import Router
+from headgate.router.way import Way
 
 T = TypeVar("T")
 
@@ -59,16 +59,18 @@ class Connection:
     def __init__(
         self,
         name: str,
-        folder: str,
+        way: Way,
         *,
         replica: str = "",
         backend: str = "",
+        owner: bool = False,
         forget: Callable[[Connection], object] = lambda connection: None,
     ) -> None:
         self.name = name
-        self.folder = folder
+        self.way = way
         self.replica = replica  # set inside a replica, as are …
         self.backend = backend
+        self._owner = owner  # the instance is to end with this process
         self.constructing = False  # inside a replica whose definition is being imported or constructed
         self.id = f"{replica or 'c'}{os.getpid()}-{secrets.token_hex(3)}"
         self.over = ""  # why nothing can be done through it any more
@@ -305,7 +307,7 @@ class Connection:
         with self._lock:
             if self._routes is not None:
                 return
-            link = ControlLink(control_path(self.folder), lambda: self._hello(routes=True), self._received, on_gone=self._gone)
+            link = ControlLink(self.way, lambda: self._hello(routes=True), self._received, on_gone=self._gone)
             self._links.append(link)
             try:
                 loop.call_soon_threadsafe(self._start_router, link)
@@ -350,21 +352,20 @@ class Connection:
 
     def _open_control(self) -> ControlLink:
         if self._control is None:
-            self._control = ControlLink(
-                control_path(self.folder), lambda: self._hello(routes=False), lambda message: None, on_gone=self._gone
-            )
+            self._control = ControlLink(self.way, lambda: self._hello(routes=False), lambda message: None, on_gone=self._gone)
             self._links.append(self._control)
             self._control.start()
         return self._control
 
     def _hello(self, *, routes: bool) -> Hello:
+        id = self.id if routes else f"{self.id}-v"
         replica = self.replica or os.environ.get(REPLICA_VARIABLE, "")
-        return Hello(messages.PROTOCOL, "client", self.id if routes else f"{self.id}-v", os.getpid(), routes=routes, replica=replica)
+        return Hello(messages.PROTOCOL, "client", id, os.getpid(), routes=routes, replica=replica, owner=self._owner and not routes)
 
     def _start_router(self, link: ControlLink) -> None:
         self._routes = link  # here too, as this may be first
         self._changed = asyncio.Event()
-        self._router = Router(self.id, self.folder, link.send)
+        self._router = Router(self.id, self.way, link.send)
         link.start()
 
     async def _latest_table(self) -> RoutingTable:

@@ -11,9 +11,10 @@ import os
 import threading
 
 from headgate.errors import NotRunningError
-from headgate.router import whereabouts
+from headgate.router import way as ways
 from headgate.router.borrowing import Shield
 from headgate.router.connection import FORKED, REPLICA_VARIABLE, Connection
+from headgate.router.way import Way
 
 _guard = threading.Lock()
 _all: set[Connection] = set()
@@ -23,15 +24,16 @@ _adopted: Connection | None = None
 _child_of: set[str] = set()  # names whose connections stayed with the parent process
 
 
-def open_to(name: str, folder: str, *, new: bool) -> Connection:
+def open_to(name: str, way: Way, *, new: bool, owner: bool = False) -> Connection:
     """The connection of this process with the instance of that name; one user more of it. Pair it with `release`.
 
-    `new` says that the instance was started just now, so that an older connection is with one that has died.
+    `new` says that the instance was started just now, so that an older connection is with one that has died; `owner` that it is to
+    end with this process.
     """
     with _guard:
         connection = _connections.get(name)
-        if new or connection is None or connection.over or connection.folder != folder:
-            connection = _add(name, folder)
+        if new or connection is None or connection.over or connection.way.id != way.id:
+            connection = _add(name, way, owner=owner)
         _disconnected.discard(name)
         _child_of.discard(name)
         connection.users += 1
@@ -61,31 +63,31 @@ def of(name: str) -> Connection:
         return _adopted
     if name in _child_of:
         raise NotRunningError(FORKED)
-    folder = None if name in _disconnected else whereabouts.find(name)
-    if folder is None:
+    found = None if name in _disconnected else ways.find(name)
+    if found is None:
         why = "is not running, or this process has disconnected from it"
         raise NotRunningError(f"instance {name!r} {why}; call serve.init({name!r}) first")
     with _guard:
         connection = _connections.get(name)
         if connection is None or connection.over:
-            connection = _add(name, folder)
+            connection = _add(name, found)
         return connection
 
 
-def _add(name: str, folder: str) -> Connection:
-    connection = _connections[name] = Connection(name, folder, forget=_forget)
+def _add(name: str, to: Way, *, owner: bool = False) -> Connection:
+    connection = _connections[name] = Connection(name, to, owner=owner, forget=_forget)
     _all.add(connection)
     return connection
 
 
-def adopt_process(folder: str, name: str, replica: str, backend: str) -> Connection:
+def adopt_process(way: Way, name: str, replica: str, backend: str) -> Connection:
     """This process is a replica of that instance: verbs and handles in it act on the instance. Connects on first use.
 
     `constructing` of the connection is True from here on, until `constructed` is called.
     """
     global _adopted
     os.environ[REPLICA_VARIABLE] = replica
-    _adopted = Connection(name, folder, replica=replica, backend=backend)
+    _adopted = Connection(name, way, replica=replica, backend=backend)
     _adopted.constructing = True
     return _adopted
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import uuid
 from collections.abc import Callable
 from typing import cast
@@ -16,8 +15,9 @@ from typing import cast
 from headgate.core import messages
 from headgate.core.messages import Hello, Message, Verb, VerbCall, VerbDone, Welcome
 from headgate.errors import NotRunningError, WireError
-from headgate.router import remote, whereabouts
+from headgate.router import remote
 from headgate.router.channel import let_go
+from headgate.router.way import Way
 
 FIRST_DELAY_S = 0.01
 LONGEST_DELAY_S = 0.2
@@ -28,24 +28,22 @@ GONE_AFTER_S = 15.0
 class ControlLink:
     """One process's connection with the controller; reconnects until closed; verbs are re-sent under the same id.
 
-    `address` is the path of the controller's Unix socket; or its host and port, where it must know the `secret`. `hello` is asked for
-    at each connection, so that it can tell the state of then. `on_message` gets everything but answers to verbs and welcomes. `on_gone`
-    is called when the controller has been out of reach for `GONE_AFTER_S`, and, with True, when the instance has ended for good: its
-    folder is gone, or another instance of its name has taken its place. All run on the loop.
+    Where the controller is, the `way` says each time anew. `hello` is asked for at each connection, so that it can tell the state of
+    then. `on_message` gets everything but answers to verbs and welcomes. `on_gone` is called when the controller has been out of reach
+    for `GONE_AFTER_S`, and, with True, when the instance has ended for good: the way leads nowhere any more, or to another instance of
+    its name. All run on the loop.
     """
 
     def __init__(
         self,
-        address: str,
+        way: Way,
         hello: Callable[[], Hello],
         on_message: Callable[[Message], None],
         *,
         on_gone: Callable[[bool], None] | None = None,
         gone_after_s: float = GONE_AFTER_S,
-        secret: bytes = b"",
     ) -> None:
-        self._address = address
-        self._secret = secret
+        self._way = way
         self._hello = hello
         self._on_message = on_message
         self._on_gone = on_gone
@@ -123,8 +121,9 @@ class ControlLink:
         ended = False
         while True:
             connection = _Connection(self)
+            address = await self._way.controller()
             try:
-                await self._connect(connection)
+                await self._connect(connection, address)
             except (OSError, WireError):  # nobody listens there, or it is another instance by now
                 pass
             else:
@@ -134,7 +133,7 @@ class ControlLink:
                     connection.end()
                 if self._welcome is not None:
                     delay_s, lost_at, self._welcome = FIRST_DELAY_S, self._loop.time(), None
-            ended = ended or connection.stranger or self._has_ended()
+            ended = ended or connection.stranger or address is None
             if ended or self._loop.time() - lost_at > self._gone_after_s:
                 self._gone = True
                 why = "the instance has ended" if ended else f"its controller could not be reached for {self._gone_after_s:g} s"
@@ -144,20 +143,18 @@ class ControlLink:
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, LONGEST_DELAY_S)
 
-    async def _connect(self, connection: _Connection) -> None:
-        if remote.is_path(self._address):
-            await self._loop.create_unix_connection(lambda: connection, self._address)
+    async def _connect(self, connection: _Connection, address: str | None) -> None:
+        if address is None:
+            raise ConnectionRefusedError("the instance has ended")
+        if remote.is_path(address):
+            await self._loop.create_unix_connection(lambda: connection, address)
             return
-        sock = await remote.connect(self._address, self._secret)
+        sock = await remote.connect(address, self._way.secret)
         try:
             await self._loop.create_connection(lambda: connection, sock=sock)
         except BaseException:
             sock.close()
             raise
-
-    def _has_ended(self) -> bool:
-        """Whether the instance is known to have ended, with its folder."""
-        return remote.is_path(self._address) and not whereabouts.runs(os.path.dirname(self._address))
 
     def _made(self, transport: asyncio.WriteTransport) -> None:
         self._transport = transport

@@ -122,7 +122,7 @@ class Link:
 
     async def _connected_by_tcp(self) -> Channel | None:
         try:
-            sock = await remote.connect(self._address, self._backend.router.secret)
+            sock = await remote.connect(self._address, self._backend.router.way.secret)
         except OSError:
             return None
         except WireError as error:  # what listens there now is none of ours

@@ -26,6 +26,7 @@ from headgate.errors import ErrorInfo
 from headgate.router.call import OVER, SENT, WAITING, Call
 from headgate.router.link import page_paths
 from headgate.router.routes import MOST_DEATHS, BackendRoute, EndpointRoute, unavailable
+from headgate.router.way import Way
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,17 +38,15 @@ _SHADOW_S = 60.0
 class Router:
     """Takes calls, and sees each to exactly one end. Made on a running event loop, and used only from it, or while it is borrowed.
 
-    `report` takes messages for the controller; they may be dropped while it is away. `node` is where this process runs, and `secret` the
-    instance's, where there are replicas on other nodes.
+    `report` takes messages for the controller; they may be dropped while it is away.
     """
 
-    def __init__(self, name: str, folder: str, report: Callable[[Message], None], *, node: str = "", secret: bytes = b"") -> None:
+    def __init__(self, name: str, way: Way, report: Callable[[Message], None]) -> None:
         self.name = name
-        self.node = node
-        self.secret = secret
+        self.way = way
         self.table = RoutingTable(version=0)
         self.report = report
-        self.next_page = page_paths(folder, name)
+        self.next_page = page_paths(way.folder, name)
         self.retried = 0
         self._loop = asyncio.get_running_loop()
         self.now = time.monotonic

@@ -101,8 +101,8 @@ class Harness(Protocol):
         """Lose the engine as when the controller dies; return the next one, opened."""
         ...
 
-    def leave(self) -> None:
-        """Tell the instance to end, as the machine does."""
+    def leave(self) -> bool:
+        """Tell the instance to end, as the machine does; False where this engine's machines have no such word."""
         ...
 
     def leftovers(self) -> list[str]:
@@ -394,7 +394,8 @@ async def check_the_next_engine_knows_what_drains(harness: Harness) -> None:
 async def check_the_owner_is_told_to_leave_and_so_is_the_next(harness: Harness) -> None:
     """`on_leave` is called, and nothing ends that the owner does not end; of one that dies over it the successor is told as it opens."""
     await _soon(harness.engine.start_replica(harness.replica(WORKS, "a")))
-    harness.leave()
+    if not harness.leave():
+        return
     await _until(lambda: harness.records.leaves == 1, "the owner was not told")
     await _soon(harness.engine.ping("a"))
     await _soon(harness.successor())

@@ -15,14 +15,14 @@ from headgate.errors import WireError
 class ControlServer:
     """Takes control connections on a Unix socket and hands them to an engine, as a controller's server does.
 
-    `path` is the socket's; `name` and `folder` are what the instance's welcome says. Use it as an async context manager:
+    `path` is the socket's; `name` is what the instance's welcome says. Use it as an async context manager:
     at its end the socket and all connections are closed and the file is removed.
     """
 
-    def __init__(self, engine: Engine, path: str, *, name: str = "test", folder: str = "") -> None:
+    def __init__(self, engine: Engine, path: str, *, name: str = "test") -> None:
         self._engine = engine
         self._path = path
-        self._welcome = Welcome(name, (), folder or os.path.dirname(path))
+        self._welcome = Welcome(name, ())
         self._connections: set[_Connection] = set()
         self._server: asyncio.AbstractServer | None = None
         self._closed = False

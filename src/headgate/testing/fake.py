@@ -56,12 +56,14 @@ class _Replica:
 class FakeEngine:
     """An `Engine` in memory: deterministic, without processes, sockets, threads or a clock of its own.
 
-    `totals` are the resources it pretends to have, by name ("CPU", "GPU", "memory", custom); 8 CPUs if not given.
+    `totals` are the resources it pretends to have, by name ("CPU", "GPU", "memory", custom); 8 CPUs if not given. There is one place for
+    an ingress, unless `set_places` says otherwise.
     """
 
     on_end: Callable[[Ended], None]
     on_message: Callable[[str, Message], None]
     on_leave: Callable[[], float]
+    on_places: Callable[[], None]
 
     def __init__(self, totals: Mapping[str, float] | None = None) -> None:
         self._totals = dict(totals if totals is not None else {"CPU": 8})
@@ -69,6 +71,7 @@ class FakeEngine:
         self._running: dict[str, _Replica] = {}
         self._fail_next: dict[str, list[ReplicaStartError]] = defaultdict(list)
         self._held: set[str] = set()
+        self._places = ["0"]
         self._closed = False
         self._told_to_leave = False
         self.stuck: set[str] = set()
@@ -104,6 +107,11 @@ class FakeEngine:
         self._find(id)
         self._end(id, reason)
 
+    def set_places(self, *places: str) -> None:
+        """From now on ingresses are to run at these places."""
+        self._places = list(places)
+        self.on_places()
+
     def leave(self) -> float:
         """Tell the owner to end everything, as by SIGTERM; returns within how many seconds it will. The next owner is told, too."""
         self._told_to_leave = True
@@ -118,7 +126,7 @@ class FakeEngine:
         engine = FakeEngine(self._totals)
         engine._told_to_leave = self._told_to_leave
         engine._fail_next, engine._held, engine.sent = self._fail_next, self._held, self.sent
-        engine.stuck, engine.busy = self.stuck, self.busy
+        engine.stuck, engine.busy, engine._places = self.stuck, self.busy, self._places
         for replica in self._running.values():
             adopted = _Replica(replica.spec)
             adopted.state, adopted.address, adopted.failure = replica.state, replica.address, replica.failure
@@ -158,6 +166,14 @@ class FakeEngine:
     async def wait_ready(self, id: str) -> Running:
         """Wait for a replica that `open` returned as starting."""
         return await self._constructed(self._find(id))
+
+    def places(self) -> list[str]:
+        """As `set_places` has said."""
+        return list(self._places)
+
+    def http_urls(self) -> tuple[str, ...]:
+        """Nothing listens there."""
+        return ("http://127.0.0.1:1234",)
 
     def serving(self) -> None:
         """Remembered in `is_serving`."""

@@ -30,7 +30,7 @@ def main(programs: Programs) -> None:
         spec = read_replica_spec(sys.argv[2])
         # The supervisor has chosen the variables; only PYTHONPATH differs, which had to lead to Headgate.
         surroundings.enter(surroundings.environment(spec, os.environ), spec.definition.cwd)
-        run_replica(programs, spec)
+        run_replica(programs, spec, os.path.dirname(sys.argv[2]))
     gc.disable()  # nothing that is imported now will ever be freed
     try:
         boot, report_to = _receive()

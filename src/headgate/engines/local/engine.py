@@ -72,15 +72,17 @@ class _Process:
 class LocalEngine:
     """The engine of one machine: `headgate.engines.base.Engine`, by a supervisor at the other end of a socket.
 
-    `supervisor` is the controller's end of that socket; `settings` are the instance's.
+    `supervisor` is the controller's end of that socket; `settings` are the instance's. `http_urls` are where the supervisor listens.
     """
 
     on_end: Callable[[Ended], None]
     on_message: Callable[[str, Message], None]
     on_leave: Callable[[], float]
+    on_places: Callable[[], None]
 
-    def __init__(self, settings: InstanceSettings, supervisor: socket.socket) -> None:
+    def __init__(self, settings: InstanceSettings, supervisor: socket.socket, http_urls: tuple[str, ...] = ()) -> None:
         self._settings = settings
+        self._http_urls = http_urls
         self._channel: Channel[ToEngine] = Channel(supervisor, protocol.to_engine)
         self._books = Books(*machine.resources(settings.resources, os.environ))
         self._processes: dict[str, _Process] = {}
@@ -122,7 +124,7 @@ class LocalEngine:
             await self._end(process)
             raise
         if process.ended.done():
-            raise ReplicaStartError(f"ingress {spec.number} ended while it started ({process.ended.result()}); its output says why")
+            raise ReplicaStartError(f"ingress {spec.place} ended while it started ({process.ended.result()}); its output says why")
         return process.running()
 
     async def wait_ready(self, id: str) -> Running:
@@ -134,6 +136,14 @@ class LocalEngine:
         if process is None:
             raise NotFoundError(f"replica {id!r} doesn't run")
         return await self._constructed(process)
+
+    def places(self) -> list[str]:
+        """The numbers of the listening sockets, which stay as they are."""
+        return [str(number) for number in range(int(self._settings.num_ingresses))]
+
+    def http_urls(self) -> tuple[str, ...]:
+        """Where clients reach the ingresses."""
+        return self._http_urls
 
     def serving(self) -> None:
         """HTTP answers now: the driver that started the instance goes on."""

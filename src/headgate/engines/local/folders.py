@@ -22,6 +22,7 @@ import msgspec
 
 from headgate.engines.local.protocol import InstanceRecord
 from headgate.errors import InstanceStartError, InvalidValueError, StateDirInUseError, StateDirUnsafeError
+from headgate.router.way import Way
 
 BASE_VARIABLE: Final = "HEADGATE_RUNTIME_DIR"
 MAX_FOLDER_BYTES: Final = 64
@@ -88,6 +89,13 @@ def has_died(folder: str) -> bool:
     return not is_held(folder) if os.path.exists(f"{folder}/lock") else not os.path.exists(folder)
 
 
+class LocalWay(Way):
+    """The way to an instance of this machine: it ends with its supervisor, which holds a lock."""
+
+    def _runs(self) -> bool:
+        return not has_died(self.folder)
+
+
 def hold(folder: str, timeout_s: float = 1.0) -> int | None:
     """Take the lock of a folder for this process; returns a descriptor to keep, or None where another one keeps it.
 
@@ -145,7 +153,7 @@ def starting(folder: str, timeout_s: float) -> Iterator[None]:
                 if time.monotonic() > deadline:
                     raise InstanceStartError(f"another process has been starting the instance in {folder} for {timeout_s:g} s")
                 time.sleep(_POLL_S)
-            if not _is_still_there(lock, folder):
+            if not is_still_there(lock, folder):
                 continue
             try:
                 yield
@@ -229,6 +237,15 @@ def wait_ended(folder: str, timeout_s: float) -> bool:
         os.close(lock)
 
 
+def make(folder: str) -> None:
+    """Make a folder in the base folder, and that, where they are missing. Raises as `starting`."""
+    while True:
+        _make_base(os.path.dirname(folder))
+        with contextlib.suppress(FileNotFoundError):  # an ending instance has just removed the base folder
+            _make_safely(folder)
+            return
+
+
 def _sync(folder: str) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -274,7 +291,8 @@ def _refuse_foreign(what: str, path: str, found: os.stat_result, forbidden: int)
         raise StateDirUnsafeError(f"{what} {path} is open to others (mode {mode:04o}); close it: chmod {mode & ~forbidden:04o} {path}")
 
 
-def _is_still_there(descriptor: int, path: str) -> bool:
+def is_still_there(descriptor: int, path: str) -> bool:
+    """Whether an open file is still what is at that path."""
     try:
         found = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:

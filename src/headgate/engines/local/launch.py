@@ -19,11 +19,12 @@ import msgspec
 
 from headgate.engines.base import InstanceSettings
 from headgate.engines.local import folders
-from headgate.engines.local.folders import find, folder_for, has_died
+from headgate.engines.local.folders import LocalWay, find, folder_for, has_died
 from headgate.engines.local.protocol import Boot, Report
 from headgate.errors import InstanceStartError, rebuild
+from headgate.router.way import Way
 
-__all__ = ["find", "folder_for", "has_died", "launch", "reap", "wait_ended"]
+__all__ = ["LocalStarter", "find", "folder_for", "has_died", "launch", "reap", "wait_ended"]
 
 START_TIMEOUT_S: Final = 60.0
 REAP_TIMEOUT_S: Final = 5.0
@@ -54,6 +55,32 @@ def launch(settings: InstanceSettings, *, root: str = "headgate.root", timeout_s
         _start(Boot(settings=settings, root=root, python_path=python_path, replaces_dead=replaces_dead), timeout_s)
     folders.sweep(os.path.dirname(settings.folder))
     return True
+
+
+class LocalStarter:
+    """See `Starter`: the functions of this module, for instances of this machine."""
+
+    def find(self, name: str) -> Way | None:
+        """The way to the running instance of that name."""
+        folder = find(name)
+        return None if folder is None else LocalWay(folder)
+
+    def start(self, settings: InstanceSettings) -> bool:
+        """`launch` it."""
+        return launch(settings)
+
+    def wait_ended(self, way: Way, timeout_s: float) -> bool:
+        """Also reaps the supervisor, where this process has started it."""
+        return wait_ended(way.folder, timeout_s)
+
+    def has_ended(self, way: Way) -> bool:
+        """Whether its supervisor is gone."""
+        return has_died(way.folder)
+
+    def leave(self, way: Way) -> None:
+        """Where it has ended by itself, nobody has reaped its supervisor so far."""
+        if has_died(way.folder):
+            reap(way.folder)
 
 
 def wait_ended(folder: str, timeout_s: float) -> bool:

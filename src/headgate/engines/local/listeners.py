@@ -28,7 +28,7 @@ def listen(settings: InstanceSettings, free_timeout_s: float = 0.0) -> list[sock
     deadline = time.monotonic() + free_timeout_s
     listeners: list[socket.socket] = []
     try:
-        for number in range(settings.num_ingresses):
+        for number in range(int(settings.num_ingresses)):
             listener = socket.socket(family, socket.SOCK_STREAM)
             listeners.append(listener)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -15,17 +15,19 @@ import msgspec
 
 from headgate.engines.base import REPLICA, IngressSpec, InstanceSettings, ReplicaSpec
 from headgate.engines.local import protocol, surroundings
+from headgate.engines.local.folders import LocalWay
 from headgate.engines.local.protocol import Channel, Failed
 from headgate.errors import HeadgateError, describe
+from headgate.router.way import Way
 
 
 class Programs(msgspec.Struct, frozen=True):
     """What the forked processes run. The composition root knows them."""
 
-    controller: Callable[[InstanceSettings, socket.socket, tuple[str, ...]], None]
+    controller: Callable[[InstanceSettings, Way, socket.socket, tuple[str, ...]], None]
     """Its socket leads to the supervisor, for a `LocalEngine`."""
-    ingress: Callable[[IngressSpec, socket.socket], None]
-    replica: Callable[[ReplicaSpec], None]
+    ingress: Callable[[IngressSpec, Way, socket.socket], None]
+    replica: Callable[[ReplicaSpec, Way], None]
     warm: Callable[[], None]
     """Imports what the others need and the controller does not."""
 
@@ -36,7 +38,7 @@ def run_controller(programs: Programs, settings: InstanceSettings, sock: socket.
     def program() -> None:
         last_words = sock.dup()
         try:
-            programs.controller(settings, sock, http_urls)
+            programs.controller(settings, LocalWay(settings.folder), sock, http_urls)
         except HeadgateError as error:
             with contextlib.suppress(OSError):
                 Channel(last_words, protocol.to_supervisor).send(Failed(describe(error)))
@@ -45,14 +47,14 @@ def run_controller(programs: Programs, settings: InstanceSettings, sock: socket.
     _end_with(program)
 
 
-def run_ingress(programs: Programs, spec: IngressSpec, listener: socket.socket) -> NoReturn:
+def run_ingress(programs: Programs, spec: IngressSpec, folder: str, listener: socket.socket) -> NoReturn:
     """Run an ingress to its end."""
-    _end_with(lambda: programs.ingress(spec, listener))
+    _end_with(lambda: programs.ingress(spec, LocalWay(folder), listener))
 
 
-def run_replica(programs: Programs, spec: ReplicaSpec) -> NoReturn:
+def run_replica(programs: Programs, spec: ReplicaSpec, folder: str) -> NoReturn:
     """Run a replica to its end; what user code registered with `atexit` runs, too."""
-    _end_with(lambda: programs.replica(spec), atexit._run_exitfuncs)
+    _end_with(lambda: programs.replica(spec, LocalWay(folder)), atexit._run_exitfuncs)
 
 
 def become_replica(programs: Programs, path: str, root: str, started_with: Mapping[str, str]) -> NoReturn:
@@ -66,7 +68,7 @@ def become_replica(programs: Programs, path: str, root: str, started_with: Mappi
     if surroundings.needs_exec(environ, started_with):
         _execute_replica(root, path, environ)
     surroundings.enter(environ, spec.definition.cwd)
-    run_replica(programs, spec)
+    run_replica(programs, spec, os.path.dirname(path))
 
 
 def read_replica_spec(path: str) -> ReplicaSpec:

@@ -24,7 +24,6 @@ from typing import Final, NoReturn
 import msgspec
 
 from headgate.core import replica_life as life
-from headgate.core.specs import link_path
 from headgate.engines.base import INGRESS
 from headgate.engines.local import folders, processes, programs, protocol, sigterm
 from headgate.engines.local.listeners import listen, urls
@@ -50,6 +49,7 @@ from headgate.engines.local.protocol import (
     ToSupervisor,
 )
 from headgate.errors import HeadgateError, InstanceStartError, describe, rebuild
+from headgate.router.way import link_path
 
 CONTROLLER: Final = "controller"
 
@@ -427,9 +427,9 @@ class _Supervisor:
             path = protocol.spec_path(self._settings.folder, id)
             if role == INGRESS:
                 ingress = programs.read_ingress_spec(path)
-                listener = self._listeners[ingress.number]
+                listener = self._listeners[int(ingress.place)]
                 self._close_listeners(listener)
-                programs.run_ingress(self._programs, ingress, listener)
+                programs.run_ingress(self._programs, ingress, self._settings.folder, listener)
             self._close_listeners()
             programs.become_replica(self._programs, path, self._boot.root, self._environ)
         except BaseException:  # noqa: BLE001  # the root of a fork: nothing may run on as a second supervisor

@@ -1,0 +1,67 @@
+"""How does a process reach its instance: where is the controller, and where are sockets made?
+
+Every process that an engine starts is given a `Way`. A handle that comes out of a pickle knows only its instance's name:
+engines, which know the rest, are above this layer; `headgate.serve`, which every handle is pickled as a part of, sets `find`
+when it is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+
+class Way:
+    """The way of a process on one node to its instance, all of which is on that node. Engines have their own below this."""
+
+    def __init__(self, folder: str, *, node: str = "", host: str = "", secret: bytes = b"") -> None:
+        self._folder = folder
+        self.id = folder
+        """Which instance it leads to: that of this folder, or as an engine says."""
+        self.node = node
+        """The name of this node, where the instance may have several."""
+        self.host = host
+        """The address at which other nodes reach this one; empty where nobody does."""
+        self.secret = secret
+        """What proves to other nodes that a process belongs to the instance."""
+
+    @property
+    def folder(self) -> str:
+        """Private to this user, short, and on this node: sockets, and the pages of links."""
+        return self._folder
+
+    @property
+    def control_path(self) -> str:
+        """The Unix socket of the controller, where it runs on this node."""
+        return f"{self.folder}/control.sock"
+
+    def link_path(self, id: str) -> str:
+        """The Unix socket on which a replica takes links."""
+        return link_path(self.folder, id)
+
+    async def controller(self) -> str | None:
+        """The address of the controller: a path, or `host:port`; None where the instance has ended."""
+        return self.control_path if self._runs() else None
+
+    async def publish(self, address: str) -> None:
+        """The controller takes connections at this address from now on."""
+
+    def is_there(self) -> bool:
+        """False where the instance is known to have ended, at a glance."""
+        return os.path.exists(self._folder)
+
+    def _runs(self) -> bool:
+        return self.is_there()
+
+
+def link_path(folder: str, id: str) -> str:
+    """The Unix socket on which a replica takes links."""
+    return f"{folder}/r-{id}.sock"
+
+
+def _unknown(name: str) -> Way | None:
+    return None
+
+
+find: Callable[[str], Way | None] = _unknown
+"""The way to the running instance of a name; None where there is none."""
