@@ -1,0 +1,150 @@
+"""How does a driver start an instance on a Ray cluster, find one that runs, and see that it has ended?"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import secrets
+import time
+from typing import Any, Final
+
+import msgspec
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from headgate.engines.base import InstanceSettings
+from headgate.engines.ray import records
+from headgate.engines.ray.engine import namespace
+from headgate.engines.ray.records import InstanceRecord
+from headgate.engines.ray.way import RayWay
+from headgate.errors import ErrorInfo, InstanceStartError, rebuild
+from headgate.router.way import Way
+
+START_TIMEOUT_S: Final = 60.0
+_POLL_S: Final = 0.02
+_ASK_S: Final = 1.0
+CONTROLLER: Final = "controller"
+"""The name of the controller's actor."""
+ROOT: Final = "headgate.ray_root"
+
+
+class Report(msgspec.Struct, frozen=True):
+    """How the start went: HTTP answers, or nothing is left running."""
+
+    error: ErrorInfo | None = None
+
+
+def connect(address: str | None) -> None:
+    """Have this process connected with the cluster, as it may be already."""
+    if not ray.is_initialized():
+        ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
+
+
+def find(name: str) -> RayWay | None:
+    """The way to the running instance of that name; None where there is none."""
+    if not ray.is_initialized():
+        return None
+    record = records.read_as(records.instance_key(name), InstanceRecord)
+    return None if record is None or not record.serving else RayWay(record)
+
+
+def launch(settings: InstanceSettings) -> bool:
+    """Start an instance and wait until HTTP answers. False where one of that name runs already: connect to it.
+
+    Raises `AddressInUseError`, or `InstanceStartError` for anything else. After an error, or an interrupt, nothing of it is left.
+    """
+    key, deadline = records.instance_key(settings.name), time.monotonic() + START_TIMEOUT_S
+    while not records.write_if_new(key, InstanceRecord(settings=settings, secret=secrets.token_bytes(32))):
+        if find(settings.name) is not None:
+            return False
+        if time.monotonic() > deadline:
+            raise InstanceStartError(f"another process has been starting instance {settings.name!r} for {START_TIMEOUT_S:g} s")
+        time.sleep(_POLL_S)
+    actor: Any = None
+    try:
+        controller = importlib.import_module(ROOT).controller
+        actor = controller.options(
+            name=CONTROLLER, namespace=namespace(settings.name), lifetime="detached", max_restarts=-1, num_cpus=0
+        ).remote(settings.name)
+        report = _wait_for_report(actor.report.remote(), deadline)
+        if report.error is not None:
+            raise rebuild(report.error)
+    except BaseException:
+        if actor is not None:
+            with contextlib.suppress(Exception):
+                ray.kill(actor, no_restart=True)
+        _kill_all(settings.name)
+        records.delete_all(settings.name)
+        raise
+    return True
+
+
+def _wait_for_report(told: Any, deadline: float) -> Report:
+    while time.monotonic() < deadline:
+        try:
+            return msgspec.msgpack.decode(ray.get(told, timeout=_ASK_S), type=Report)
+        except GetTimeoutError:  # asked again and again, so that it can be interrupted
+            continue
+        except RayError as error:
+            raise InstanceStartError(f"the controller ended before HTTP answered: {error}") from error
+    raise InstanceStartError(f"the instance did not answer HTTP within {START_TIMEOUT_S:g} s")
+
+
+class RayStarter:
+    """See `Starter`: the functions of this module, for instances of the cluster that this process is connected with."""
+
+    def find(self, name: str) -> Way | None:
+        """The way to the running instance of that name."""
+        return find(name)
+
+    def start(self, settings: InstanceSettings) -> bool:
+        """`launch` it."""
+        return launch(settings)
+
+    def wait_ended(self, way: Way, timeout_s: float) -> bool:
+        """Until the cluster has neither its record nor an actor of it."""
+        assert isinstance(way, RayWay)
+        return wait_ended(way.name, way.id, timeout_s)
+
+    def has_ended(self, way: Way) -> bool:
+        """Whether the cluster knows it no more."""
+        assert isinstance(way, RayWay)
+        return has_ended(way.name, way.id)
+
+    def leave(self, way: Way) -> None:
+        """The folder on this node is needed no more."""
+        assert isinstance(way, RayWay)
+        way.leave()
+
+
+def wait_ended(name: str, id: str, timeout_s: float) -> bool:
+    """Wait until that instance has ended and left nothing; False where it has not after `timeout_s` seconds."""
+    deadline = time.monotonic() + timeout_s
+    while not has_ended(name, id) or actors(name):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def has_ended(name: str, id: str) -> bool:
+    """Whether that instance is gone."""
+    record = records.read_as(records.instance_key(name), InstanceRecord)
+    return record is None or record.settings.id != id
+
+
+def end_controller() -> None:
+    """In the controller's actor, when all is done: end it for good."""
+    ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+
+
+def actors(name: str) -> list[str]:
+    """The names of the actors that an instance has."""
+    return [named["name"] for named in ray.util.list_named_actors(all_namespaces=True) if named["namespace"] == namespace(name)]
+
+
+def _kill_all(name: str) -> None:
+    for actor in actors(name):
+        with contextlib.suppress(Exception):
+            ray.kill(ray.get_actor(actor, namespace=namespace(name)), no_restart=True)

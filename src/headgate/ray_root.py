@@ -1,0 +1,137 @@
+"""The composition root of the Ray engine: which programs are its actors?
+
+Ray imports this module in each of them. Every class makes one call for its whole life, in the main thread of its process.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import traceback
+from typing import Any
+
+import msgspec
+import ray
+
+from headgate.core.specs import IngressSpec, ReplicaSpec
+from headgate.engines.ray import launch, records
+from headgate.engines.ray.engine import RayEngine
+from headgate.engines.ray.records import InstanceRecord
+from headgate.engines.ray.way import RayWay
+
+
+def _record(name: str) -> InstanceRecord:
+    record = records.read_as(records.instance_key(name), InstanceRecord)
+    if record is None:
+        raise SystemExit(f"instance {name!r} has ended")
+    return record
+
+
+def _keep(key: str, state: bytes) -> None:
+    try:
+        records.write(key, state)
+    except Exception as error:
+        raise OSError(f"the cluster's store did not take it: {error}") from error
+
+
+class Replica:
+    """The actor of a replica."""
+
+    def run(self, name: str, id: str) -> None:
+        """Be the replica until it is drained."""
+        from headgate.replica.main import run
+
+        record, spec = _record(name), records.read_as(records.spec_key(name, id), ReplicaSpec)
+        if spec is None:
+            raise SystemExit(f"replica {id!r} is wanted no more")
+        way = RayWay(record)
+        try:
+            run(msgspec.structs.replace(spec, gpus=tuple(map(str, ray.get_gpu_ids()))), way)
+        finally:
+            way.leave()
+        ray.actor.exit_actor()
+
+    def wait(self) -> None:
+        """Returns when `run` has: for a controller that adopts it."""
+
+
+class Ingress:
+    """The actor of an ingress."""
+
+    def run(self, name: str, id: str) -> None:
+        """Be the ingress until it is drained."""
+        from headgate.engines.ray.listener import listen
+        from headgate.ingress.main import run
+
+        record, spec = _record(name), records.read_as(records.spec_key(name, id), IngressSpec)
+        if spec is None:
+            raise SystemExit(f"ingress {id!r} is wanted no more")
+        way = RayWay(record)
+        try:
+            run(spec, way, listen(record.settings, spec))
+        finally:
+            way.leave()
+        ray.actor.exit_actor()
+
+    def wait(self) -> None:
+        """Returns when `run` has."""
+
+
+class _Actors:
+    replica = ray.remote(Replica)
+    ingress = ray.remote(Ingress)
+
+
+class Controller:
+    """The actor of the controller. Ray makes it again after a crash."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._report: launch.Report | None = None
+        self._reported = threading.Event()
+        self._is_again = ray.get_runtime_context().was_current_actor_reconstructed
+        threading.Thread(target=self._run, name="headgate controller", daemon=True).start()
+
+    def report(self) -> bytes:
+        """Wait until it is known how the start went: a `Report`."""
+        self._reported.wait()
+        return msgspec.msgpack.encode(self._report)
+
+    def _run(self) -> None:
+        from headgate.controller.main import run
+        from headgate.controller.store import Store
+        from headgate.engines.local.folders import check_state_dir, hold_state
+        from headgate.errors import HeadgateError, InstanceStartError, describe
+
+        record = _record(self._name)
+        settings = record.settings
+        engine = RayEngine(settings, _Actors(), on_serving=lambda: self._tell(launch.Report()))
+        way = RayWay(record)
+
+        def store() -> Store:
+            if settings.state_kept:
+                check_state_dir(settings.state_dir)
+                hold_state(settings.state_dir)  # for as long as this process lives
+                return Store(settings.state_dir, durable=True)
+            key = records.state_key(settings.name)
+            return Store.in_memory(records.read(key), functools.partial(_keep, key))
+
+        try:
+            run(settings, engine, way, store)
+        except BaseException as error:  # noqa: BLE001  # the root of this thread
+            traceback.print_exc()
+            if self._reported.is_set() or self._is_again:
+                os._exit(1)  # Ray starts the next one, which goes on
+            self._tell(launch.Report(error=describe(error if isinstance(error, HeadgateError) else InstanceStartError(repr(error)))))
+            return  # who waits for the start cleans up
+        finally:
+            way.leave()
+        launch.end_controller()
+
+    def _tell(self, report: launch.Report) -> None:
+        self._report = report
+        self._reported.set()
+
+
+controller: Any = ray.remote(Controller)
