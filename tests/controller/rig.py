@@ -92,7 +92,9 @@ class Engine(FakeEngine):
 class Process:
     """A process with a router, or a driver without one; it follows tables unless it is `frozen`."""
 
-    def __init__(self, way: Way, role: str, id: str, token: str = "", *, routes: bool = True, replica: str = "") -> None:
+    def __init__(
+        self, way: Way, role: str, id: str, token: str = "", *, routes: bool = True, replica: str = "", owner: bool = False
+    ) -> None:
         self.id = id
         self.tables: list[RoutingTable] = []
         self.arrived: list[Message] = []
@@ -100,7 +102,7 @@ class Process:
         self.busy_endpoints: tuple[str, ...] = ()
         self.busy_backends: tuple[str, ...] = ()
         self.counters = Counters()
-        hello = Hello(messages.PROTOCOL, role, id, os.getpid(), token, routes, replica=replica)
+        hello = Hello(messages.PROTOCOL, role, id, os.getpid(), token, routes, replica=replica, owner=owner)
         self.link = ControlLink(way, lambda: hello, self._received)
         self.link.start()
 

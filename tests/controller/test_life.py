@@ -7,7 +7,7 @@ import tempfile
 
 import pytest
 
-from headgate.controller import ingresses
+from headgate.controller import ingresses, lease
 from headgate.controller.controller import Controller
 from headgate.controller.restarts import Restarts
 from headgate.controller.store import Store
@@ -17,7 +17,7 @@ from headgate.core.messages import BrokenReplica, DeleteBackend, HadAnswered, Po
 from headgate.engines.base import IngressSpec, Running
 from headgate.errors import InstanceStartError, ReplicaStartError
 from headgate.router.way import Way
-from tests.controller.rig import PATIENCE_S, Engine, Rig, create, definition, play, settings_in
+from tests.controller.rig import PATIENCE_S, Engine, Process, Rig, create, definition, play, settings_in
 from tests.support import until
 
 QUICK = {"health_check_period": 0.01, "health_check_timeout": 0.1}
@@ -274,6 +274,44 @@ def test_a_dead_ingress_is_started_again_with_its_number_and_the_latest_table():
         assert after.spec.place == before.spec.place  # type: ignore[union-attr]  # both are ingresses
 
     play(scene)
+
+
+def test_ingresses_come_and_go_with_the_places_for_them():
+    def placed(rig: Rig) -> list[str]:
+        return sorted(found.spec.place for found in rig.engine.running().values() if isinstance(found.spec, IngressSpec))
+
+    async def scene(rig: Rig) -> None:
+        rig.engine.set_places("0", "a", "b")
+        await until(lambda: placed(rig) == ["0", "a", "b"], "there is one at each place")
+        await until(lambda: rig.ingress.table.num_ingresses == 3, "they share what may be held")
+        rig.engine.set_places("a")
+        await until(lambda: placed(rig) == ["a"], "those without a place have left")
+        await rig.crash()
+        rig.engine._places = ["a", "c"]  # while there was no controller
+        await rig.start()
+        await until(lambda: placed(rig) == ["a", "c"], "the next controller sees to it, too")
+        await rig.create("v1")
+        await rig.endpoint("e", "v1")  # returns only when all follow
+
+    play(scene)
+
+
+def test_an_instance_on_a_cluster_ends_when_its_owner_is_away_for_too_long(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lease, "AWAY_S", 0.3)
+
+    async def scene(rig: Rig) -> None:
+        owner = Process(rig.way, "client", "owner", owner=True)
+        await owner.link.connected()
+        await rig.create("v1")
+        await rig.crash()
+        await rig.start()  # the owner comes back in time
+        await until(lambda: not rig._controller._lease._timer, "the owner is there again")
+        await rig.describe()
+        await owner.link.close()
+        await rig.ended()
+        assert rig.replicas("v1") == []
+
+    play(scene, engine="ray")
 
 
 def test_an_ingress_that_gives_no_sign_of_life_is_replaced(monkeypatch: pytest.MonkeyPatch):

@@ -103,6 +103,31 @@ def test_what_is_committed_is_loaded_again_in_order(tmp_path: Path):
         assert pending == []
 
 
+def test_a_state_that_is_kept_elsewhere_is_loaded_again_and_nothing_changes_where_it_can_not_be_kept():
+    kept: list[bytes] = []
+    store = Store.in_memory(None, kept.append)
+    with closing(store):
+        assert store.load() == (State(), [])
+        store.finish(VerbDone("a"), State(), TWO)
+    with closing(Store.in_memory(kept[-1], kept.append)) as store:
+        assert store.load() == (TWO, [])
+        assert store.result("a") == VerbDone("a")
+
+    def refuse(state: bytes) -> None:
+        raise OSError("the head is gone")
+
+    last = kept[-1]
+    with closing(Store.in_memory(last, kept.append)) as store:
+        store._keep_copy = refuse
+        with pytest.raises(HeadgateError, match="the head is gone; nothing has changed"):
+            store.finish(VerbDone("b"), TWO, ONE)
+        assert store.load() == (TWO, [])
+        assert store.result("b") is None
+        store._keep_copy = kept.append
+        store.finish(VerbDone("c"), TWO, ONE)
+        assert store.load()[0].backends == ONE.backends
+
+
 def test_a_crash_at_any_point_of_a_commit_leaves_the_state_and_the_result_before_or_after_it(tmp_path: Path):
     outcomes = []
     for store in crash_everywhere(

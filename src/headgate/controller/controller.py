@@ -115,7 +115,7 @@ class Controller:
             self._engine.on_end = self._ended
             self._engine.on_message = self._from_engine
             self._engine.on_leave = self._leave
-            self._engine.on_places = self._ingresses.place
+            self._engine.on_places = self._places_changed
             await self._server.open()
             running = await self._engine.open()
             self._adopt(running, pending)
@@ -180,6 +180,11 @@ class Controller:
 
     def _from_engine(self, id: str, message: Message) -> None:
         _log.warning("%s sent what nobody understands: %s", id, type(message).__name__)
+
+    def _places_changed(self) -> None:
+        if self._adopted.is_set():
+            self._ingresses.place()
+            self._publish()  # they share what may be held
 
     def _ended(self, ended: Ended) -> None:
         if ended.role == "ingress":
