@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import signal
 from typing import Any
 
 from headgate.arguments import EXPERIMENTAL_VARIABLE
@@ -21,11 +22,13 @@ def start(*, gpus: int, **resources: float) -> None:
         leave_out("Ray isn't installed")
     import ray
 
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     runtime = os.environ.pop(RUNTIME_VARIABLE)  # what tests leave behind is told by it; the cluster stays longer
     try:
         ray.init(num_cpus=4, num_gpus=gpus, resources=resources, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     finally:
         os.environ[RUNTIME_VARIABLE] = runtime
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has one of its own
 
 
 def stop() -> None:
