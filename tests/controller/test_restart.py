@@ -25,6 +25,7 @@ from headgate.core.messages import (
     VerbDone,
 )
 from headgate.core.reports import Counters, Description, QueueDepth
+from headgate.engines.base import ReplicaSpec
 from headgate.errors import AlreadyExistsError, ReplicaStartError
 from tests.controller.rig import PATIENCE_S, Engine, Rig, create, definition, play
 from tests.support import until
@@ -479,6 +480,27 @@ def test_a_verb_that_was_done_is_not_done_again_by_the_next_controller():
         await rig.start()
         assert await rig.repeat("id-1", SetTraffic("e", {"v1": 0.5, "v2": 0.5})) == first
         assert rig.ingress.table.endpoints["e"].weights == {"v2": 1.0}
+
+    play(scene)
+
+
+def test_an_update_that_was_under_way_when_everything_died_is_as_if_it_had_never_been_sent():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1", num_replicas=2)
+        rig.engine.hold("v1")
+        first = asyncio.create_task(rig.repeat("id-1", UpdateBackend("v1", definition("g"), allow_gap=False)))
+        await until(lambda: len(rig.replicas("v1")) > 2, "a new one starts")
+        await crash_during(rig, first)
+        for id in list(rig.engine._running):
+            del rig.engine._running[id]
+            rig.engine._books.give_back(id)
+        rig.engine.release("v1")
+        await rig.start()
+        await until(lambda: len(rig.ingress.replicas("v1")) == 2, "it serves again")
+        await rig.create("v2")
+        info = (await rig.describe()).backends["v1"]
+        assert (info.definition, info.state) == ("f", "ready")
+        assert {found.spec.generation for found in rig.engine.running().values() if isinstance(found.spec, ReplicaSpec)} == {1, 3}
 
     play(scene)
 

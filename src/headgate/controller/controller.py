@@ -221,7 +221,7 @@ class Controller:
                 wanted = old.config.num_replicas if old is not None else 0
                 found_of_it.sort(key=lambda found: found.state == life.STARTING)
                 found_of_it = found_of_it[wanted:]
-            if not found_of_it and (self._closing or not self._in_a_gap(verb, by_generation)):
+            if not found_of_it and (self._closing or not running or not self._in_a_gap(verb, by_generation)):
                 self._store.forget(verb.id)
                 continue
             carried.append((verb, [self._fleet.adopt(found, held=True, config=verb.backend.config) for found in found_of_it]))
