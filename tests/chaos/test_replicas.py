@@ -6,15 +6,18 @@ import os
 import random
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import requests
 
 from headgate.serve import Instance
 from tests.chaos.conftest import Figures
 from tests.chaos.load import Load
 from tests.chaos.moments import every, percentile, ready, wait_ready, wait_until_then, wait_without
 from tests.chaos.workers import Worker, begun
+from tests.support import TIME_FACTOR
 
 REPLICAS = 3
 HALF_S = 150.0
@@ -107,3 +110,32 @@ def test_a_replica_is_frozen_every_3_seconds_under_load(instance: Instance, tmp_
     figure("replacement after that, p99", percentile(replaced_s, 0.99), at_most_s=1.0)
     figure("requests", len(again.outcomes) + len(once.outcomes))
     figure("freezes", sum(map(len, frozen.values())), at_least=seconds / 3)  # of one each 1.5 s, where none takes longer than that
+
+
+def test_a_replica_that_is_frozen_while_it_is_idle_gets_next_to_nothing_while_others_are_free(instance: Instance, figure: Figures):
+    instance.create_backend("quick", lambda request: os.getpid(), config={"num_replicas": 4})
+    instance.create_endpoint("quick", "/quick", ["POST"], backend="quick")
+    wait_ready(instance, "quick", 4)
+    url = f"{instance.http_url}/quick"
+    victim = 0
+    with requests.Session() as session:
+        for _ in range(50):  # so that its calls are known to be quick
+            victim = int(session.post(url, timeout=10).text)
+    outcomes: list[tuple[float, int, str]] = []
+
+    def ask() -> None:
+        sent_at = time.monotonic()
+        answer = requests.post(url, headers={"X-Serve-Timeout-Ms": str(1000 * TIME_FACTOR)}, timeout=30)
+        outcomes.append((time.monotonic() - sent_at, answer.status_code, answer.text))
+
+    os.kill(victim, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(50) as pool:
+            for _ in every(0.03 * TIME_FACTOR, 0.03 * TIME_FACTOR * 51):
+                pool.submit(ask)
+    finally:
+        os.kill(victim, signal.SIGCONT)
+    assert len(outcomes) == 50
+    swallowed = [text for took_s, status, text in outcomes if status != 200 or took_s > 0.5 * TIME_FACTOR]
+    figure("requests that failed or took long", len(swallowed), at_most=3)
+    assert all("its replica had not begun it" in text for text in swallowed), swallowed

@@ -25,10 +25,12 @@ from hypothesis.stateful import (
 )
 
 from headgate.core import wire
-from headgate.core.dispatch import SCANNED, Dispatcher, Limits
+from headgate.core.dispatch import SCANNED, SLOW_S, Dispatcher, Limits
 
 DRAWS = st.floats(0, 1, exclude_max=True)
 ELAPSED = st.sampled_from([0.0, 2e-6, 3e-5, 4e-4, 1.5e-3, 7e-3, 0.3])
+OTHERS = st.sampled_from([0, 0, 0, 1, 5])
+SILENT_S = 0.02
 
 
 @st.composite
@@ -49,6 +51,7 @@ class Item:
 
     def __init__(self, age: float) -> None:
         self.age = age
+        self.begun = False
 
 
 class AnyOrderOfEvents(RuleBasedStateMachine):
@@ -59,7 +62,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     @initialize(limits=limits())
     def begin(self, limits: Limits) -> None:
         self.limits = limits
-        self.dispatcher: Dispatcher[Item, str] = Dispatcher(limits)
+        self.dispatcher: Dispatcher[Item, str] = Dispatcher(limits, self.unbegun_since)
         self.now = 100.0
         self.names = 0
         self.sent_at: dict[Item, float] = {}
@@ -68,14 +71,30 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         self.at: dict[str, list[Item]] = {}
         self.draining: set[str] = set()
         self.held_until: dict[str, float] = {}
+        self.heard_at: dict[str, float] = {}
+        self.longest_s: dict[str, float] = {}  # of its calls that were answered; it is known then how long they take
+        self.had_others: set[str] = set()  # by the last report
+
+    def unbegun_since(self, replica: str) -> float:
+        return min((self.sent_at[item] for item in self.at[replica] if not item.begun), default=math.inf)
+
+    def is_silent(self, replica: str) -> bool:
+        """Surely: ten of its longest calls could have run since."""
+        if replica not in self.longest_s or replica in self.had_others:
+            return False
+        since = max(self.heard_at[replica], self.unbegun_since(replica))
+        return since + max(SILENT_S, 10 * self.longest_s[replica]) < self.now
 
     def sent(self, item: Item, replica: str) -> None:
         assert replica not in self.draining
+        is_last = self.is_held(replica) or self.is_silent(replica)
         self.at[replica].append(item)
         self.sent_at[item] = self.now
+        item.begun = False
         assert len(self.at[replica]) <= self.dispatcher.window(replica)
-        if self.is_held(replica):
+        if is_last:
             rest = [other for other in self.at if other not in self.draining and not self.is_held(other)]
+            rest = [other for other in rest if self.unbegun_since(other) + SILENT_S >= self.now]  # those that are surely not silent
             assert all(len(self.at[other]) >= self.dispatcher.window(other) for other in rest)
 
     def is_held(self, replica: str) -> bool:
@@ -93,9 +112,13 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
             self.dispatcher.requeue(item, item.age, self.now)
         self.again = sorted([*self.again, *items], key=lambda item: item.age)
 
-    @rule(draw=DRAWS, later=st.floats(0.001, 2))
-    def offer(self, draw: float, later: float) -> None:
-        self.now += later
+    @rule(draw=DRAWS, later=st.floats(0.001, 2), count=st.integers(1, 4))
+    def offer(self, draw: float, later: float, count: int) -> None:
+        for _ in range(count):
+            self.now += later
+            self.offer_one(draw)
+
+    def offer_one(self, draw: float) -> None:
         if self.dispatcher.full:
             return
         item = Item(self.now)
@@ -132,22 +155,36 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     def lose(self, replica: str, draw: float) -> None:
         self.draining.discard(replica)
         self.held_until.pop(replica, None)
+        self.longest_s.pop(replica, None)
         self.dispatcher.forget(replica)
         self.expect_again(self.at.pop(replica))
         self.pump(draw)
 
-    @rule(replica=replicas, which=st.integers(0), elapsed_s=ELAPSED, others=st.integers(0, 5), draw=DRAWS)
+    @rule(replica=replicas, which=st.integers(0), elapsed_s=ELAPSED, others=OTHERS, draw=DRAWS)
     def answer(self, replica: str, which: int, elapsed_s: float, others: int, draw: float) -> None:
         if self.at[replica]:
             self.at[replica].pop(which % len(self.at[replica]))
             self.held_until.pop(replica, None)
+            self.longest_s[replica] = max(self.longest_s.get(replica, 0.0), elapsed_s)
+            self.heard(replica, others)
             self.dispatcher.answered(replica, elapsed_s, len(self.at[replica]) + others, self.now)
             self.pump(draw)
+
+    def heard(self, replica: str, others: int) -> None:
+        self.heard_at[replica] = self.now
+        (self.had_others.add if others else self.had_others.discard)(replica)
+
+    @rule(replica=replicas, count=st.integers(1, 3))
+    def begin_some(self, replica: str, count: int) -> None:
+        for item in [item for item in self.at[replica] if not item.begun][:count]:
+            item.begun = True
 
     @rule(replica=replicas, kept=st.integers(0, 2), others=st.integers(0, 5), held_s=st.sampled_from([0.0, 0.0, 0.01, 1.0]), draw=DRAWS)
     def give_back(self, replica: str, kept: int, others: int, held_s: float, draw: float) -> None:
         given, self.at[replica] = self.at[replica][kept:], self.at[replica][:kept]
         for _ in given:
+            self.heard(replica, kept + others)  # at most
+            self.longest_s[replica] = max(self.longest_s.get(replica, 0.0), SLOW_S)
             self.dispatcher.returned(replica, kept + others, self.now, held_s)
             self.held_until[replica] = max(self.held_until.get(replica, 0.0), self.now + held_s)
         if given and replica not in self.draining and not self.limits.is_batch:
@@ -160,6 +197,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     def release(self, replica: str, others: int, draw: float) -> None:
         if self.at[replica]:
             self.at[replica].pop()
+            self.heard(replica, others)
             self.dispatcher.released(replica, len(self.at[replica]) + others, self.now)
             self.pump(draw)
 
@@ -244,6 +282,37 @@ def test_no_request_is_bound_to_a_busy_replica_nor_queued_while_another_is_free(
             while (out := dispatcher.next(now, rng.random())) is not None:
                 sent(out[1])
         assert not dispatcher.queued or min(at) == concurrency
+
+
+@given(
+    replicas=st.integers(2, 2 * SCANNED),
+    concurrency=st.integers(1, 3),
+    elapsed_s=st.sampled_from([0.0, 3e-5, 4e-4, 4e-3]),
+    gap_s=st.floats(0.001, 0.05),
+    seed=st.integers(0, 1 << 32),
+)
+def test_a_replica_that_is_frozen_while_it_is_idle_gets_nothing_more_after_a_moment(
+    replicas: int, concurrency: int, elapsed_s: float, gap_s: float, seed: int
+) -> None:
+    rng = random.Random(seed)
+    first_at = math.inf  # when the first request went to the frozen replica
+    dispatcher: Dispatcher[Item, int] = Dispatcher(Limits(concurrency=concurrency), lambda id: first_at if id == frozen else math.inf)
+    for replica in range(replicas):
+        dispatcher.add_replica(replica)
+    now = 0.0
+    frozen, last = -1, 0
+    for number in range(200):
+        now += gap_s
+        if number == 100:
+            frozen = last  # what quick calls are filled into
+        to = dispatcher.offer(Item(now), now, rng.random())
+        assert to is not None
+        if to != frozen:
+            last = to
+            dispatcher.answered(to, elapsed_s, 0, now)
+            continue
+        first_at = min(first_at, now)
+        assert now - first_at <= max(SILENT_S, 10 * elapsed_s) + 1e-9
 
 
 @given(

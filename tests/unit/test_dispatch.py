@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -10,8 +11,8 @@ from headgate.core import wire
 from headgate.core.dispatch import SCANNED, Dispatcher, Limits
 
 
-def dispatcher_with(replicas: int, limits: Limits) -> Dispatcher[object, int]:
-    dispatcher: Dispatcher[object, int] = Dispatcher(limits)
+def dispatcher_with(replicas: int, limits: Limits, unbegun_since: Callable[[int], float] = lambda id: math.inf) -> Dispatcher[object, int]:
+    dispatcher: Dispatcher[object, int] = Dispatcher(limits, unbegun_since)
     for replica in range(replicas):
         dispatcher.add_replica(replica)
     return dispatcher
@@ -147,6 +148,94 @@ def test_where_all_replicas_are_held_requests_go_to_the_least_loaded_and_where_t
     for replica, load in ((0, 1), (0, 0), (1, 1), (2, 1)):
         dispatcher.returned(replica, load, 0.0, 1.0)
     assert [dispatcher.offer(object(), 0.0, 0.5) for _ in range(5)] == [0, 1, 2, 0, None]
+
+
+def measured(replicas: int, elapsed_s: float, limits: Limits, unbegun_since: Callable[[int], float]) -> Dispatcher[object, int]:
+    """All replicas have answered one request, at 0.0."""
+    dispatcher = dispatcher_with(replicas, limits, unbegun_since)
+    for replica in range(replicas):
+        assert dispatcher.offer(object(), 0.0, replica / replicas) == replica
+    for replica in range(replicas):
+        dispatcher.answered(replica, elapsed_s, 0, 0.0)
+    return dispatcher
+
+
+@pytest.mark.parametrize("replicas", [2, 2 * SCANNED])
+@pytest.mark.parametrize(
+    ("elapsed_s", "limits", "patience_s"),
+    [
+        (0.0001, Limits(concurrency=1), 0.02),
+        (0.0001, Limits(concurrency=100), 0.02),
+        (0.05, Limits(concurrency=100), 0.5),
+        (0.05, Limits(concurrency=1, max_batch_size=8, is_batch=True, batch_wait_timeout=0.3), 0.8),
+    ],
+    ids=["quick", "many at once", "slow", "batches"],
+)
+def test_a_replica_that_begins_nothing_for_longer_than_it_should_gets_only_what_no_other_has_room_for(
+    replicas: int, elapsed_s: float, limits: Limits, patience_s: float
+) -> None:
+    dispatcher = measured(replicas, elapsed_s, limits, lambda id: math.inf if id else 5.0)
+    while dispatcher.in_flight(0) == 0:
+        assert dispatcher.offer(object(), 5.0, 0.0) is not None
+    before = dispatcher.in_flight(0)
+    now = 5.001 + patience_s
+    while (id := dispatcher.offer(object(), now, 0.0)) is not None:
+        rest = [dispatcher.in_flight(replica) < dispatcher.window(replica) for replica in range(1, replicas)]
+        assert id or not any(rest)
+    assert dispatcher.in_flight(0) == dispatcher.window(0) > before
+
+
+def test_a_replica_is_not_silent_while_something_comes_from_it_nor_while_all_that_it_has_runs() -> None:
+    unbegun = {0: 5.0}
+    dispatcher = measured(2, 0.0001, Limits(concurrency=1), lambda id: unbegun.get(id, math.inf))
+    assert [dispatcher.offer(object(), 5.0, 0.0) for _ in range(4)] == [0, 0, 0, 0]
+    assert dispatcher.offer(object(), 5.019, 0.0) == 0
+    dispatcher.answered(0, 0.0001, 4, 5.019)
+    assert dispatcher.offer(object(), 5.038, 0.0) == 0
+    dispatcher.released(0, 4, 5.038)
+    assert dispatcher.offer(object(), 5.057, 0.0) == 0
+    assert dispatcher.offer(object(), 5.059, 0.0) == 1
+    unbegun.clear()
+    assert 0 in [dispatcher.offer(object(), 5.06, 0.0) for _ in range(12)]  # as soon as the other is filled
+
+
+def test_what_waits_behind_the_requests_of_others_is_not_taken_for_silence() -> None:
+    dispatcher = measured(2, 0.0001, Limits(concurrency=1), lambda id: 5.0)
+    assert [dispatcher.offer(object(), 5.0, 0.0) for _ in range(11 + 5)] == [0] * 11 + [1] * 5
+    dispatcher.answered(0, 0.0001, 10 + 30, 5.0)  # those of others take 3 ms, and are believed for 30
+    dispatcher.answered(1, 0.0001, 4 + 60, 5.0)
+    assert dispatcher.offer(object(), 5.025, 0.0) == 0
+    assert dispatcher.offer(object(), 5.031, 0.0) == 1
+
+
+def test_where_all_replicas_are_silent_requests_go_to_the_least_loaded() -> None:
+    dispatcher = measured(3, 0.0001, Limits(concurrency=1), lambda id: 5.0)
+    assert {dispatcher.offer(object(), 5.0, 0.0) for _ in range(12 + 12 + 3)} == {0, 1, 2}
+    loads = [dispatcher.in_flight(replica) for replica in range(3)]
+    sent = [dispatcher.offer(object(), 6.0, 0.0) for _ in range(3 * max(loads) - sum(loads))]
+    assert None not in sent
+    assert [dispatcher.in_flight(replica) for replica in range(3)] == [max(loads)] * 3
+    while dispatcher.offer(object(), 6.0, 0.0) is not None:
+        pass
+    assert [dispatcher.in_flight(replica) for replica in range(3)] == [dispatcher.window(0)] * 3
+
+
+def test_whether_a_replica_is_silent_is_not_asked_for_each_request() -> None:
+    asked: list[int] = []
+
+    def unbegun_since(id: int) -> float:
+        asked.append(id)
+        return math.inf
+
+    dispatcher = measured(2, 0.0001, Limits(concurrency=100), unbegun_since)
+    assert dispatcher.offer("a long poll", 5.0, 0.0) == 0
+    for number in range(1000):  # within 0.1 s, an hour later
+        id = dispatcher.offer(object(), 3600.0 + number / 10_000, 0.0)
+        assert id is not None
+        if id:
+            dispatcher.answered(id, 0.0001, dispatcher.in_flight(id) - 1, 3600.0 + number / 10_000)
+    assert len(asked) <= 6
+    assert dispatcher.in_flight(0) > 1
 
 
 def test_slow_requests_spread_over_all_replicas_before_any_gets_a_second() -> None:

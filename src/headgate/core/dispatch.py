@@ -6,6 +6,9 @@ together; for batch handlers the running batches and a full one more. Slow calls
 nothing waits behind a busy one while another is free; quick ones fill one replica before they open the next, since
 waking a process costs more than they do.
 
+A replica that is held, or has gone silent, gets only what no other has room for: it is silent when nothing has come from it, and
+something there has waited to begin, for longer than that takes. This orders replicas; it refuses nothing.
+
 Whatever makes room (`add_replica`, `set_limits`, `answered`, `returned`, `released`) is followed by `next` until it
 returns None. Between such loops nothing is queued while a replica has room.
 """
@@ -42,6 +45,10 @@ _BAND = 1.25  # the window is computed anew when the mean has moved by this fact
 # more of theirs will have come. Two routers wait 1.31 times as long as one queue; with 1 instead 1.35, without end 1.30.
 _BELIEVED = 10.0
 _HELD = 1 << 20  # over any load
+# A replica that has begun nothing for longer than the greater of these may be frozen. Only another is preferred to it, so that it does
+# no harm where it is but slow.
+_SILENT_S = 0.02
+_SILENT_CALLS = 10.0
 _RATE_ANSWERS = 8  # fewer don't say how fast the queue moves
 _RATE_S = 5.0  # the rate is that of the last one or two such periods
 _RATE_STANDS_S = 0.001  # it is computed once in so long, not for every request of a burst
@@ -53,6 +60,7 @@ class Limits(msgspec.Struct, frozen=True):
     concurrency: int
     max_batch_size: int = 1
     is_batch: bool = False
+    batch_wait_timeout: float = 0.0
     max_concurrent_queries: int | None = None
     max_queued_queries: int = 1000
 
@@ -60,7 +68,21 @@ class Limits(msgspec.Struct, frozen=True):
 class _Replica(Generic[Id]):
     """What the router knows of one replica."""
 
-    __slots__ = ("draining", "fill", "held_until", "high_s", "id", "low_s", "mean_s", "others", "others_until", "outstanding", "window")
+    __slots__ = (
+        "draining",
+        "fill",
+        "held_until",
+        "high_s",
+        "id",
+        "low_s",
+        "mean_s",
+        "others",
+        "others_until",
+        "outstanding",
+        "patience_s",
+        "silent_at",
+        "window",
+    )
 
     def __init__(self, id: Id) -> None:
         self.id = id
@@ -73,6 +95,8 @@ class _Replica(Generic[Id]):
         self.others = 0  # what other routers had there by its last report …
         self.others_until = 0.0  # … which is believed until then
         self.held_until = 0.0  # it gets what no other has room for until then, or until it answers
+        self.patience_s = math.inf  # so long it may take to begin a call; unknown at first
+        self.silent_at = math.inf  # where it has calls: when to ask whether it is silent, if nothing comes from it
         self.draining = False
 
 
@@ -80,7 +104,8 @@ class Dispatcher(Generic[Item, Id]):
     """One router's queue, windows and choice of replica for one backend.
 
     Items are told apart by their hash, so by identity where they define none; a replica's id is any hashable object.
-    `draw` is uniform in [0, 1), `now` a monotonic time in seconds.
+    `draw` is uniform in [0, 1), `now` a monotonic time in seconds. `unbegun_since` says when the oldest of the requests at a replica
+    that have not begun was sent there, infinity where all have; it is asked only of one from which nothing has come for a while.
     """
 
     __slots__ = (
@@ -105,11 +130,13 @@ class Dispatcher(Generic[Item, Id]):
         "_request_s",
         "_request_s_until",
         "_serial",
+        "_unbegun_since",
         "queued",
     )
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, unbegun_since: Callable[[Id], float] = lambda id: math.inf) -> None:
         self._limits = limits
+        self._unbegun_since = unbegun_since
         self._at_once = _at_once(limits)
         self._replicas: dict[Id, _Replica[Id]] = {}
         self._ready: list[_Replica[Id]] = []
@@ -210,6 +237,8 @@ class Dispatcher(Generic[Item, Id]):
             replica = self._choose(now, draw)
         if replica is None or replica.outstanding >= replica.window:
             return None
+        if not replica.outstanding:
+            replica.silent_at = now + replica.patience_s
         replica.outstanding += 1
         return replica.id
 
@@ -230,6 +259,8 @@ class Dispatcher(Generic[Item, Id]):
             replica = self._choose(now, draw)
         if replica is None or replica.outstanding >= replica.window:
             return None
+        if not replica.outstanding:
+            replica.silent_at = now + replica.patience_s
         replica.outstanding += 1
         self.queued -= 1
         if self._again:
@@ -257,6 +288,7 @@ class Dispatcher(Generic[Item, Id]):
         else:
             replica.others = 0
         replica.held_until = 0.0
+        replica.silent_at = now + replica.patience_s
         self._answers += 1
         if elapsed_s < self._quickest_s:
             self._quickest_s = elapsed_s
@@ -292,6 +324,7 @@ class Dispatcher(Generic[Item, Id]):
         replica.outstanding -= 1
         replica.others = max(0, load - replica.outstanding)
         replica.others_until = now + _BELIEVED * -(-replica.others // self._at_once) * replica.mean_s
+        replica.silent_at = now + replica.patience_s
         only = self._only
         if only is not replica and only is not None:
             self._note_room(replica, only)
@@ -363,7 +396,11 @@ class Dispatcher(Generic[Item, Id]):
     def _choose(self, now: float, draw: float) -> _Replica[Id] | None:
         """A replica with room, or None."""
         filling = self._filling
-        if filling is not None and filling.outstanding + filling.others < filling.fill:
+        if (
+            filling is not None
+            and filling.outstanding + filling.others < filling.fill
+            and (filling.silent_at >= now or not self._is_silent(filling, now))
+        ):
             return filling
         ready = self._ready
         count = len(ready)
@@ -375,7 +412,7 @@ class Dispatcher(Generic[Item, Id]):
                 draw = draw * count - start  # the digits that have not been used
                 start = int(draw * count)
             best = self._best(few, now)
-            if best is not None and best.held_until <= now:
+            if best is not None and best.held_until <= now and not self._is_silent(best, now):
                 return best
         # From a drawn start, so that among equals each has its turn.
         best = self._best(ready[start:] + ready[:start], now)
@@ -384,7 +421,7 @@ class Dispatcher(Generic[Item, Id]):
         return best
 
     def _best(self, replicas: list[_Replica[Id]], now: float) -> _Replica[Id] | None:
-        """Of quick replicas that aren't filled yet the fullest; of others that have room the least loaded; held ones last."""
+        """Of quick replicas that aren't filled yet the fullest; of others that have room the least loaded; held and silent ones last."""
         best: _Replica[Id] | None = None
         best_load = 0
         quick: _Replica[Id] | None = None
@@ -394,7 +431,7 @@ class Dispatcher(Generic[Item, Id]):
             if load < replica.window:
                 if replica.others and replica.others_until > now:
                     load += replica.others
-                if replica.held_until > now:
+                if replica.held_until > now or (replica.silent_at < now and self._is_silent(replica, now)):
                     load += _HELD
                 if load < replica.fill:
                     if load > quick_load:
@@ -405,6 +442,18 @@ class Dispatcher(Generic[Item, Id]):
             self._filling = quick
             return quick
         return best
+
+    def _is_silent(self, replica: _Replica[Id], now: float) -> bool:
+        """Whether nothing has come from a replica, nor begun there, for longer than it should."""
+        if replica.silent_at >= now or not replica.outstanding:
+            return False
+        if replica.others and replica.others_until > now:  # it may be these that run there now
+            return False
+        unbegun_since = self._unbegun_since(replica.id)
+        if unbegun_since + replica.patience_s < now:
+            return True
+        replica.silent_at = min(unbegun_since, now) + replica.patience_s  # so that it isn't asked again for each request
+        return False
 
     def _resize(self, replica: _Replica[Id]) -> None:
         """Compute window and fill from the limits and the mean run time."""
@@ -423,6 +472,7 @@ class Dispatcher(Generic[Item, Id]):
         if mean_s:
             replica.low_s = mean_s / _BAND if mean_s > _SHORTEST_S else -1.0
             replica.high_s = mean_s * _BAND
+            replica.patience_s = max(_SILENT_S, _SILENT_CALLS * mean_s) + (limits.batch_wait_timeout if limits.is_batch else 0.0)
         replica.window = min(window, limits.max_concurrent_queries or wire.PLACES, wire.PLACES)
         replica.fill = min(fill, replica.window)
 

@@ -229,6 +229,10 @@ class Link:
         """Tell the replica that nobody waits for this call; its place stays taken until the replica answers."""
         self._send_small(wire.encode(wire.CANCEL, call.number, flags=wire.SHADOW if call.shadow else 0))
 
+    def has_begun(self, call: Call) -> bool:
+        """Whether a call that was sent here is seen to run, or to have run. On another node it may, and isn't seen to yet."""
+        return bool(self._page[call.place])
+
     def credit(self, call: Call, count_bytes: int) -> None:
         """Let the replica send that many more bytes of this call's stream."""
         if call.number in self.calls:

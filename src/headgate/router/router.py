@@ -296,7 +296,13 @@ class Router:
             if call.deadline > now:  # it has been extended
                 call.bucket = self._wheel.add(call, call.deadline)
                 continue
-            what = "it was still queued and never started" if call.state == WAITING else "it may still be running"
+            link = call.link
+            if call.state == WAITING:
+                what = "it was still queued and never started"
+            elif link is None or link.is_remote or link.has_begun(call):
+                what = "it may still be running"
+            else:
+                what = "its replica had not begun it"
             self._abandon(call)
             limit = call.backend_route.timeout_s if call.started_stream else call.deadline - call.admitted_at
             self.fail(call, ErrorInfo("DeadlineExceededError", f"endpoint {call.endpoint!r}: no answer within {limit:.3g} s; {what}"), now)

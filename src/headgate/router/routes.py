@@ -46,7 +46,7 @@ class BackendRoute:
     def __init__(self, router: Router, entry: BackendEntry) -> None:
         self.router = router
         self.tag = entry.tag
-        self.dispatcher: Dispatcher[Call, str] = Dispatcher(_limits(entry))
+        self.dispatcher: Dispatcher[Call, str] = Dispatcher(_limits(entry), self.unbegun_since)
         self.links: dict[str, Link] = {}
         self.dying: set[Link] = set()
         """Links that are lost, whose replicas aren't seen dead yet."""
@@ -134,6 +134,14 @@ class BackendRoute:
             return call.sent_at
         return math.inf
 
+    def unbegun_since(self, replica: str) -> float:
+        """When the oldest call at a replica that has not begun was sent there; infinity where there is none."""
+        link = self.links[replica]
+        for call in link.calls.values():
+            if not link.has_begun(call):
+                return call.sent_at
+        return math.inf
+
     @property
     def more_come(self) -> bool:
         """Whether a replica is on its way, or its link is, so that what waits may leave sooner than those here can take it."""
@@ -205,6 +213,7 @@ def _limits(entry: BackendEntry) -> Limits:
         concurrency=entry.concurrency,
         max_batch_size=entry.max_batch_size,
         is_batch=entry.is_batch,
+        batch_wait_timeout=entry.batch_wait_timeout,
         max_concurrent_queries=entry.max_concurrent_queries,
         max_queued_queries=entry.max_queued_queries,
     )
