@@ -399,7 +399,7 @@ class Dispatcher(Generic[Item, Id]):
         if (
             filling is not None
             and filling.outstanding + filling.others < filling.fill
-            and (filling.silent_at >= now or not self._is_silent(filling, now))
+            and (filling.silent_at >= now or not filling.outstanding or not self._is_silent(filling, now))
         ):
             return filling
         ready = self._ready
@@ -431,7 +431,7 @@ class Dispatcher(Generic[Item, Id]):
             if load < replica.window:
                 if replica.others and replica.others_until > now:
                     load += replica.others
-                if replica.held_until > now or (replica.silent_at < now and self._is_silent(replica, now)):
+                if replica.held_until > now or (load and replica.silent_at < now and self._is_silent(replica, now)):
                     load += _HELD
                 if load < replica.fill:
                     if load > quick_load:
