@@ -71,6 +71,7 @@ class Runner:
         self._loop_seen = (0.0, 0, 0, 0)  # what the I/O thread saw of the event loop, and since when it has seen nothing else
         self._loop_seen_at = 0.0
         self._return_after_s = SLOW_CALL_S
+        self._gives_back_after_s = 0.0
         self._flush_scheduled = False
         self._health_due = False
         self._checking_since: float | None = None
@@ -273,14 +274,19 @@ class Runner:
             self._start_ticks()
 
     def _slots_became_slow(self, now: float) -> bool:
-        """Every slot has been busy for a while. True once for each such set of calls."""
+        """Every slot has been busy for a while. True once for each such set of calls, and again when that has lasted twice as long.
+
+        So what came too late for the first time, since its router couldn't know yet, doesn't wait for the end of a long call.
+        """
         # With its start, since a later call may get the identity of one that has ended.
         calls = {(facts.members[0].started_at, id(facts)) for facts in list(self._caller.running.values())}
-        if not calls or len(calls) < self._concurrency or now - max(calls)[0] < SLOW_CALL_S:
+        if not calls or len(calls) < self._concurrency:
             return False
-        if calls <= self._gave_back:
+        busy_s = now - max(calls)[0]
+        if busy_s < (self._gives_back_after_s if calls <= self._gave_back else SLOW_CALL_S):
             return False
         self._gave_back = calls
+        self._gives_back_after_s = 2 * busy_s
         return True
 
     def _loop_became_held(self, now: float) -> float:
