@@ -300,7 +300,7 @@ class Dispatcher(Generic[Item, Id]):
         """A replica has given a request back unstarted, because it can't run soon there; `requeue` it, then ask `next`.
 
         The window there falls to what the replica runs at once. So that requests don't go back and forth, a replica that is busy
-        with slow calls gives back once while they run, not what arrives later. One whose event loop is held keeps what arrives
+        with slow calls gives back once, and again when they have lasted twice as long. One whose event loop is held keeps what arrives
         for `held_s`, and gives it back after that. So until then only what no other replica has room for goes there; after
         that it is tried again, as what it can't run returns at once.
         """
