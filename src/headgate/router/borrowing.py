@@ -182,8 +182,8 @@ class Shield:
         self.lifted = False
         """Whether an interruption may come at once. Look at `check` after setting it."""
         if threading.get_ident() == threading.main_thread().ident:
-            _up.append(self)
             try:
+                _up.append(self)
                 handler = _signal.getsignal(_signal.SIGINT)
                 if callable(handler):
                     self._handler = handler
@@ -191,7 +191,8 @@ class Shield:
             except ValueError:  # signals are another thread's affair in this process
                 self._handler = None
             except BaseException:  # an interruption, just before
-                _up.remove(self)
+                if _up and _up[-1] is self:
+                    del _up[-1]
                 raise
         return self
 
