@@ -65,7 +65,7 @@ def settings(
     folder = launch.folder_for(instance) if engine == "local" else ""  # on a cluster each node has its own
     return InstanceSettings(
         name=instance,
-        engine=str(engine),
+        leased=engine != "local" and not detached,
         folder=folder,
         state_dir=folder if kept is None else kept,
         state_kept=kept is not None,

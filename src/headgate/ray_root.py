@@ -16,16 +16,9 @@ import ray
 
 from headgate.core.specs import IngressSpec, ReplicaSpec
 from headgate.engines.ray import launch, records
+from headgate.engines.ray.actors import Actor, acting, record_of
 from headgate.engines.ray.engine import RayEngine
-from headgate.engines.ray.records import InstanceRecord
 from headgate.engines.ray.way import RayWay
-
-
-def _record(name: str) -> InstanceRecord:
-    record = records.read_as(records.instance_key(name), InstanceRecord)
-    if record is None:
-        raise SystemExit(f"instance {name!r} has ended")
-    return record
 
 
 def _keep(key: str, state: bytes) -> None:
@@ -35,28 +28,18 @@ def _keep(key: str, state: bytes) -> None:
         raise OSError(f"the cluster's store did not take it: {error}") from error
 
 
-class Replica:
+class Replica(Actor):
     """The actor of a replica."""
 
     def run(self, name: str, id: str) -> None:
         """Be the replica until it is drained."""
         from headgate.replica.main import run
 
-        record, spec = _record(name), records.read_as(records.spec_key(name, id), ReplicaSpec)
-        if spec is None:
-            raise SystemExit(f"replica {id!r} is wanted no more")
-        way = RayWay(record)
-        try:
-            run(msgspec.structs.replace(spec, gpus=tuple(map(str, ray.get_gpu_ids()))), way)
-        finally:
-            way.leave()
-        ray.actor.exit_actor()
-
-    def wait(self) -> None:
-        """Returns when `run` has: for a controller that adopts it."""
+        with acting(name, id, ReplicaSpec) as (_, spec, way):
+            run(spec, way)
 
 
-class Ingress:
+class Ingress(Actor):
     """The actor of an ingress."""
 
     def run(self, name: str, id: str) -> None:
@@ -64,18 +47,8 @@ class Ingress:
         from headgate.engines.ray.listener import listen
         from headgate.ingress.main import run
 
-        record, spec = _record(name), records.read_as(records.spec_key(name, id), IngressSpec)
-        if spec is None:
-            raise SystemExit(f"ingress {id!r} is wanted no more")
-        way = RayWay(record)
-        try:
-            run(spec, way, listen(record.settings, spec))
-        finally:
-            way.leave()
-        ray.actor.exit_actor()
-
-    def wait(self) -> None:
-        """Returns when `run` has."""
+        with acting(name, id, IngressSpec) as (settings, spec, way):
+            run(spec, way, listen(settings, spec))
 
 
 class _Actors:
@@ -104,7 +77,7 @@ class Controller:
         from headgate.engines.local.folders import check_state_dir, hold_state
         from headgate.errors import HeadgateError, InstanceStartError, describe
 
-        record = _record(self._name)
+        record = record_of(self._name)
         settings = record.settings
         engine = RayEngine(settings, _Actors(), on_serving=lambda: self._tell(launch.Report()))
         way = RayWay(record)

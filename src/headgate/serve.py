@@ -519,14 +519,14 @@ def init(
         ssl_certfile=ssl_certfile,
         ssl_keyfile=ssl_keyfile,
     )
-    starter = _starter(settings.engine, address)
+    starter = _starter(engine, address)
     for attempt in range(_ATTEMPTS):
-        started = False
-        way = starter.find(settings.name)
+        started, way = False, starter.find(settings.name)
         if way is None:
             _warn(arguments.exposure(settings))
-            started = starter.start(settings)
-            way = starter.find(settings.name)
+            way = starter.start(settings)
+            started = way is not None
+            way = way or starter.find(settings.name)
         try:
             if way is None:
                 raise NotRunningError(f"instance {settings.name!r} has just ended")

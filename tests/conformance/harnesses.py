@@ -100,7 +100,37 @@ class FakeHarness:
         return list(self.engine.running())
 
 
-class LocalHarness:
+class StandInHarness:
+    """What stand-ins do is seen, and told to them, by files."""
+
+    def replica(
+        self, behaviour: str, id: str, *, options: ReplicaOptions | None = None, config: BackendConfig | None = None
+    ) -> ReplicaSpec:
+        return standin.replica_spec(behaviour, id, options or ReplicaOptions(), config or BackendConfig())
+
+    def constructing(self, id: str) -> bool:
+        return standin.scratch(f"constructing-{id}").exists()
+
+    def let(self, id: str) -> None:
+        standin.scratch(f"let-{id}").touch()
+
+    def finished(self, id: str) -> bool:
+        return standin.scratch(f"finished-{id}").exists()
+
+    def crash(self, id: str) -> None:
+        os.kill(int(standin.scratch(f"pid-{id}").read_text()), signal.SIGKILL)
+
+    def say(self, id: str, message: Message) -> None:
+        written = standin.scratch(f"saying-{id}")
+        written.write_bytes(messages.encode(message))
+        written.rename(standin.scratch(f"say-{id}"))
+
+    def heard(self, id: str) -> list[Message]:
+        path = standin.scratch(f"heard-{id}")
+        return messages.MessageDecoder().received(path.read_bytes()) if path.exists() else []
+
+
+class LocalHarness(StandInHarness):
     """The local engine in this process, with a real supervisor whose controller only passes bytes to here."""
 
     def __init__(self) -> None:
@@ -144,34 +174,8 @@ class LocalHarness:
         self.adopted = await self.engine.open()
         await self._control.enter_async_context(ControlServer(self.engine, LocalWay(self.settings.folder).control_path))
 
-    def replica(
-        self, behaviour: str, id: str, *, options: ReplicaOptions | None = None, config: BackendConfig | None = None
-    ) -> ReplicaSpec:
-        return standin.replica_spec(behaviour, id, options or ReplicaOptions(), config or BackendConfig())
-
     def ingress(self, id: str) -> IngressSpec:
         return standin.ingress_spec(id)
-
-    def constructing(self, id: str) -> bool:
-        return standin.scratch(f"constructing-{id}").exists()
-
-    def let(self, id: str) -> None:
-        standin.scratch(f"let-{id}").touch()
-
-    def finished(self, id: str) -> bool:
-        return standin.scratch(f"finished-{id}").exists()
-
-    def crash(self, id: str) -> None:
-        os.kill(int(standin.scratch(f"pid-{id}").read_text()), signal.SIGKILL)
-
-    def say(self, id: str, message: Message) -> None:
-        written = standin.scratch(f"saying-{id}")
-        written.write_bytes(messages.encode(message))
-        written.rename(standin.scratch(f"say-{id}"))
-
-    def heard(self, id: str) -> list[Message]:
-        path = standin.scratch(f"heard-{id}")
-        return messages.MessageDecoder().received(path.read_bytes()) if path.exists() else []
 
     async def successor(self) -> Engine:
         self.engine.on_end = lambda _: None  # a dead controller's engine reports nothing

@@ -5,17 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import tempfile
 from pathlib import Path
 from typing import Self
 
 import msgspec
 
-from headgate.config import BackendConfig, ReplicaOptions
-from headgate.core import messages
-from headgate.core.messages import Message
-from headgate.engines.base import Engine, IngressSpec, ReplicaSpec, Running
+from headgate.engines.base import Engine, IngressSpec, Running
 from headgate.engines.ray import launch, records
 from headgate.engines.ray.engine import RayEngine
 from headgate.engines.ray.records import InstanceRecord
@@ -24,16 +20,16 @@ from headgate.router.remote import address_of
 from headgate.testing import ControlServer
 from headgate.testing.conformance import Records
 from tests.conformance import ray_standin, standin
-from tests.conformance.harnesses import settings_for
+from tests.conformance.harnesses import StandInHarness, settings_for
 
 
-class RayHarness:
+class RayHarness(StandInHarness):
     """The Ray engine in this process, on a cluster of one node, with stand-ins for actors."""
 
     def __init__(self) -> None:
         self.records = Records()
         self.adopted: list[Running] = []
-        self.settings = msgspec.structs.replace(settings_for("conformance"), engine="ray", folder="")
+        self.settings = msgspec.structs.replace(settings_for("conformance"), folder="")
         self._stack = contextlib.AsyncExitStack()
         self._control = contextlib.AsyncExitStack()
 
@@ -67,34 +63,8 @@ class RayHarness:
         self.adopted = await self.engine.open()
         await self._control.enter_async_context(ControlServer(self.engine, self._way.control_path))
 
-    def replica(
-        self, behaviour: str, id: str, *, options: ReplicaOptions | None = None, config: BackendConfig | None = None
-    ) -> ReplicaSpec:
-        return standin.replica_spec(behaviour, id, options or ReplicaOptions(), config or BackendConfig())
-
     def ingress(self, id: str) -> IngressSpec:
         return msgspec.structs.replace(standin.ingress_spec(id), place=self.engine.places()[0])
-
-    def constructing(self, id: str) -> bool:
-        return standin.scratch(f"constructing-{id}").exists()
-
-    def let(self, id: str) -> None:
-        standin.scratch(f"let-{id}").touch()
-
-    def finished(self, id: str) -> bool:
-        return standin.scratch(f"finished-{id}").exists()
-
-    def crash(self, id: str) -> None:
-        os.kill(int(standin.scratch(f"pid-{id}").read_text()), signal.SIGKILL)
-
-    def say(self, id: str, message: Message) -> None:
-        written = standin.scratch(f"saying-{id}")
-        written.write_bytes(messages.encode(message))
-        written.rename(standin.scratch(f"say-{id}"))
-
-    def heard(self, id: str) -> list[Message]:
-        path = standin.scratch(f"heard-{id}")
-        return messages.MessageDecoder().received(path.read_bytes()) if path.exists() else []
 
     async def successor(self) -> Engine:
         self.engine.on_end = lambda _: None  # a dead controller's engine reports nothing

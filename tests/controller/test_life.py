@@ -311,7 +311,7 @@ def test_an_instance_on_a_cluster_ends_when_its_owner_is_away_for_too_long(monke
         await rig.ended()
         assert rig.replicas("v1") == []
 
-    play(scene, engine="ray")
+    play(scene, leased=True)
 
 
 def test_an_ingress_that_gives_no_sign_of_life_is_replaced(monkeypatch: pytest.MonkeyPatch):

@@ -211,18 +211,22 @@ def test_work_behind_an_event_loop_that_is_held_is_given_back_and_runs_elsewhere
     assert sorted(number for number in ran if number >= 0) == list(range(90))
 
 
-def test_work_behind_an_event_loop_that_is_held_goes_back_seldom_where_there_is_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    let_go = threading.Event()
-    given_back: list[float] = []
+@pytest.fixture
+def given_back(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When replicas gave requests back."""
+    moments: list[float] = []
     give_back = ReplicaLink.give_back
 
     def noted(self: ReplicaLink, *args: Any, **kwargs: Any) -> None:
-        given_back.append(time.monotonic())
+        moments.append(time.monotonic())
         give_back(self, *args, **kwargs)
 
     monkeypatch.setattr(ReplicaLink, "give_back", noted)
+    return moments
+
+
+def test_work_behind_an_event_loop_that_is_held_goes_back_seldom_where_there_is_no_other(tmp_path: Path, given_back: list[float]) -> None:
+    let_go = threading.Event()
 
     async def handler() -> str:
         return "fine"
@@ -242,16 +246,7 @@ def test_work_behind_an_event_loop_that_is_held_goes_back_seldom_where_there_is_
     play(scene)
 
 
-def test_an_event_loop_that_is_held_again_is_found_as_soon_as_the_first_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given_back: list[float] = []
-    give_back = ReplicaLink.give_back
-
-    def noted(self: ReplicaLink, *args: Any, **kwargs: Any) -> None:
-        given_back.append(time.monotonic())
-        give_back(self, *args, **kwargs)
-
-    monkeypatch.setattr(ReplicaLink, "give_back", noted)
-
+def test_an_event_loop_that_is_held_again_is_found_as_soon_as_the_first_time(tmp_path: Path, given_back: list[float]) -> None:
     async def handler() -> str:
         return "fine"
 

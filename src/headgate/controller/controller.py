@@ -121,7 +121,7 @@ class Controller:
             self._adopt(running, pending)
             self._tasks.spawn(self._announce(first=not running), "announcement")
             self._tasks.spawn(self._count(), "counting")
-            if self._settings.engine != "local" and not self._settings.detached:
+            if self._settings.leased:
                 self._lease.begin()
             await self._shut_down.wait()
             if self._fatal is not None:

@@ -28,7 +28,7 @@ class InstanceSettings(msgspec.Struct, frozen=True, kw_only=True):
     ssl_certfile: str | None
     ssl_keyfile: str | None
     driver_pid: int
-    engine: str = "local"
+    leased: bool = False  # it ends when nobody who owns it is connected, since its engine doesn't see their end
     id: str = ""  # drawn at each start: tells instances of one name apart
 
 

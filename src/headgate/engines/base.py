@@ -60,8 +60,8 @@ class Starter(Protocol):
         """The way to the running instance of that name; None where there is none, or it is starting or ending."""
         ...
 
-    def start(self, settings: InstanceSettings) -> bool:
-        """Start an instance and wait until HTTP answers. False where one of that name runs already: connect to it.
+    def start(self, settings: InstanceSettings) -> Way | None:
+        """Start an instance and wait until HTTP answers; the way to it. None where one of that name runs already: connect to that.
 
         Raises `AddressInUseError`, `StateDirInUseError`, `StateDirUnsafeError`, or `InstanceStartError` for anything else.
         After an error, or an interrupt, nothing of it is left running.

@@ -144,8 +144,8 @@ class ControlLink:
             delay_s = min(delay_s * 2, LONGEST_DELAY_S)
 
     async def _connect(self, connection: _Connection, address: str | None) -> None:
-        if address is None:
-            raise ConnectionRefusedError("the instance has ended")
+        if not address:
+            raise ConnectionRefusedError("the instance has ended, or its controller has yet to listen")
         if remote.is_path(address):
             await self._loop.create_unix_connection(lambda: connection, address)
             return

@@ -40,7 +40,7 @@ class Way:
         return link_path(self.folder, id)
 
     async def controller(self) -> str | None:
-        """The address of the controller: a path, or `host:port`; None where the instance has ended."""
+        """The address of the controller: a path, or `host:port`; empty where it isn't known yet, None where the instance has ended."""
         return self.control_path if self._runs() else None
 
     async def publish(self, address: str) -> None:

@@ -65,9 +65,9 @@ class LocalStarter:
         folder = find(name)
         return None if folder is None else LocalWay(folder)
 
-    def start(self, settings: InstanceSettings) -> bool:
+    def start(self, settings: InstanceSettings) -> Way | None:
         """`launch` it."""
-        return launch(settings)
+        return LocalWay(settings.folder) if launch(settings) else None
 
     def wait_ended(self, way: Way, timeout_s: float) -> bool:
         """Also reaps the supervisor, where this process has started it."""

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import logging
-import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Protocol, TypeVar
@@ -23,32 +21,25 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from headgate.config import ReplicaOptions
 from headgate.core import replica_life as life
-from headgate.core.messages import Drain, Hello, Message, Ping, Pong, ReplicaFailed, ReplicaReady
-from headgate.engines.base import INGRESS, REPLICA, Ended, IngressSpec, InstanceSettings, Peer, ReplicaSpec, Running
+from headgate.core.messages import Hello
+from headgate.engines.base import INGRESS, REPLICA, IngressSpec, InstanceSettings, ReplicaSpec, Running
+from headgate.engines.members import Member, Members
 from headgate.engines.ray import records
 from headgate.engines.ray.cluster import Cluster
 from headgate.engines.ray.records import ActorRecord
 from headgate.errors import (
     AddressInUseError,
-    HeadgateError,
     InsufficientResourcesError,
-    InvalidValueError,
-    NotFoundError,
-    NotRunningError,
-    ReplicaStartError,
-    rebuild,
 )
 from headgate.router.remote import join, split
 
 _log = logging.getLogger("headgate.controller")
 
-_LAST_WORDS_TURNS: Final = 16
 _GONE_WITHIN_S: Final = 2.0
 """An actor that was killed and whose end Ray doesn't tell for so long is out of reach, with its node."""
 _LOOK_S: Final = 0.5
 """How often the cluster's nodes are looked at."""
 _ALL: Final = ("0.0.0.0", "::", "")  # what is listened on is the user's choice; this is how it is told from an address
-_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,35}")
 
 T = TypeVar("T")
 
@@ -65,49 +56,29 @@ def namespace(name: str) -> str:
     return f"headgate:{name}"
 
 
-class _Actor:
-    """One replica or ingress, from its start to its end."""
+class _Actor(Member):
+    """One replica or ingress."""
 
     def __init__(self, spec: ReplicaSpec | IngressSpec, loop: asyncio.AbstractEventLoop) -> None:
-        self.spec = spec
-        self.id = spec.id
-        self.role = REPLICA if isinstance(spec, ReplicaSpec) else INGRESS
+        super().__init__(spec, loop)
         self.handle: Any = None
-        self.pid: int | None = None
         self.node = ""
-        self.gpus: tuple[str, ...] = ()
-        self.address = ""
-        self.state = life.STARTING
-        self.asked_for = False
-        self.peer: Peer | None = None
-        self.unsent: list[Message] = []  # until it first connects
-        self.failure: HeadgateError | None = None
-        self.started: asyncio.Future[None] = loop.create_future()  # done when ready, or ended
-        self.ended: asyncio.Future[str] = loop.create_future()  # the reason
-        self.pings: dict[int, asyncio.Future[Pong]] = {}
-
-    def running(self) -> Running:
-        return Running(id=self.id, role=self.role, pid=self.pid, state=self.state, address=self.address, gpus=self.gpus, spec=self.spec)
 
 
-class RayEngine:
-    """The engine of a Ray cluster: `headgate.engines.base.Engine`, by detached actors in a namespace of the instance."""
+class RayEngine(Members[_Actor]):
+    """The engine of a Ray cluster: `headgate.engines.base.Engine`, by detached actors in a namespace of the instance.
 
-    on_end: Callable[[Ended], None]
-    on_message: Callable[[str, Message], None]
-    on_leave: Callable[[], float]
-    on_places: Callable[[], None]
+    `on_serving` is called when HTTP answers.
+    """
 
     def __init__(self, settings: InstanceSettings, actors: Actors, *, on_serving: Callable[[], object]) -> None:
+        super().__init__()
         self._settings = settings
         self._actors_made_by = actors
         self._namespace = namespace(settings.name)
         self._cluster = Cluster(settings)
-        self._actors: dict[str, _Actor] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._writer = ThreadPoolExecutor(1, "headgate records")
-        self._numbers = 0
-        self._closing = False
         self._on_serving = on_serving
         self._ports: dict[str, int] = {}  # of the ingress of each node, so that the next one there has it too
 
@@ -118,17 +89,15 @@ class RayEngine:
         for spec, record, handle in await _in_thread(self._find):
             actor = _Actor(spec, self._loop)
             actor.handle = handle
-            actor.state, actor.pid, actor.address = record.state, record.pid, record.address
-            actor.node, actor.gpus = record.node, record.gpus
-            if actor.state != life.STARTING:
-                actor.started.set_result(None)
-            self._actors[spec.id] = actor
+            actor.pid, actor.node, actor.gpus = record.pid, record.node, record.gpus
+            actor.adopt(record.state, record.address)
+            self._members[spec.id] = actor
             if isinstance(spec, ReplicaSpec):
                 self._cluster.take(spec.id, spec.options)
                 self._cluster.placed(spec.id, actor.node, actor.gpus)
             self._watch(actor, handle.wait.remote())
         self._spawn(self._keep_looking())
-        return [actor.running() for actor in self._actors.values()]
+        return [actor.running() for actor in self._members.values()]
 
     async def start_replica(self, spec: ReplicaSpec) -> Running:
         """Start a replica; return when user construction has finished and it takes links.
@@ -143,31 +112,13 @@ class RayEngine:
         return await self._constructed(self._make(spec))
 
     async def start_ingress(self, spec: IngressSpec) -> Running:
-        """Start an ingress; return when it has said hello. Raises `ReplicaStartError` where it ends before that."""
+        """Start an ingress; return when it has said hello.
+
+        Raises `AddressInUseError`, or `ReplicaStartError` where it ends before that.
+        """
         self._check_new(spec.id)
         shared = [self._cluster.host(place) for place in self._cluster.places()].count(self._cluster.host(spec.place)) > 1
-        actor = self._make(msgspec.structs.replace(spec, port=self._ports.get(spec.place, 0), shares_port=shared))
-        try:
-            await asyncio.wait([actor.started])
-        except asyncio.CancelledError:
-            actor.asked_for = True
-            await self._end(actor)
-            raise
-        if actor.failure is not None:
-            raise actor.failure
-        if actor.ended.done():
-            raise ReplicaStartError(f"the ingress of node {spec.place} ended while it started ({actor.ended.result()})")
-        return actor.running()
-
-    async def wait_ready(self, id: str) -> Running:
-        """Wait for a replica that `open` returned as starting; same errors as `start_replica`.
-
-        Its `startup_timeout` counts anew from here. Raises `NotFoundError` for an unknown id.
-        """
-        actor = self._actors.get(id)
-        if actor is None:
-            raise NotFoundError(f"replica {id!r} doesn't run")
-        return await self._constructed(actor)
+        return await self._serves(self._make(msgspec.structs.replace(spec, port=self._ports.get(spec.place, 0), shares_port=shared)))
 
     def places(self) -> list[str]:
         """The nodes that are to have an ingress."""
@@ -176,7 +127,7 @@ class RayEngine:
     def http_urls(self) -> tuple[str, ...]:
         """Where clients reach the ingresses that run, the head's first."""
         scheme = "http" if self._settings.ssl_certfile is None else "https"
-        addresses = {actor.spec.place: actor.address for actor in self._actors.values() if isinstance(actor.spec, IngressSpec)}
+        addresses = {actor.spec.place: actor.address for actor in self._members.values() if isinstance(actor.spec, IngressSpec)}
         found = []
         for place in self._cluster.places():
             if addresses.get(place):
@@ -187,90 +138,6 @@ class RayEngine:
     def serving(self) -> None:
         """HTTP answers now: the driver that started the instance goes on."""
         self._spawn(self._tell_serving())
-
-    def connected(self, hello: Hello, peer: Peer) -> bool:
-        """A replica or ingress has opened its control connection, or opened it again. False refuses it: unknown id, or wrong token."""
-        actor = self._actors.get(hello.id)
-        if actor is None or actor.role != hello.role or not hmac.compare_digest(actor.spec.token.encode(), hello.token.encode()):
-            return False
-        actor.peer, actor.pid = peer, hello.pid
-        if hello.node:
-            actor.node, actor.gpus = hello.node, hello.gpus
-            self._cluster.placed(actor.id, actor.node, actor.gpus)
-        for message in actor.unsent:
-            peer.send(message)
-        actor.unsent.clear()
-        if hello.address:
-            self._is_ready(actor, hello.address)
-        return True
-
-    def received(self, id: str, message: Message) -> None:
-        """A message from a replica or ingress. What isn't the engine's own goes on to `on_message`; unknown ids are dropped."""
-        actor = self._actors.get(id)
-        if actor is None:
-            return
-        if isinstance(message, ReplicaReady):
-            self._is_ready(actor, message.address)
-        elif isinstance(message, ReplicaFailed):
-            self._has_failed(actor, message)
-        elif isinstance(message, Pong):
-            waiting = actor.pings.pop(message.number, None)
-            if waiting is not None and not waiting.done():
-                waiting.set_result(message)
-        else:
-            self.on_message(id, message)
-
-    def send(self, id: str, message: Message) -> None:
-        """Send to a replica or ingress, such as `Configure`; kept until it first connects, dropped where it has ended."""
-        actor = self._actors.get(id)
-        if actor is None:
-            return
-        if actor.peer is None:
-            actor.unsent.append(message)
-        else:
-            actor.peer.send(message)
-
-    async def ping(self, id: str) -> Pong:
-        """Ask a sign of life. Never returns for one that is stuck: the caller sets the limit.
-
-        Raises `NotFoundError` where it has ended, or ends before it answers.
-        """
-        actor = self._actors.get(id)
-        if actor is None:
-            raise NotFoundError(f"{id!r} doesn't run")
-        self._numbers += 1
-        number = self._numbers
-        answer: asyncio.Future[Pong] = self._loop.create_future()
-        actor.pings[number] = answer
-        self.send(id, Ping(number))
-        try:
-            return await answer
-        finally:
-            actor.pings.pop(number, None)
-
-    async def stop(self, id: str, grace_s: float) -> None:
-        """Drain, then end it; kill it after `grace_s`. Returns when it has ended. Unknown ids are ended already.
-
-        One that is still starting has nothing to drain: it is killed at once, and `start_replica` raises `ReplicaStartError`.
-        After a cancellation it may still be draining.
-        """
-        actor = self._actors.get(id)
-        if actor is None:
-            return
-        actor.asked_for = True
-        if actor.state != life.STARTING:
-            actor.state = life.DRAINING
-            await self._note(actor)  # first: what drains must not be taken for ready by the next controller
-            self.send(id, Drain(grace_s))
-            await asyncio.wait([actor.ended], timeout=grace_s)
-        await self._end(actor)
-
-    async def kill(self, id: str) -> None:
-        """End it now. Returns when it has ended. Unknown ids are ended already."""
-        actor = self._actors.get(id)
-        if actor is not None:
-            actor.asked_for = True
-            await self._end(actor)
 
     def fits(self, options: ReplicaOptions, count: int, without: list[str] | None = None) -> str | None:
         """None if `count` such replicas fit into what is free (and what the replicas `without` give back), else what is asked and free."""
@@ -285,9 +152,9 @@ class RayEngine:
         if self._closing:
             return
         self._closing = True
-        for actor in self._actors.values():
+        for actor in self._members.values():
             actor.asked_for = True
-        await asyncio.gather(*(self._end(actor) for actor in list(self._actors.values())))
+        await asyncio.gather(*(self._end(actor) for actor in list(self._members.values())))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -295,14 +162,6 @@ class RayEngine:
         self._writer.shutdown()
 
     # Actors.
-
-    def _check_new(self, id: str) -> None:
-        if not _ID.fullmatch(id):
-            raise InvalidValueError(f"{id!r} can't be an id: use at most 36 letters, digits, '.', '_' and '-'")
-        if id in self._actors:
-            raise InvalidValueError(f"{id!r} runs already; each start has an id of its own")
-        if self._closing:
-            raise NotRunningError("the engine is closed")
 
     def _find(self) -> list[tuple[ReplicaSpec | IngressSpec, ActorRecord, Any]]:
         """What runs. Blocks."""
@@ -326,7 +185,7 @@ class RayEngine:
 
     def _make(self, spec: ReplicaSpec | IngressSpec) -> _Actor:
         actor = _Actor(spec, self._loop)
-        self._actors[spec.id] = actor
+        self._members[spec.id] = actor
         if isinstance(spec, ReplicaSpec):
             self._cluster.take(spec.id, spec.options)
         self._spawn(self._create(actor))
@@ -360,34 +219,9 @@ class RayEngine:
             if isinstance(error, AddressInUseError):
                 actor.failure = AddressInUseError(error.message)
             with contextlib.suppress(RuntimeError):  # the controller has ended
-                self._loop.call_soon_threadsafe(self._hear_of_end, actor.id, reason, _LAST_WORDS_TURNS)
+                self._loop.call_soon_threadsafe(self._hear_of_end, actor.id, reason)
 
         over.future().add_done_callback(tell)
-
-    async def _constructed(self, actor: _Actor) -> Running:
-        if not isinstance(actor.spec, ReplicaSpec):
-            raise InvalidValueError(f"{actor.id!r} is an ingress; only a replica is constructed")
-        limit_s = actor.spec.config.startup_timeout
-        try:
-            await asyncio.wait([actor.started], timeout=limit_s)
-            late = not actor.started.done()
-            if late or actor.failure is not None:
-                await self._end(actor)
-        except asyncio.CancelledError:
-            actor.asked_for = True
-            await self._end(actor)
-            raise
-        if actor.failure is not None:
-            raise actor.failure
-        backend = actor.spec.backend
-        if late:
-            raise ReplicaStartError(
-                f"a replica of backend {backend!r} was not ready after startup_timeout={limit_s:g} s and was killed; raise startup_timeout "
-                "in the backend's config if its import, its constructor and the first check_health() need longer"
-            )
-        if actor.ended.done():
-            raise ReplicaStartError(f"a replica of backend {backend!r} ended while it was constructed ({actor.ended.result()})")
-        return actor.running()
 
     async def _end(self, actor: _Actor) -> None:
         """Kill an actor and wait for its end; one whose node is out of reach is taken for ended, and may do nothing any more."""
@@ -407,51 +241,22 @@ class RayEngine:
         if interrupted is not None:
             raise interrupted
 
-    def _is_ready(self, actor: _Actor, address: str) -> None:
-        if actor.state != life.STARTING:
-            return
-        actor.state, actor.address = life.READY, address
+    def _met(self, actor: _Actor, hello: Hello) -> None:
+        actor.pid = hello.pid
+        if hello.node:
+            actor.node, actor.gpus = hello.node, hello.gpus
+            self._cluster.placed(actor.id, actor.node, actor.gpus)
+
+    def _remember(self, actor: _Actor) -> asyncio.Task[Any]:
         if isinstance(actor.spec, IngressSpec):
-            self._ports[actor.spec.place] = split(address)[1]
-        self._spawn(self._note(actor))
-        if not actor.started.done():
-            actor.started.set_result(None)
-
-    async def _note(self, actor: _Actor) -> None:
-        """Keep for the next controller how far it has come."""
+            self._ports[actor.spec.place] = split(actor.address)[1]
         record = ActorRecord(state=actor.state, pid=actor.pid, address=actor.address, node=actor.node, gpus=actor.gpus)
-        await self._in_order(records.write_as, records.actor_key(self._settings.name, actor.id), record)
+        return self._spawn(self._in_order(records.write_as, records.actor_key(self._settings.name, actor.id), record))
 
-    def _has_failed(self, actor: _Actor, message: ReplicaFailed) -> None:
-        found = rebuild(msgspec.structs.replace(message.error, pickled=b""))  # user data is never opened here
-        if isinstance(found, ReplicaStartError):
-            actor.failure = found
-        else:
-            actor.failure = ReplicaStartError(found.message, remote_traceback=message.error.traceback)
-        if not actor.started.done():
-            actor.started.set_result(None)
-
-    def _hear_of_end(self, id: str, reason: str, turns: int) -> None:
-        """Note an end, a few turns of the loop later: what it said last may be in the control socket still."""
-        if id in self._actors and turns:
-            self._loop.call_soon(self._hear_of_end, id, reason, turns - 1)
-        else:
-            self._has_ended(id, reason)
-
-    def _has_ended(self, id: str, reason: str) -> None:
-        actor = self._actors.pop(id, None)
-        if actor is None:
-            return
-        self._cluster.give_back(id)
-        actor.ended.set_result(reason)
-        if not actor.started.done():
-            actor.started.set_result(None)
-        for waiting in actor.pings.values():
-            if not waiting.done():
-                waiting.set_exception(NotFoundError(f"{id!r} has ended ({reason})"))
+    def _gave_up(self, actor: _Actor) -> None:
+        self._cluster.give_back(actor.id)
         if not self._closing:
-            self._spawn(self._in_order(self._forget, id, actor.handle))
-        self.on_end(Ended(id=id, role=actor.role, pid=actor.pid, reason=reason, asked_for=actor.asked_for))
+            self._spawn(self._in_order(self._forget, actor.id, actor.handle))
 
     def _forget(self, id: str, handle: Any) -> None:
         if handle is not None:  # an actor outlives a call that raises

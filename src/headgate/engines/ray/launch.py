@@ -98,9 +98,9 @@ class RayStarter:
         """The way to the running instance of that name."""
         return find(name)
 
-    def start(self, settings: InstanceSettings) -> bool:
+    def start(self, settings: InstanceSettings) -> Way | None:
         """`launch` it."""
-        return launch(settings)
+        return find(settings.name) if launch(settings) else None
 
     def wait_ended(self, way: Way, timeout_s: float) -> bool:
         """Until the cluster has neither its record nor an actor of it."""

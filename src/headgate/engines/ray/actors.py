@@ -1,0 +1,48 @@
+"""What do the actors of replicas and ingresses have in common, whatever program they run?"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TypeVar
+
+import msgspec
+import ray
+
+from headgate.engines.base import IngressSpec, InstanceSettings, ReplicaSpec
+from headgate.engines.ray import records
+from headgate.engines.ray.records import InstanceRecord
+from headgate.engines.ray.way import RayWay
+
+S = TypeVar("S", ReplicaSpec, IngressSpec)
+
+
+class Actor:
+    """Its class has a method `run(name, id)`, which is called once and is its whole life."""
+
+    def wait(self) -> None:
+        """Returns when `run` has: for a controller that adopts it."""
+
+
+@contextlib.contextmanager
+def acting(name: str, id: str, of: type[S]) -> Iterator[tuple[InstanceSettings, S, RayWay]]:
+    """Be the actor of that id: its instance's settings, what it was started from, and its way. The process ends after the block."""
+    record, spec = record_of(name), records.read_as(records.spec_key(name, id), of)
+    if spec is None:
+        raise SystemExit(f"{id!r} is wanted no more")
+    if isinstance(spec, ReplicaSpec):
+        spec = msgspec.structs.replace(spec, gpus=tuple(map(str, ray.get_gpu_ids())))
+    way = RayWay(record)
+    try:
+        yield record.settings, spec, way
+    finally:
+        way.leave()
+    ray.actor.exit_actor()
+
+
+def record_of(name: str) -> InstanceRecord:
+    """The record of the instance of that name; ends the process where there is none any more."""
+    record = records.read_as(records.instance_key(name), InstanceRecord)
+    if record is None:
+        raise SystemExit(f"instance {name!r} has ended")
+    return record
