@@ -14,10 +14,11 @@ from typing import Any
 import msgspec
 import ray
 
-from headgate.core.specs import IngressSpec, ReplicaSpec
+from headgate.engines.base import IngressSpec, ReplicaSpec, Report
 from headgate.engines.ray import launch, records
-from headgate.engines.ray.actors import Actor, acting, record_of
+from headgate.engines.ray.actors import Actor, acting
 from headgate.engines.ray.engine import RayEngine
+from headgate.engines.ray.records import InstanceRecord
 from headgate.engines.ray.way import RayWay
 
 
@@ -61,7 +62,7 @@ class Controller:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._report: launch.Report | None = None
+        self._report: Report | None = None
         self._reported = threading.Event()
         self._is_again = ray.get_runtime_context().was_current_actor_reconstructed
         threading.Thread(target=self._run, name="headgate controller", daemon=True).start()
@@ -77,9 +78,12 @@ class Controller:
         from headgate.engines.local.folders import check_state_dir, hold_state
         from headgate.errors import HeadgateError, InstanceStartError, describe
 
-        record = record_of(self._name)
+        record = records.read_as(records.instance_key(self._name), InstanceRecord)
+        if record is None:  # it has ended while Ray made this one
+            launch.end_controller()
+            return
         settings = record.settings
-        engine = RayEngine(settings, _Actors(), on_serving=lambda: self._tell(launch.Report()))
+        engine = RayEngine(settings, _Actors(), on_serving=lambda: self._tell(Report()))
         way = RayWay(record)
 
         def store() -> Store:
@@ -96,13 +100,13 @@ class Controller:
             traceback.print_exc()
             if self._reported.is_set() or self._is_again:
                 os._exit(1)  # Ray starts the next one, which goes on
-            self._tell(launch.Report(error=describe(error if isinstance(error, HeadgateError) else InstanceStartError(repr(error)))))
+            self._tell(Report(error=describe(error if isinstance(error, HeadgateError) else InstanceStartError(repr(error)))))
             return  # who waits for the start cleans up
         finally:
             way.leave()
         launch.end_controller()
 
-    def _tell(self, report: launch.Report) -> None:
+    def _tell(self, report: Report) -> None:
         self._report = report
         self._reported.set()
 

@@ -14,9 +14,22 @@ import msgspec
 from headgate.config import ReplicaOptions
 from headgate.core.messages import Hello, Message, Pong
 from headgate.core.specs import IngressSpec, InstanceSettings, ReplicaSpec
+from headgate.errors import ErrorInfo
 from headgate.router.way import Way
 
-__all__ = ["INGRESS", "REPLICA", "Ended", "Engine", "IngressSpec", "InstanceSettings", "Peer", "ReplicaSpec", "Running", "Starter"]
+__all__ = [
+    "INGRESS",
+    "REPLICA",
+    "Ended",
+    "Engine",
+    "IngressSpec",
+    "InstanceSettings",
+    "Peer",
+    "ReplicaSpec",
+    "Report",
+    "Running",
+    "Starter",
+]
 
 # The roles of what an engine runs.
 INGRESS: Final = "ingress"
@@ -51,6 +64,12 @@ class Peer(Protocol):
     def send(self, message: Message) -> None:
         """Queue a message; never blocks, drops it where the connection is lost."""
         ...
+
+
+class Report(msgspec.Struct, frozen=True):
+    """How the start went: HTTP answers, or nothing is left running."""
+
+    error: ErrorInfo | None = None
 
 
 class Starter(Protocol):

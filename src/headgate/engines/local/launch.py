@@ -17,10 +17,10 @@ from typing import Final
 
 import msgspec
 
-from headgate.engines.base import InstanceSettings
+from headgate.engines.base import InstanceSettings, Report
 from headgate.engines.local import folders
 from headgate.engines.local.folders import LocalWay, find, folder_for, has_died
-from headgate.engines.local.protocol import Boot, Report
+from headgate.engines.local.protocol import Boot
 from headgate.errors import InstanceStartError, rebuild
 from headgate.router.way import Way
 

@@ -30,12 +30,6 @@ class Boot(msgspec.Struct, frozen=True):
     replaces_dead: bool  # the folder held what a dead instance left, whose port may take a moment to become free
 
 
-class Report(msgspec.Struct, frozen=True):
-    """How the start went: HTTP answers, or nothing is left running."""
-
-    error: ErrorInfo | None = None
-
-
 class InstanceRecord(msgspec.Struct, frozen=True):
     """What the folder of a serving instance says of it, in the file `instance`."""
 

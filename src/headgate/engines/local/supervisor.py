@@ -24,7 +24,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from headgate.core import replica_life as life
-from headgate.engines.base import INGRESS
+from headgate.engines.base import INGRESS, Report
 from headgate.engines.local import folders, processes, programs, protocol, sigterm
 from headgate.engines.local.listeners import listen, urls
 from headgate.engines.local.programs import Programs
@@ -41,7 +41,6 @@ from headgate.engines.local.protocol import (
     Leave,
     Leaving,
     Remember,
-    Report,
     Runs,
     Serving,
     Spawn,

@@ -27,8 +27,9 @@ class Actor:
 @contextlib.contextmanager
 def acting(name: str, id: str, of: type[S]) -> Iterator[tuple[InstanceSettings, S, RayWay]]:
     """Be the actor of that id: its instance's settings, what it was started from, and its way. The process ends after the block."""
-    record, spec = record_of(name), records.read_as(records.spec_key(name, id), of)
-    if spec is None:
+    record = records.read_as(records.instance_key(name), InstanceRecord)
+    spec = records.read_as(records.spec_key(name, id), of)
+    if record is None or spec is None:
         raise SystemExit(f"{id!r} is wanted no more")
     if isinstance(spec, ReplicaSpec):
         spec = msgspec.structs.replace(spec, gpus=tuple(map(str, ray.get_gpu_ids())))
@@ -38,11 +39,3 @@ def acting(name: str, id: str, of: type[S]) -> Iterator[tuple[InstanceSettings, 
     finally:
         way.leave()
     ray.actor.exit_actor()
-
-
-def record_of(name: str) -> InstanceRecord:
-    """The record of the instance of that name; ends the process where there is none any more."""
-    record = records.read_as(records.instance_key(name), InstanceRecord)
-    if record is None:
-        raise SystemExit(f"instance {name!r} has ended")
-    return record

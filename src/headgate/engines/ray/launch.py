@@ -13,12 +13,12 @@ import msgspec
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from headgate.engines.base import InstanceSettings
+from headgate.engines.base import InstanceSettings, Report
 from headgate.engines.ray import records
 from headgate.engines.ray.engine import namespace
 from headgate.engines.ray.records import InstanceRecord
 from headgate.engines.ray.way import RayWay
-from headgate.errors import ErrorInfo, InstanceStartError, rebuild
+from headgate.errors import InstanceStartError, rebuild
 from headgate.router.way import Way
 
 START_TIMEOUT_S: Final = 60.0
@@ -27,12 +27,6 @@ _ASK_S: Final = 1.0
 CONTROLLER: Final = "controller"
 """The name of the controller's actor."""
 ROOT: Final = "headgate.ray_root"
-
-
-class Report(msgspec.Struct, frozen=True):
-    """How the start went: HTTP answers, or nothing is left running."""
-
-    error: ErrorInfo | None = None
 
 
 def connect(address: str | None) -> None:
