@@ -44,16 +44,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Have instances run on the engine that was asked for."""
+    config.addinivalue_line("markers", "local_engine(why): what it tests is the local engine's own")
     if config.getoption("--engine") == "ray":
         from tests.ray_cluster import use_ray
 
         use_ray()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what can't be true of the engine that was asked for."""
+    if config.getoption("--engine") == "local":
+        return
+    for item in items:
+        mark = item.get_closest_marker("local_engine")
+        if mark is not None:
+            item.add_marker(pytest.mark.skip(reason=f"only on the local engine: {mark.args[0]}"))
+
+
 def pytest_unconfigure() -> None:
     """Remove what the tests have left behind, each of which has failed for it."""
     for pid in processes():
-        os.kill(pid, signal.SIGKILL)
+        if pid > 0:
+            os.kill(pid, signal.SIGKILL)
     shutil.rmtree(RUNTIME_DIR, ignore_errors=True)
 
 
@@ -63,7 +75,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = yield
     if call.excinfo is not None and call.excinfo.typename == "Failed" and "Timeout" in str(call.excinfo.value):
         for pid, command in sorted(processes().items()):
-            report.sections.append((f"process {pid}: {command[:100]}", stacks_of(pid)))
+            if pid > 0:
+                report.sections.append((f"process {pid}: {command[:100]}", stacks_of(pid)))
     return report
 
 

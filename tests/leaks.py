@@ -6,10 +6,14 @@ import os
 import subprocess
 import sys
 import threading
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-RUNTIME_VARIABLE = "HEADGATE_RUNTIME_DIR"
+from headgate.engines.local.folders import BASE_VARIABLE
+from tests import ray_cluster
+
+RUNTIME_VARIABLE = BASE_VARIABLE
 """Where instances put their folders; `tests/conftest.py` sets it to one of the session's own."""
 
 
@@ -42,7 +46,7 @@ class Held(NamedTuple):
 
 
 def processes() -> dict[int, str]:
-    """Every living process, but this one, whose environment names our runtime folder: its pid and command line.
+    """Every living process, but this one, whose environment names our runtime folder: its pid and command line. On Ray, actors too.
 
     Instances exec their supervisor with the driver's environment and fork the rest, so that this finds them whoever their parent is now.
     """
@@ -58,6 +62,8 @@ def processes() -> dict[int, str]:
                 found[int(entry)] = folder.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
         except OSError:  # it ended meanwhile, or belongs to somebody else
             continue
+    if ray_cluster.in_use():
+        found.update((-zlib.crc32(name.encode()) - 1, f"actor {name}") for name in ray_cluster.actors())  # no pids: below 0
     return found
 
 

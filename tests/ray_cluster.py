@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import re
 import signal
 from typing import Any
 
 from headgate.arguments import EXPERIMENTAL_VARIABLE
-from tests.leaks import RUNTIME_VARIABLE
+from headgate.engines.local.folders import BASE_VARIABLE
 from tests.support import leave_out
+
+_ADDRESS_VARIABLE = "RAY_ADDRESS"
+"""Where Ray itself looks for a cluster."""
 
 
 def start(*, gpus: int, **resources: float) -> None:
@@ -23,11 +27,11 @@ def start(*, gpus: int, **resources: float) -> None:
     import ray
 
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    runtime = os.environ.pop(RUNTIME_VARIABLE)  # what tests leave behind is told by it; the cluster stays longer
+    runtime = os.environ.pop(BASE_VARIABLE)  # what tests leave behind is told by it; the cluster stays longer
     try:
         ray.init(num_cpus=4, num_gpus=gpus, resources=resources, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     finally:
-        os.environ[RUNTIME_VARIABLE] = runtime
+        os.environ[BASE_VARIABLE] = runtime
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has one of its own
 
 
@@ -39,11 +43,24 @@ def stop() -> None:
 
 
 def use_ray() -> None:
-    """Have `serve.init` mean the Ray engine where a test doesn't say which."""
-    from headgate import serve
+    """Have `serve.init` mean the Ray engine where a test doesn't say which, here and in the scripts of tests, which call `join`."""
+    import ray
 
     os.environ[EXPERIMENTAL_VARIABLE] = "ray"
     start(gpus=1)
+    os.environ[_ADDRESS_VARIABLE] = ray.get_runtime_context().gcs_address
+    join()
+
+
+def in_use() -> bool:
+    """Whether `use_ray` was called."""
+    return _ADDRESS_VARIABLE in os.environ
+
+
+def join() -> None:
+    """Have `serve.init` mean the Ray engine in this process."""
+    from headgate import serve
+
     init = serve.init
 
     def init_on_ray(*args: Any, **kwargs: Any) -> Any:
@@ -52,3 +69,25 @@ def use_ray() -> None:
         return init(*args, **kwargs)
 
     serve.init = init_on_ray
+
+
+def actors() -> list[str]:
+    """What instances have on the cluster: the namespaces and names of their actors."""
+    import ray
+
+    named = ray.util.list_named_actors(all_namespaces=True)
+    return [f"{actor['namespace']} {actor['name']}" for actor in named if actor["namespace"].startswith("headgate:")]
+
+
+def kill_all_actors() -> None:
+    """All of them die at once, and for good, as when the machines lose their power."""
+    import ray
+
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["namespace"].startswith("headgate:"):
+            ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]), no_restart=True)
+
+
+def without_prefix(line: str) -> str:
+    """What a replica printed, without the words by which Ray says whose it is."""
+    return re.sub(r"^\S*\(\w+ pid=[^)]*\)\S* ", "", line)

@@ -19,6 +19,7 @@ import requests
 
 import headgate
 from headgate import serve
+from headgate.controller.lease import AWAY_S
 from headgate.errors import (
     AddressInUseError,
     ConfigError,
@@ -29,6 +30,7 @@ from headgate.errors import (
     StateDirUnsafeError,
 )
 from headgate.serve import Instance
+from tests import ray_cluster
 from tests.leaks import processes
 from tests.support import GONE_WITHIN_S, TIME_FACTOR, wait_until
 
@@ -43,11 +45,15 @@ def bye(request: Any = None) -> str:
     return "bye"
 
 
+ON_THE_ENGINE = "from tests import ray_cluster; ray_cluster.join()\n" if ray_cluster.in_use() else ""
+"""Begins the programs of these tests, so that `init` means the engine that they are run on."""
+
+
 class Script:
     """A Python program that runs as a process of its own; it says things line by line and reads what it is told."""
 
     def __init__(self, path: Path, code: str) -> None:
-        path.write_text(code)
+        path.write_text(ON_THE_ENGINE + code)
         search = os.pathsep.join([str(Path(headgate.__file__).parents[1]), str(ROOT)])
         self.process = subprocess.Popen(
             [sys.executable, str(path)],
@@ -58,9 +64,9 @@ class Script:
         )
 
     def line(self) -> str:
-        """The next line that it says."""
+        """The next line that it, or a replica, says."""
         assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        return ray_cluster.without_prefix(self.process.stdout.readline().strip())
 
     def tell(self, text: str = "") -> None:
         """Give it a line to read."""
@@ -146,15 +152,23 @@ def test_a_second_init_connects_and_leaves_the_instance_to_who_started_it(instan
 
 def test_connecting_compares_what_was_given_and_nothing_else(instance: Instance) -> None:
     port = int(instance.http_url.rpartition(":")[2])
-    for given in ({}, {"http_port": 0}, {"http_port": port}, {"resources": {"GPU": 1, "CPU": 4.0}, "debug": False}, {"state_dir": None}):
+    for given in ({}, {"http_port": 0}, {"http_port": port}, {"num_ingresses": 1, "debug": False}, {"state_dir": None}):
         with serve.init("default", **given):
             pass
     with pytest.raises(ConfigError) as caught:
-        serve.init(http_port=port + 1, num_ingresses=3, debug=True, resources={"CPU": 2}, state_dir="/tmp/elsewhere", detached=True)
-    for name in ("http_port", "num_ingresses", "debug", "resources", "state_dir", "detached"):
+        serve.init(http_port=port + 1, num_ingresses=3, debug=True, state_dir="/tmp/elsewhere", detached=True)
+    for name in ("http_port", "num_ingresses", "debug", "state_dir", "detached"):
         assert name in str(caught.value)
     assert "max_body_bytes" not in str(caught.value)
     assert serve.status().name == "default"
+
+
+@pytest.mark.local_engine("a cluster's nodes say what they have")
+def test_connecting_compares_resources(instance: Instance) -> None:
+    with serve.init(resources={"GPU": 1, "CPU": 4.0}) as again:
+        assert again.http_url == instance.http_url
+    with pytest.raises(ConfigError, match="resources"):
+        serve.init(resources={"CPU": 2})
 
 
 def test_shutdown_leaves_nothing_and_the_name_can_be_used_again() -> None:
@@ -255,10 +269,10 @@ def test_a_replica_that_calls_another_endpoint_for_the_first_time_while_the_inst
             wait_until((tmp_path / "go").exists, 30)
             if by == "itself":
                 return str(self.inner.remote().result(10))
-            code = "from headgate import serve; serve.init(); print(serve.get_handle('inner').remote().result(10), end='')"
+            code = f"{ON_THE_ENGINE}from headgate import serve; serve.init(); print(serve.get_handle('inner').remote().result(10), end='')"
             return subprocess.check_output([sys.executable, "-c", code], text=True, env={**os.environ, "PYTHONPATH": search})
 
-    search = str(Path(headgate.__file__).parents[1])
+    search = os.pathsep.join([str(Path(headgate.__file__).parents[1]), str(ROOT)])
     with serve.init(http_port=0) as instance:
         serve.create_backend("inner", hello)
         serve.create_endpoint("inner", backend="inner")
@@ -381,6 +395,12 @@ def test_a_state_dir_that_others_can_write_is_refused(tmp_path: Path) -> None:
 # What is kept
 
 
+def kill(instance: Instance, role: str) -> None:
+    for process in instance.status().processes:
+        if process.role == role:
+            os.kill(process.pid, signal.SIGKILL)
+
+
 def fill() -> None:
     serve.create_backend("one", hello, config={"num_replicas": 2, "request_timeout": 7})
     serve.create_backend("two", bye)
@@ -413,9 +433,10 @@ def test_a_state_dir_restores_everything_after_a_shutdown(tmp_path: Path) -> Non
 def test_a_state_dir_restores_everything_after_a_crash(tmp_path: Path) -> None:
     crashed = serve.init(http_port=0, state_dir=tmp_path)
     fill()
-    for process in crashed.status().processes:
-        if process.role == "supervisor":
-            os.kill(process.pid, signal.SIGKILL)
+    if ray_cluster.in_use():
+        ray_cluster.kill_all_actors()
+    else:
+        kill(crashed, "supervisor")
     wait_until(lambda: not processes())
     with serve.init(http_port=0, state_dir=tmp_path) as instance:
         check_restored(instance)
@@ -512,12 +533,6 @@ def test_a_process_that_does_not_answer_is_named_in_a_warning_and_follows_later(
         other.tell()
         wait_until(lambda: serve.list_endpoints()["e"].traffic == {"two": 1.0})
         assert other.end() == "bye"
-
-
-def kill(instance: Instance, role: str) -> None:
-    for process in instance.status().processes:
-        if process.role == role:
-            os.kill(process.pid, signal.SIGKILL)
 
 
 def test_verbs_and_handles_go_on_over_the_death_of_the_controller(instance: Instance, tmp_path: Path) -> None:
@@ -633,7 +648,7 @@ def test_a_killed_driver_leaves_no_process_behind(script: Callable[[str], Script
     assert driver.line() == "main"
     driver.process.kill()
     driver.process.wait(5)
-    wait_until(lambda: not processes(), GONE_WITHIN_S)
+    wait_until(lambda: not processes(), GONE_WITHIN_S + (AWAY_S if ray_cluster.in_use() else 0.0))
 
 
 def test_a_detached_instance_outlives_its_driver_and_any_process_ends_it(script: Callable[[str], Script]) -> None:
@@ -673,6 +688,7 @@ print(os.waitstatus_to_exitcode(status), unanswered.result(5), handle.remote().r
 """
 
 
+@pytest.mark.local_engine("Ray does not survive a fork")
 def test_a_forked_process_is_told_to_init_again_and_can(script: Callable[[str], Script]) -> None:
     said = script(FORKS).end().splitlines()
     assert said == ["[True, True, True, 'fine', 'answer', 'answer']", "0 answer answer ['b']"]
@@ -698,6 +714,7 @@ with serve.init("theirs", http_port=0):
 """
 
 
+@pytest.mark.local_engine("Ray does not survive a fork")
 def test_a_forked_child_holds_none_of_its_parents_connections(script: Callable[[str], Script]) -> None:
     assert script(FORKED_SOCKETS).end().splitlines() == ["True 0", "x x"]
     assert not processes()
@@ -937,6 +954,7 @@ def is_dead(pid: int) -> bool:
         return True
 
 
+@pytest.mark.local_engine("it has a supervisor")
 def test_an_init_in_the_moment_in_which_the_instance_is_killed_starts_another(tmp_path: Path) -> None:
     for _ in range(5):
         instance = serve.init("dying", http_port=0, detached=True, state_dir=tmp_path)

@@ -74,6 +74,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         self.heard_at: dict[str, float] = {}
         self.longest_s: dict[str, float] = {}  # of its calls that were answered; it is known then how long they take
         self.had_others: set[str] = set()  # by the last report
+        self.near: set[str] = set()
 
     def unbegun_since(self, replica: str) -> float:
         return min((self.sent_at[item] for item in self.at[replica] if not item.begun), default=math.inf)
@@ -96,6 +97,12 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
             rest = [other for other in self.at if other not in self.draining and not self.is_held(other)]
             rest = [other for other in rest if self.unbegun_since(other) + SILENT_S >= self.now]  # those that are surely not silent
             assert all(len(self.at[other]) >= self.dispatcher.window(other) for other in rest)
+
+        if replica not in self.near and len(self.near) <= SCANNED:
+            at_once = self.limits.concurrency * (self.limits.max_batch_size if self.limits.is_batch else 1)
+            for other in (self.near & self.at.keys()) - self.draining - self.had_others:
+                surely_well = not self.is_held(other) and self.unbegun_since(other) + SILENT_S >= self.now
+                assert not surely_well or len(self.at[other]) >= min(at_once, self.dispatcher.window(other))
 
     def is_held(self, replica: str) -> bool:
         return self.held_until.get(replica, 0.0) > self.now
@@ -130,13 +137,15 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
             assert not self.again
             self.sent(item, replica)
 
-    @rule(target=replicas, draw=DRAWS, count=st.sampled_from([1, 1, 2, SCANNED]))
-    def add(self, draw: float, count: int) -> MultipleResults[str]:
+    @rule(target=replicas, draw=DRAWS, count=st.sampled_from([1, 1, 2, SCANNED]), near=st.booleans())
+    def add(self, draw: float, count: int, near: bool) -> MultipleResults[str]:
         names = [f"r{self.names + number}" for number in range(count)]
         self.names += count
         for name in names:
             self.at[name] = []
-            self.dispatcher.add_replica(name)
+            self.dispatcher.add_replica(name, near=near)
+            if near:
+                self.near.add(name)
         self.pump(draw)
         return multiple(*names)
 

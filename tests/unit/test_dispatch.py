@@ -458,3 +458,28 @@ def test_an_hour_of_old_traffic_does_not_count_in_the_rate() -> None:
             dispatcher.next(now, 0.0)
             estimate_s = dispatcher.wait_estimate_s(now, sent_at(now))
     assert estimate_s == pytest.approx((dispatcher.queued + 1) * 1.0, rel=0.15)
+
+
+def test_replicas_that_are_near_come_first_while_they_have_a_slot_free() -> None:
+    dispatcher: Dispatcher[object, str] = Dispatcher(Limits(concurrency=2))
+    for replica in ("far", "near", "far too"):
+        dispatcher.add_replica(replica, near=replica == "near")
+    chosen = [dispatcher.offer(object(), 0.0, draw) for draw in (0.0, 0.4, 0.9, 0.0, 0.9, 0.4)]
+    assert chosen[:2] == ["near", "near"]
+    assert sorted(replica or "" for replica in chosen[2:]) == ["far", "far", "far too", "far too"]
+    dispatcher.answered("near", 0.1, 1, 0.1)
+    assert dispatcher.offer(object(), 0.1, 0.0) == "near"
+
+
+def test_quick_calls_fill_what_is_near_again_once_it_has_room() -> None:
+    dispatcher: Dispatcher[object, str] = Dispatcher(Limits(concurrency=1))
+    for replica in ("far", "near"):
+        dispatcher.add_replica(replica, near=replica == "near")
+    for replica in ("near", "far"):
+        assert dispatcher.offer(object(), 0.0, 0.0) == replica
+    for replica in ("near", "far"):
+        dispatcher.answered(replica, 0.0001, 0, 0.0)
+    sent = [dispatcher.offer(object(), 0.0, 0.0) for _ in range(12)]
+    assert sent == ["near"] * 11 + ["far"]
+    dispatcher.answered("near", 0.0001, 10, 0.0)
+    assert dispatcher.offer(object(), 0.0, 0.0) == "near"

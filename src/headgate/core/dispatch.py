@@ -6,6 +6,8 @@ together; for batch handlers the running batches and a full one more. Slow calls
 nothing waits behind a busy one while another is free; quick ones fill one replica before they open the next, since
 waking a process costs more than they do.
 
+A replica that is near, as on the router's own node, goes before others while it has a slot free.
+
 A replica that is held, or has gone silent, gets only what no other has room for: it is silent when nothing has come from it, and
 something there has waited to begin, for longer than that takes. This orders replicas; it refuses nothing.
 
@@ -76,6 +78,7 @@ class _Replica(Generic[Id]):
         "id",
         "low_s",
         "mean_s",
+        "near",
         "others",
         "others_until",
         "outstanding",
@@ -84,8 +87,9 @@ class _Replica(Generic[Id]):
         "window",
     )
 
-    def __init__(self, id: Id) -> None:
+    def __init__(self, id: Id, *, near: bool) -> None:
         self.id = id
+        self.near = near
         self.outstanding = 0  # of this router
         self.window = 0
         self.fill = 0  # up to this load it is filled before the next is opened; 0 where calls aren't quick
@@ -119,6 +123,7 @@ class Dispatcher(Generic[Item, Id]):
         "_limits",
         "_mark_answers",
         "_mark_at",
+        "_near",
         "_older_answers",
         "_older_at",
         "_only",
@@ -140,6 +145,7 @@ class Dispatcher(Generic[Item, Id]):
         self._at_once = _at_once(limits)
         self._replicas: dict[Id, _Replica[Id]] = {}
         self._ready: list[_Replica[Id]] = []
+        self._near: list[_Replica[Id]] = []  # those of `_ready` that are near, unless all are
         # No other replica than this has room (it may be full itself). None: not known, look at all of them.
         self._only: _Replica[Id] | None = None
         self._filling: _Replica[Id] | None = None
@@ -194,11 +200,11 @@ class Dispatcher(Generic[Item, Id]):
         replica = self._replicas.get(id)
         return replica.window if replica is not None else 0
 
-    def add_replica(self, id: Id) -> None:
-        """A replica takes requests; a draining one does so again. No effect where it does already."""
+    def add_replica(self, id: Id, *, near: bool = False) -> None:
+        """A replica takes requests; a draining one does so again. No effect where it does already. `near` goes before others."""
         replica = self._replicas.get(id)
         if replica is None:
-            replica = self._replicas[id] = _Replica(id)
+            replica = self._replicas[id] = _Replica(id, near=near)
         elif not replica.draining:
             return
         replica.draining = False
@@ -400,22 +406,19 @@ class Dispatcher(Generic[Item, Id]):
             filling is not None
             and filling.outstanding + filling.others < filling.fill
             and (filling.silent_at >= now or not filling.outstanding or not self._is_silent(filling, now))
+            and (filling.near or not self._near)
         ):
             return filling
+        if self._near:
+            best = self._best(_some(self._near, draw), now)
+            if best is not None and self._has_slot(best, now):
+                return best
         ready = self._ready
-        count = len(ready)
-        start = int(draw * count)
-        if count > SCANNED:
-            few = []
-            for _ in range(_DRAWN):
-                few.append(ready[start])
-                draw = draw * count - start  # the digits that have not been used
-                start = int(draw * count)
-            best = self._best(few, now)
+        if len(ready) > SCANNED:
+            best = self._best(_some(ready, draw), now)
             if best is not None and best.held_until <= now and not self._is_silent(best, now):
                 return best
-        # From a drawn start, so that among equals each has its turn.
-        best = self._best(ready[start:] + ready[:start], now)
+        best = self._best(_rotated(ready, draw), now)
         if best is None and ready:
             self._only = ready[0]
         return best
@@ -442,6 +445,13 @@ class Dispatcher(Generic[Item, Id]):
             self._filling = quick
             return quick
         return best
+
+    def _has_slot(self, replica: _Replica[Id], now: float) -> bool:
+        """Whether it would run a request at once, or is quick and not filled, as far as this router knows."""
+        load = replica.outstanding
+        if replica.others and replica.others_until > now:
+            load += replica.others
+        return load < max(self._at_once, replica.fill) and replica.held_until <= now and not self._is_silent(replica, now)
 
     def _is_silent(self, replica: _Replica[Id], now: float) -> bool:
         """Whether nothing has come from a replica, nor begun there, for longer than it should."""
@@ -484,6 +494,8 @@ class Dispatcher(Generic[Item, Id]):
             self._only = None
 
     def _forget_room(self) -> None:
+        near = [replica for replica in self._ready if replica.near]
+        self._near = near if len(near) < len(self._ready) else []
         self._only = self._ready[0] if len(self._ready) == 1 else None
         self._filling = None
         self._request_s_until = -math.inf
@@ -494,6 +506,25 @@ class Dispatcher(Generic[Item, Id]):
             if item in self._again:
                 self._again.remove(item)
                 return item
+
+
+def _some(replicas: list[_Replica[Id]], draw: float) -> list[_Replica[Id]]:
+    """All of them, or of many a drawn few, of which one may be there twice."""
+    count = len(replicas)
+    if count <= SCANNED:
+        return _rotated(replicas, draw)
+    few = []
+    for _ in range(_DRAWN):
+        start = int(draw * count)
+        few.append(replicas[start])
+        draw = draw * count - start  # the digits that have not been used
+    return few
+
+
+def _rotated(replicas: list[_Replica[Id]], draw: float) -> list[_Replica[Id]]:
+    """All of them from a drawn start, so that among equals each has its turn."""
+    start = int(draw * len(replicas))
+    return replicas[start:] + replicas[:start]
 
 
 def _at_once(limits: Limits) -> int:

@@ -93,7 +93,7 @@ class BackendRoute:
     def opened(self, link: Link) -> None:
         """The replica accepted the link."""
         if link.replica not in self._leaving:
-            self.dispatcher.add_replica(link.replica)
+            self.dispatcher.add_replica(link.replica, near=not link.is_remote)
         self.pump(self.router.now())
 
     def pump(self, now: float) -> None:

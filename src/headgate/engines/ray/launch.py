@@ -24,6 +24,8 @@ from headgate.router.way import Way
 START_TIMEOUT_S: Final = 60.0
 _POLL_S: Final = 0.02
 _ASK_S: Final = 1.0
+_MADE_WITHIN_S: Final = 5.0
+"""So long after it has written that an instance starts, a driver has made its controller, or has died."""
 CONTROLLER: Final = "controller"
 """The name of the controller's actor."""
 ROOT: Final = "headgate.ray_root"
@@ -40,7 +42,7 @@ def find(name: str) -> RayWay | None:
     if not ray.is_initialized():
         return None
     record = records.read_as(records.instance_key(name), InstanceRecord)
-    return None if record is None or not record.serving else RayWay(record)
+    return None if record is None or not record.serving or not _has_controller(name) else RayWay(record)
 
 
 def launch(settings: InstanceSettings) -> bool:
@@ -48,16 +50,19 @@ def launch(settings: InstanceSettings) -> bool:
 
     Raises `AddressInUseError`, or `InstanceStartError` for anything else. After an error, or an interrupt, nothing of it is left.
     """
-    key, deadline = records.instance_key(settings.name), time.monotonic() + START_TIMEOUT_S
+    controller = importlib.import_module(ROOT).controller
+    key, began = records.instance_key(settings.name), time.monotonic()
+    deadline = began + START_TIMEOUT_S
     while not records.write_if_new(key, InstanceRecord(settings=settings, secret=secrets.token_bytes(32))):
         if find(settings.name) is not None:
             return False
+        _bury(settings.name, since_s=time.monotonic() - began)
         if time.monotonic() > deadline:
+            records.delete(records.burial_key(settings.name))  # who began it may have died
             raise InstanceStartError(f"another process has been starting instance {settings.name!r} for {START_TIMEOUT_S:g} s")
         time.sleep(_POLL_S)
     actor: Any = None
     try:
-        controller = importlib.import_module(ROOT).controller
         actor = controller.options(
             name=CONTROLLER, namespace=namespace(settings.name), lifetime="detached", max_restarts=-1, num_cpus=0
         ).remote(settings.name)
@@ -126,6 +131,28 @@ def has_ended(name: str, id: str) -> bool:
     """Whether that instance is gone."""
     record = records.read_as(records.instance_key(name), InstanceRecord)
     return record is None or record.settings.id != id
+
+
+def _has_controller(name: str) -> bool:
+    """Whether it has one, or Ray is making the next."""
+    try:
+        ray.get_actor(CONTROLLER, namespace=namespace(name))
+    except ValueError:
+        return False
+    return True
+
+
+def _bury(name: str, since_s: float) -> None:
+    """Remove what is left of an instance of that name whose controller is gone for good, or was never made within `_MADE_WITHIN_S`."""
+    if not records.write_if_new(records.burial_key(name)):  # one process at a time: the next instance may start right after
+        return
+    try:
+        record = records.read_as(records.instance_key(name), InstanceRecord)
+        if record is not None and (record.serving or since_s > _MADE_WITHIN_S) and not _has_controller(name):
+            _kill_all(name)
+            records.delete_all(name)
+    finally:
+        records.delete(records.burial_key(name))
 
 
 def end_controller() -> None:

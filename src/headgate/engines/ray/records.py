@@ -58,6 +58,11 @@ def actor_key(name: str, id: str) -> str:
     return f"{name}/actor/{id}"
 
 
+def burial_key(name: str) -> str:
+    """There while a process removes what an instance that died has left."""
+    return f"{name}/burial"
+
+
 def read(key: str) -> bytes | None:
     """The value of a key; None where there is none. Blocks, as do all of these."""
     value: bytes | None = internal_kv._internal_kv_get(key.encode(), namespace=_NAMESPACE)
@@ -80,7 +85,7 @@ def write_as(key: str, record: InstanceRecord | ActorRecord | ReplicaSpec | Ingr
     write(key, msgspec.msgpack.encode(record))
 
 
-def write_if_new(key: str, record: InstanceRecord) -> bool:
+def write_if_new(key: str, record: InstanceRecord | None = None) -> bool:
     """Set a key that there isn't yet; False where there is."""
     existed: bool = internal_kv._internal_kv_put(key.encode(), msgspec.msgpack.encode(record), overwrite=False, namespace=_NAMESPACE)
     return not existed
