@@ -51,6 +51,7 @@ def processes() -> dict[int, str]:
     Instances exec their supervisor with the driver's environment and fork the rest, so that this finds them whoever their parent is now.
     """
     mark = f"{RUNTIME_VARIABLE}={os.environ[RUNTIME_VARIABLE]}".encode()
+    cluster_mark = f"{ray_cluster.CLUSTER_VARIABLE}=1".encode()
     found = {}
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
@@ -58,7 +59,8 @@ def processes() -> dict[int, str]:
         folder = Path("/proc", entry)
         try:
             # A zombie's environment is empty: it has ended, and is its parent's to reap.
-            if mark in folder.joinpath("environ").read_bytes().split(b"\0"):
+            environ = folder.joinpath("environ").read_bytes().split(b"\0")
+            if mark in environ and cluster_mark not in environ:
                 found[int(entry)] = folder.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
         except OSError:  # it ended meanwhile, or belongs to somebody else
             continue

@@ -10,9 +10,10 @@ import signal
 from typing import Any
 
 from headgate.arguments import EXPERIMENTAL_VARIABLE
-from headgate.engines.local.folders import BASE_VARIABLE
 from tests.support import leave_out
 
+CLUSTER_VARIABLE = "HEADGATE_TEST_CLUSTER"
+"""Ray's own processes have it, which stay longer than an instance."""
 _ADDRESS_VARIABLE = "RAY_ADDRESS"
 """Where Ray itself looks for a cluster."""
 
@@ -27,11 +28,11 @@ def start(*, gpus: int, **resources: float) -> None:
     import ray
 
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    runtime = os.environ.pop(BASE_VARIABLE)  # what tests leave behind is told by it; the cluster stays longer
+    os.environ[CLUSTER_VARIABLE] = "1"
     try:
         ray.init(num_cpus=4, num_gpus=gpus, resources=resources, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     finally:
-        os.environ[BASE_VARIABLE] = runtime
+        del os.environ[CLUSTER_VARIABLE]
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has one of its own
 
 

@@ -1534,6 +1534,31 @@ def test_garbage_in_place_of_an_answer_ends_the_link_and_no_call_is_forgotten(tm
     play(scene)
 
 
+def test_a_call_that_its_replica_dropped_as_too_late_ends_also_where_the_replica_has_left_meanwhile(tmp_path: Path) -> None:
+    let_go = threading.Event()
+
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda: let_go.wait(10), replicas=2) as rig:
+            await rig.linked()
+            calls = [rig.ask(timeout_s=0.3), rig.ask(timeout_s=0.3)]
+            left = rig.replicas.pop()
+            await until(lambda: left.links.load() == 1)
+            (link,) = left.links.all
+            (number,) = link.members
+            link.channel.put(wire.encode(wire.GIVE_BACK, number, flags=wire.DROPPED), time.monotonic())
+            link.channel.flush()
+            rig.apply()
+            await until(lambda: left.id not in rig.router._backends["b"].links, "the link has been closed")
+            for call in calls:
+                await asyncio.wait_for(call.done, 5)
+                assert call.info is not None
+                assert call.info.kind == "DeadlineExceededError"
+            let_go.set()
+            await asyncio.to_thread(left.close)
+
+    play(scene)
+
+
 def _hello(token: str) -> bytes:
     return wire.encode(wire.HELLO, 0, meta=msgspec.msgpack.encode(wire.Hello(wire.VERSION, "x", token, "/nowhere")))
 

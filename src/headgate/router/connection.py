@@ -476,6 +476,8 @@ class Connection:
             self._reader.acquire()
             loop.close()
         self._fail_all()
+        if not self.replica:  # a replica's own links need it longer
+            self.way.leave()
         if self._ending is not None and self.on_end is not None:
             self.on_end()
 

@@ -327,7 +327,8 @@ class Link:
             self._take(frame.number)
             if frame.flags & wire.DROPPED:
                 self._backend.dispatcher.released(self.replica, frame.place, now)
-                return  # this router has ended it, or is about to
+                call.link = None  # this router has ended it, or is about to; nothing is left of it here, and maybe of the link
+                return
             self._backend.dispatcher.returned(self.replica, frame.place, now, frame.millis / 1000)
             if call.state != OVER:
                 self._backend.requeue(call)

@@ -299,9 +299,9 @@ class Router:
             link = call.link
             if call.state == WAITING:
                 what = "it was still queued and never started"
-            elif link is None or link.is_remote or link.has_begun(call):
+            elif link is not None and (link.is_remote or link.has_begun(call)):
                 what = "it may still be running"
-            else:
+            else:  # not begun, or dropped by its replica, which had seen first that it is too late
                 what = "its replica had not begun it"
             self._abandon(call)
             limit = call.backend_route.timeout_s if call.started_stream else call.deadline - call.admitted_at

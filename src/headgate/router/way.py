@@ -46,6 +46,9 @@ class Way:
     async def publish(self, address: str) -> None:
         """The controller takes connections at this address from now on."""
 
+    def leave(self) -> None:
+        """This process needs the folder no more."""
+
     def is_there(self) -> bool:
         """False where the instance is known to have ended, at a glance."""
         return os.path.exists(self._folder)
