@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 import uvloop
 
+from tests import ray_cluster
 from tests.leaks import RUNTIME_VARIABLE, Held, processes, stacks_of
 from tests.support import wait_until
 
@@ -46,9 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Have instances run on the engine that was asked for."""
     config.addinivalue_line("markers", "local_engine(why): what it tests is the local engine's own")
     if config.getoption("--engine") == "ray":
-        from tests.ray_cluster import use_ray
-
-        use_ray()
+        ray_cluster.use_ray()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -63,6 +62,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_unconfigure() -> None:
     """Remove what the tests have left behind, each of which has failed for it."""
+    if ray_cluster.in_use():
+        ray_cluster.stop()
     for pid in processes():
         if pid > 0:
             os.kill(pid, signal.SIGKILL)

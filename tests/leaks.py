@@ -58,10 +58,13 @@ def processes() -> dict[int, str]:
             continue
         folder = Path("/proc", entry)
         try:
-            # A zombie's environment is empty: it has ended, and is its parent's to reap.
+            # A zombie has no environment: it has ended, and is its parent's to reap. Ray writes titles over a part of it.
             environ = folder.joinpath("environ").read_bytes().split(b"\0")
-            if mark in environ and cluster_mark not in environ:
-                found[int(entry)] = folder.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            command = folder.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            if (
+                mark in environ and cluster_mark not in environ and not command.startswith("ray::")
+            ):  # whose title is where its environment was
+                found[int(entry)] = command
         except OSError:  # it ended meanwhile, or belongs to somebody else
             continue
     if ray_cluster.in_use():
