@@ -64,7 +64,6 @@ class Controller:
         self._name = name
         self._report: Report | None = None
         self._reported = threading.Event()
-        self._is_again = ray.get_runtime_context().was_current_actor_reconstructed
         threading.Thread(target=self._run, name="headgate controller", daemon=True).start()
 
     def report(self) -> bytes:
@@ -82,7 +81,7 @@ class Controller:
         if record is None:  # it has ended while Ray made this one
             launch.end_controller()
             return
-        settings = record.settings
+        settings, is_first = record.settings, not record.controller
         engine = RayEngine(settings, _Actors(), on_serving=lambda: self._tell(Report()))
         way = RayWay(record)
 
@@ -98,7 +97,7 @@ class Controller:
             run(settings, engine, way, store)
         except BaseException as error:  # noqa: BLE001  # the root of this thread
             traceback.print_exc()
-            if self._reported.is_set() or self._is_again:
+            if self._reported.is_set() or not is_first:
                 os._exit(1)  # Ray starts the next one, which goes on
             self._tell(Report(error=describe(error if isinstance(error, HeadgateError) else InstanceStartError(repr(error)))))
             return  # who waits for the start cleans up
