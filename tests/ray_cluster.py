@@ -30,7 +30,15 @@ def start(*, gpus: int, **resources: float) -> None:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     os.environ[CLUSTER_VARIABLE] = "1"
     try:
-        ray.init(num_cpus=4, num_gpus=gpus, resources=resources, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(
+            address="local",  # not one that somebody else has started
+            num_cpus=4,
+            num_gpus=gpus,
+            resources=resources,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
     finally:
         del os.environ[CLUSTER_VARIABLE]
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has one of its own

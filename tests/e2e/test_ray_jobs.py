@@ -49,7 +49,7 @@ ON_ITS_OWN = """
 import ray, requests
 from headgate import serve
 from headgate.engines.ray import launch
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 with serve.init(engine="ray", http_port=0) as instance:
     serve.create_backend("b", lambda request=None: "hello from a script")
     serve.create_endpoint("e", "/e", backend="b")

@@ -56,8 +56,6 @@ COUNT_PERIOD_S = 1.0
 _DRAIN_POLL_S = 0.02
 _TELL_AFTER_S = 2.0
 _INGRESS_GRACE_S = 5.0
-_MOST_FAILURES = 3
-"""Of ingresses, before a new instance is given up."""
 
 
 class Controller:
@@ -121,8 +119,8 @@ class Controller:
             self._adopt(running, pending)
             self._tasks.spawn(self._announce(first=not running), "announcement")
             self._tasks.spawn(self._count(), "counting")
-            if self._settings.leased:
-                self._lease.begin()
+            if running:
+                self._begin_lease()
             await self._shut_down.wait()
             if self._fatal is not None:
                 raise self._fatal
@@ -270,16 +268,22 @@ class Controller:
 
     async def _announce(self, *, first: bool) -> None:
         """Tell the engine when HTTP answers: every ingress runs and follows a table. The `first` start may also fail."""
-        await self._changes.until(lambda: self._ingresses.complete or (first and self._ingresses.failures >= _MOST_FAILURES))
+        await self._changes.until(lambda: self._ingresses.complete or (first and self._ingresses.given_up))
         if not self._ingresses.complete:
             failure = self._ingresses.failure
-            assert failure is not None  # it has failed several times
+            assert failure is not None  # it has failed
             in_use = isinstance(failure, AddressInUseError)
             self._fatal = failure if in_use else InstanceStartError(f"HTTP could not be served: {failure.message}")
             self._shut_down.set()
             return
         await self._routers.in_force(self._routers.version)
         self._engine.serving()
+        if first:  # who starts it doesn't connect before
+            self._begin_lease()
+
+    def _begin_lease(self) -> None:
+        if self._settings.leased:
+            self._lease.begin()
 
     async def _count(self) -> None:
         while True:

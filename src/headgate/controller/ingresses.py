@@ -9,7 +9,7 @@ import secrets
 from headgate.controller.routers import Routers
 from headgate.controller.tasks import Changes, Tasks, in_time
 from headgate.engines.base import Ended, Engine, IngressSpec, InstanceSettings, Running
-from headgate.errors import HeadgateError, NotFoundError
+from headgate.errors import AddressInUseError, HeadgateError, NotFoundError
 
 _log = logging.getLogger("headgate.controller")
 
@@ -21,6 +21,7 @@ _CHECK_TIMEOUT_S = 10.0
 """An ingress runs no user code: without a sign of life for so long it is stuck, and verbs would wait for it for ever."""
 _LIVED_S = 1.0
 """An ingress that lived so long did not die of its start: its successor comes at once."""
+_MOST_FAILURES = 3
 _LEAVES_WITHIN_S = 10.0
 """For its answers under way, where there is no place for an ingress any more."""
 
@@ -36,10 +37,9 @@ class Ingresses:
         self._changes = changes
         self._running: dict[str, Running] = {}  # by place
         self._keepers: dict[str, asyncio.Task[None]] = {}
-        self.failures = 0
-        """Starts that failed in a row, and …"""
+        self._failures = 0  # starts in a row that failed
         self.failure: HeadgateError | None = None
-        """… why the last one did."""
+        """Why the last start that failed did."""
         self._ended: set[str] = set()  # an end may be told before the start has returned
         self._closing = False
 
@@ -75,6 +75,11 @@ class Ingresses:
     def running(self) -> list[Running]:
         """Those that run now."""
         return list(self._running.values())
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it is no use to try to start them any longer, where none has run before."""
+        return self._failures >= _MOST_FAILURES or isinstance(self.failure, AddressInUseError)
 
     @property
     def complete(self) -> bool:
@@ -113,10 +118,10 @@ class Ingresses:
                 )
                 try:
                     self._add(place, await self._engine.start_ingress(spec))
-                    self.failures = 0
+                    self._failures = 0
                 except HeadgateError as error:
                     self._ended.discard(spec.id)
-                    self.failures, self.failure = self.failures + 1, error
+                    self._failures, self.failure = self._failures + 1, error
                     self._changes.tell()
                     _log.error("ingress %s could not be started: %s", place, error)
             started_at = loop.time()
