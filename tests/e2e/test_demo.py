@@ -19,6 +19,8 @@ import pytest
 
 from tests.support import leave_out, wait_until
 
+pytestmark = pytest.mark.local_engine("the demo starts its own")
+
 DEMO = str(Path(__file__).parents[2] / "demo" / "digits.py")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = ["--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]

@@ -34,6 +34,8 @@ from tests.ingress_server import (
 )
 from tests.support import wait_until
 
+pytestmark = pytest.mark.local_engine("no engine takes part")
+
 GET = b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n"
 
 

@@ -33,6 +33,8 @@ import socket, sys, msgspec
 from headgate.core.specs import IngressSpec
 from headgate.ingress.main import run
 from headgate.router.way import Way
+
+pytestmark = pytest.mark.local_engine("no engine takes part")
 run(msgspec.json.decode(sys.argv[1], type=IngressSpec), Way(sys.argv[2]), socket.socket(fileno=int(sys.argv[3])))
 """
 

@@ -32,7 +32,7 @@ from tests.support import wait_until
 
 __all__ = ["scratch"]
 
-pytestmark = pytest.mark.usefixtures("scratch")
+pytestmark = [pytest.mark.usefixtures("scratch"), pytest.mark.local_engine("it launches a supervisor")]
 
 
 def _assert_nothing_left(folder: str) -> None:

@@ -21,7 +21,7 @@ from tests.support import GONE_WITHIN_S, wait_until
 
 __all__ = ["scratch"]
 
-pytestmark = pytest.mark.usefixtures("scratch")
+pytestmark = [pytest.mark.usefixtures("scratch"), pytest.mark.local_engine("it has a supervisor")]
 
 
 def _gone(pid: int) -> bool:

@@ -20,6 +20,8 @@ from headgate.serve import Instance
 from tests.leaks import processes
 from tests.support import GONE_WITHIN_S, wait_until
 
+pytestmark = pytest.mark.local_engine("it has a supervisor")
+
 
 def _answer(function: Callable[..., Any], **options: object) -> Any:
     """What a function returns in a replica with these `ray_actor_options`."""
