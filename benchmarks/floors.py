@@ -43,9 +43,16 @@ class Outcome:
     short_by: float = 1.0  # how many times the value would have to be better, where it isn't met
 
 
+ON_RAY = "headgate-ray"
+
+
 def _work_1() -> list[Floor]:
     ratios = {"mosec": 3, "ray-serve-fast": 6, "ray-serve": 80, "litserve": 15, "fastapi": 4, "ceiling": 0.6, "asgi-hop": 1}
-    return [Floor(1, "64 connections", "requests/s", at_least=ratio, against=(name,)) for name, ratio in ratios.items()]
+    on_ray = {"headgate": 0.9, "ray-serve-fast": 5}
+    return [
+        *(Floor(1, "64 connections", "requests/s", at_least=ratio, against=(name,)) for name, ratio in ratios.items()),
+        *(Floor(1, "64 connections", "requests/s", at_least=ratio, against=(name,), contender=ON_RAY) for name, ratio in on_ray.items()),
+    ]
 
 
 FLOORS = (
@@ -58,6 +65,7 @@ FLOORS = (
     Floor(4, "sequential*", "calls/s", at_least=25, against=("ray-serve",), where="sequential"),
     Floor(4, "*in flight, from one thread", "calls/s", at_least=60, against=("ray-serve",), where="in flight"),
     Floor(4, "asyncio*", "calls/s", at_least=100, against=("ray-serve",), where="asyncio"),
+    Floor(4, "one backend*", "calls/s", at_least=10, against=("ray-serve", "ray-serve-fast"), where="between two actors", contender=ON_RAY),
     Floor(5, "*", "of peak", at_least=0.98, where="every level past saturation"),
     Floor(5, "*", "p99 to ideal", at_most=1.15, where="every level past saturation"),
     Floor(5, "*", "failed", at_most=0, where="every level"),
@@ -67,6 +75,7 @@ FLOORS = (
     Floor(7, "120 % of capacity", "goodput", at_least=0.95, of_peak=True),
     Floor(7, "120 % of capacity", "rejected p99", at_most=50, unit="ms"),
     Floor(8, "*", "chunks/s", at_least=3, against=("ray-serve", "ray-serve-fast"), where="every number of users"),
+    Floor(9, "*on a running Ray cluster", "first answer", at_most=3, unit="s", contender=ON_RAY),
     Floor(10, "*", "of the first", at_least=0.9, where="every size"),
     Floor(11, "one ingress", "to central", at_most=1.2),
     Floor(11, "one ingress", "failed", at_most=0),

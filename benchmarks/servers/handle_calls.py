@@ -18,7 +18,9 @@ from typing import Any, Protocol
 IN_FLIGHT = 1000
 NESTED_IN_FLIGHT = 100
 SEQUENTIAL, FLYING, ASYNC, NESTED = "sequential", "in flight", "asyncio", "nested"
-REPLICA = "one more replica"  # no way to call: work 9 orders it
+# No ways to call: work 9 orders them.
+REPLICA = "one more replica"
+START = "one more instance"
 
 Timed = dict[str, float]
 

@@ -1,13 +1,15 @@
 """How does Headgate serve the works? One ingress and one replica, unless options say otherwise.
 
 Options: `replicas`, `ingresses`, `max_batch_size`, `batch_wait_ms`, `at_once`, `max_queued`, `timeout_ms`, `sleep_ms`, `endpoints`,
-`backends`.
+`backends`; `ray=1` runs it on a Ray cluster of its own, of one node.
 """
 
 from __future__ import annotations
 
 import signal
+import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -124,8 +126,18 @@ def more_of(wanted: Asked) -> list[str]:
     return tags
 
 
-def handles(port: int) -> None:
-    """Work `handles`: this process makes the calls of work 4 and adds the replicas of work 9 when it is told to."""
+def engine(wanted: Asked) -> dict[str, Any]:
+    """Which engine `init` is to use."""
+    if not wanted.number("ray", 0):
+        return {}
+    import ray
+
+    ray.init(address="local", include_dashboard=False, _temp_dir=tempfile.gettempdir(), log_to_driver=False)
+    return {"engine": "ray"}
+
+
+def handles(port: int, where: dict[str, Any]) -> None:
+    """Work `handles`: this process makes the calls of work 4, and adds the replicas and instances of work 9 when it is told to."""
     replicas = 1
 
     def one_more_replica(seconds: float) -> handle_calls.Timed:
@@ -135,27 +147,38 @@ def handles(port: int) -> None:
         serve.update_backend_config("inner", {"num_replicas": replicas})
         return {"ms": (time.perf_counter() - began) * 1e3}
 
-    with serve.init(f"benchmark-{port}", http_port=0):
+    def one_more_instance(seconds: float) -> handle_calls.Timed:
+        began = time.perf_counter()
+        with serve.init(f"benchmark-{port}-more", http_port=0, **where) as instance:
+            instance.create_backend("noop", noop)
+            instance.create_endpoint("noop", "/", backend="noop")
+            with urllib.request.urlopen(f"{instance.http_url}/") as answer:
+                assert answer.read() == b"hello"
+            return {"first answer": time.perf_counter() - began}
+
+    with serve.init(f"benchmark-{port}", http_port=0, **where):
         serve.create_backend("inner", handle_calls.noop)
         serve.create_endpoint("inner", backend="inner")
         inner = serve.get_handle("inner")
         serve.create_backend("outer", handle_calls.Outer, inner)
         serve.create_endpoint("outer", backend="outer")
         known = handle_calls.ways(inner, serve.get_handle("outer"))
-        handle_calls.take_orders(port, known | {handle_calls.REPLICA: one_more_replica})
+        handle_calls.take_orders(port, known | {handle_calls.REPLICA: one_more_replica, handle_calls.START: one_more_instance})
 
 
 def main() -> None:
     """Serve until SIGTERM."""
     wanted = asked()
     if wanted.work == "handles":
+        where = engine(wanted)
         exit_on_sigterm()
-        return handles(wanted.port)
+        return handles(wanted.port, where)
     if wanted.work not in WORKS:
         raise unknown(wanted.work)
+    where = engine(wanted)  # Ray sets a handler of its own
     exit_on_sigterm()
     name = f"benchmark-{wanted.port}"
-    with serve.init(name, http_port=wanted.port, num_ingresses=wanted.number("ingresses", 1), max_body_bytes=LARGEST_BODY):
+    with serve.init(name, http_port=wanted.port, num_ingresses=wanted.number("ingresses", 1), max_body_bytes=LARGEST_BODY, **where):
         arguments = [wanted.work] if WORKS[wanted.work] is Modelled else []
         serve.create_backend(wanted.work, WORKS[wanted.work], *arguments, config=config(wanted))
         tags = more_of(wanted)

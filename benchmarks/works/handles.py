@@ -32,7 +32,7 @@ def measure(session: Session) -> None:
         "another`: an asynchronous backend awaits one call of the no-op for each of its own. The ceiling is the sketch of a handle "
         "in `ceiling.py`. The other contenders have no handles.",
     )
-    names = session.choose("headgate", "ceiling", "ray-serve-fast", "ray-serve")
+    names = session.choose("headgate", "headgate-ray", "ceiling", "ray-serve-fast", "ray-serve")
     with contextlib.ExitStack() as stack:
 
         def warm_up(name: str, url: str) -> None:

@@ -22,7 +22,17 @@ LIST = b'{"x":[1]}'  # what BentoML takes as a batch
 def measure(session: Session) -> None:
     """All levels of connections; and 64 with Ray Serve's own default of requests at once."""
     names = session.choose(
-        "headgate", "ceiling", "mosec", "ray-serve-fast", "ray-serve", "litserve", "bentoml", "fastapi", "uvicorn", "asgi-hop"
+        "headgate",
+        "headgate-ray",
+        "ceiling",
+        "mosec",
+        "ray-serve-fast",
+        "ray-serve",
+        "litserve",
+        "bentoml",
+        "fastapi",
+        "uvicorn",
+        "asgi-hop",
     )
     compare(session, NUMBER, "noop", names, BYTES)
     if "ray-serve" in names and not session.quick:

@@ -23,17 +23,25 @@ def measure(session: Session) -> None:
         NUMBER,
         "Memory is the proportional set size of the server program and all that it started, after the first answer. One more replica of a "
         "no-op: until the program knows that it runs; the others can't add one while they serve. Ray Serve at its best starts as it does "
-        "as installed, and HAProxy beside it.",
+        "as installed, and HAProxy beside it. Whoever needs a cluster starts one of one node first; what an instance takes on one that "
+        "runs is said apart: from `init` to the first answer of a backend over HTTP.",
     )
-    names = session.choose("headgate", "ceiling", "mosec", "ray-serve", "litserve", "bentoml", "fastapi", "uvicorn", "asgi-hop")
+    names = session.choose(
+        "headgate", "headgate-ray", "ceiling", "mosec", "ray-serve", "litserve", "bentoml", "fastapi", "uvicorn", "asgi-hop"
+    )
     starts: dict[str, Callable[[], dict[str, float]]] = {name: partial(start, session, name) for name in names}
     session.interleave(NUMBER, "start to first answer", starts, agree_on="first answer", units={"first answer": "s", "memory": "MB"})
     with contextlib.ExitStack() as stack:
         growing: dict[str, Callable[[], dict[str, float]]] = {}
-        urls = session.serving_all(stack, NUMBER, session.choose("headgate", "ray-serve"), "handles", path="/")
+        urls = session.serving_all(stack, NUMBER, session.choose("headgate", "headgate-ray", "ray-serve"), "handles", path="/")
         for name, url in urls.items():
             growing[name] = partial(order, url, handle_calls.REPLICA)
         session.interleave(NUMBER, "one more replica", growing, agree_on="ms", units={"ms": "ms"})
+        instances = {name: partial(order, url, handle_calls.START) for name, url in urls.items() if name == "headgate-ray"}
+        if instances:
+            session.interleave(
+                NUMBER, "an instance on a running Ray cluster", instances, agree_on="first answer", units={"first answer": "s"}
+            )
 
 
 def start(session: Session, name: str) -> dict[str, float]:
