@@ -28,6 +28,7 @@ _OTHERS: Final = "others"
 _NOT_ASKED_FOR: Final = ("node:", "object_store_memory", "accelerator_type:")
 """What Ray lists among the resources of a node, and no replica asks for."""
 _REACHED_WITHIN_S: Final = 1.0
+_MEBIBYTE: Final = 1 << 20  # below it, memory is not taken by anybody: actors that need none ask for a byte
 
 Amounts = dict[str, float]
 
@@ -50,6 +51,7 @@ class _Node:
     def see(self, taken: Amounts) -> None:
         """So much of it is taken by others, now."""
         latest = {name: max(0.0, taken.get(name, 0.0)) for name in self.total}
+        latest["memory"] = latest.get("memory", 0.0) // _MEBIBYTE * _MEBIBYTE
         self.others = {name: min(amount, self.latest.get(name, 0.0)) for name, amount in latest.items()}
         self.latest = latest
 
