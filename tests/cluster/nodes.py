@@ -176,7 +176,7 @@ class Nodes:
 
     def environment(self) -> dict[str, str]:
         """Of everything that runs on the nodes."""
-        return os.environ | {
+        return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
             RUNTIME_VARIABLE: self.folder,
             EXPERIMENTAL_VARIABLE: "ray",
             "PYTHONPATH": f"{_ROOT}:{_ROOT / 'src'}",
