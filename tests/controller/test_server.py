@@ -12,7 +12,19 @@ import pytest
 
 from headgate.controller.server import Connection, ControlServer
 from headgate.core import messages
-from headgate.core.messages import PROTOCOL, Applied, Count, CreateEndpoint, Describe, Hello, Message, RoutingTable, VerbCall, Welcome
+from headgate.core.messages import (
+    PROTOCOL,
+    Applied,
+    Count,
+    CreateEndpoint,
+    Describe,
+    Hello,
+    Message,
+    RoutingTable,
+    Unwanted,
+    VerbCall,
+    Welcome,
+)
 from headgate.errors import NotRunningError
 from headgate.router import remote
 from headgate.router.control import ControlLink
@@ -41,8 +53,6 @@ async def say(rig: Rig, data: bytes) -> bytes:
         messages.encode(VerbCall("id-1", Describe())),
         messages.encode(Hello(PROTOCOL + 1, "client", "x", 1)),
         messages.encode(Hello(PROTOCOL, "emperor", "x", 1)),
-        messages.encode(Hello(PROTOCOL, "ingress", "no-such-ingress", 1, "token")),
-        messages.encode(Hello(PROTOCOL, "replica", "no-such-replica", 1, "token")),
     ],
 )
 def test_who_does_not_begin_with_a_proper_hello_is_told_nothing_and_harms_nobody(data: bytes):
@@ -60,10 +70,19 @@ def test_who_does_not_begin_with_a_proper_hello_is_told_nothing_and_harms_nobody
     play(scene)
 
 
+@pytest.mark.parametrize("role", ["ingress", "replica"])
+def test_a_process_that_is_not_known_or_not_any_more_is_told_to_end(role: str):
+    async def scene(rig: Rig) -> None:
+        assert await say(rig, messages.encode(Hello(PROTOCOL, role, "no-such-one", 1, "token"))) == messages.encode(Unwanted())
+        await rig.create("v1")
+
+    play(scene)
+
+
 def test_an_ingress_with_the_wrong_token_is_refused():
     async def scene(rig: Rig) -> None:
         hello = Hello(PROTOCOL, "ingress", rig.ingress.id, 1, "not the token", routes=True)
-        assert await say(rig, messages.encode(hello)) == b""
+        assert await say(rig, messages.encode(hello)) == messages.encode(Unwanted())
 
     play(scene)
 

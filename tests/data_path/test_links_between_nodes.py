@@ -68,6 +68,48 @@ def test_what_had_started_fails_and_the_rest_runs_once_on_a_new_connection(tmp_p
     play(scene)
 
 
+def fall_silent(link: Link) -> None:
+    """As where nothing was heard of the replica's node for as long as the kernel waits."""
+
+    def receive(*_: object) -> int:
+        raise TimeoutError("out of reach")
+
+    assert link._channel is not None
+    link._channel._recv_into = receive  # type: ignore[assignment]  # it takes anything
+    link._readable()
+
+
+@pytest.mark.parametrize("idempotent", [False, True])
+def test_where_a_node_falls_silent_all_that_was_there_may_have_started_and_runs_again_only_where_it_may(
+    tmp_path: Path, idempotent: bool
+) -> None:
+    let_go = threading.Event()
+    ran: list[str] = []
+
+    def handler(name: str) -> str:
+        ran.append(name)
+        let_go.wait(10)
+        return name
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, idempotent=idempotent) as rig:
+            await rig.linked()
+            call, link = rig.ask("once"), link_of(rig)
+            await until(lambda: call.link is link and link.has_begun(call))
+            link._page[call.place] = 0  # had the node fallen silent a moment before, this would not have arrived
+            fall_silent(link)
+            let_go.set()
+            await call.done
+            if idempotent:
+                assert (call.value, ran) == ("once", ["once", "once"])
+            else:
+                assert call.info is not None
+                assert (call.info.kind, "is out of reach" in call.info.message) == ("ReplicaDiedError", True)
+                assert ran == ["once"]
+
+    play(scene)
+
+
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_nothing_starts_that_came_from_a_router_which_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_async: bool) -> None:
     silent_s = [0.0]

@@ -137,8 +137,9 @@ class Connection(asyncio.Protocol):
         self.hello = message
         if self._owner.connected(self, message):
             self._accepted = True
-        else:
-            self._refuse()
+        elif self._transport is not None:
+            self._transport.close()  # after what it was told
+            self._transport = None
 
     def _refuse(self) -> None:
         if self._transport is not None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from headgate.core.messages import PROTOCOL, Configure, Drain, Hello, Message, Ping, Pong, ReplicaFailed, ReplicaReady
+from headgate.core.messages import PROTOCOL, Configure, Drain, Hello, Message, Ping, Pong, ReplicaFailed, ReplicaReady, Unwanted
 from headgate.core.specs import ReplicaSpec
 from headgate.errors import ErrorInfo, HeadgateError, describe_user_error
 from headgate.heap import keep_freed
@@ -141,7 +141,7 @@ class _IoThread:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _open_control(self) -> None:
-        self._control = ControlLink(self._way, self._hello, self._received)
+        self._control = ControlLink(self._way, self._hello, self._received, on_gone=self._gone)
         self._control.start()
 
     async def _listen(self, runner: Runner) -> None:
@@ -184,9 +184,27 @@ class _IoThread:
             self._config = message.config
             if runner is not None:
                 runner.configure(message.config)
-        elif isinstance(message, Drain) and self._draining is None:
+        elif isinstance(message, Drain):
+            self._begin_draining()
+        elif isinstance(message, Unwanted):
+            self._end_unwanted()
+
+    def _gone(self, ended: bool) -> None:
+        if ended:
+            self._end_unwanted()
+
+    def _begin_draining(self) -> None:
+        if self._draining is None:
             self._state = "draining"
             self._draining = self._loop.create_task(self._drain())
+
+    def _end_unwanted(self) -> None:
+        """It was given up while it was out of reach, and nobody else may be there to kill it."""
+        if self._runner is None:
+            exit_now(1)
+        if self._draining is None:
+            self._begin_draining()
+            self._loop.call_later(self._config.graceful_shutdown_timeout, exit_now, 1)
 
     async def _drain(self) -> None:
         """Finish what was received, then let the main thread return. Who told to drain kills what takes too long.

@@ -49,6 +49,7 @@ class Channel:
         "_sock",
         "_writing",
         "fd",
+        "fell_silent",
         "reading",
         "since",
     )
@@ -74,6 +75,8 @@ class Channel:
         self._out: list[Part] = []  # what was taken from there to be written; the lock is held
         self._blocked = False
         self._broken = False  # a part of what was put is lost
+        self.fell_silent = False
+        """Its end came because nothing was heard of the peer: how much has arrived, either way, isn't known."""
         self._closed = False
 
     # Reading.
@@ -83,12 +86,16 @@ class Channel:
 
         One thread at a time, and lists must be decoded before the next call: replicas hold `reading`, a router has its loop.
 
-        Raises `ConnectionError` where the peer has closed its end, and `WireError` for what is not of the protocol.
+        Raises `ConnectionError` where the peer has closed its end, another `OSError` where it is out of reach, and `WireError` for what
+        is not of the protocol.
         """
         try:
             count = self._recv_into(self._decoder.buffer())
         except (BlockingIOError, InterruptedError):
             return None
+        except OSError as error:
+            self._note(error)
+            raise
         if not count:
             raise ConnectionResetError("the peer has closed the link")
         return self._decoder.received(count)
@@ -160,7 +167,8 @@ class Channel:
                 sent = self._sock.send(data)
             except BlockingIOError:
                 sent = 0
-            except OSError:  # the peer is gone, or misses a part from now on; whoever reads finds out
+            except OSError as error:  # the peer is gone, or misses a part from now on; whoever reads finds out
+                self._note(error)
                 self._broken = True
                 out.clear()
                 with contextlib.suppress(OSError):
@@ -174,6 +182,9 @@ class Channel:
             with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits for it any more
                 self._loop.call_soon_threadsafe(self._watch)
             return
+
+    def _note(self, error: OSError) -> None:
+        self.fell_silent = self.fell_silent or not isinstance(error, ConnectionError)
 
     def _frame_of(self, records: list[tuple[object, ...]]) -> bytearray:
         frame = bytearray(wire.HEAD_BYTES)

@@ -1,4 +1,4 @@
-"""Which nodes does the cluster have, what is free on them, and which are to have an ingress?
+"""Which nodes does the cluster have, what is free on them, which are to have an ingress, and where is the next replica to be?
 
 What this instance's own replicas take is known here as soon as they start and end. What others take is what Ray says is gone
 beyond that, at the last two looks: Ray itself may lag a moment behind.
@@ -7,7 +7,9 @@ beyond that, at the last two looks: Ray itself may lag a moment behind.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import socket
+from collections import Counter
+from collections.abc import Collection, Iterable
 from typing import Final
 
 import msgspec
@@ -25,6 +27,8 @@ HEAD_ONLY: Final = "head_only"
 _OTHERS: Final = "others"
 _NOT_ASKED_FOR: Final = ("node:", "object_store_memory", "accelerator_type:")
 """What Ray lists among the resources of a node, and no replica asks for."""
+_REACHED_WITHIN_S: Final = 1.0
+_MEBIBYTE: Final = 1 << 20  # below it, memory is not taken by anybody: actors that need none ask for a byte
 
 Amounts = dict[str, float]
 
@@ -32,9 +36,11 @@ Amounts = dict[str, float]
 class _Node:
     """One node that is alive."""
 
-    def __init__(self, id: str, host: str, total: Amounts, *, is_head: bool) -> None:
+    def __init__(self, id: str, host: str, port: int, total: Amounts, *, is_head: bool) -> None:
         self.id = id
         self.host = host
+        self.port = port
+        """Of Ray's own program there, the raylet."""
         self.total = total
         self.is_head = is_head
         self.others: Amounts = {}
@@ -45,14 +51,17 @@ class _Node:
     def see(self, taken: Amounts) -> None:
         """So much of it is taken by others, now."""
         latest = {name: max(0.0, taken.get(name, 0.0)) for name in self.total}
+        latest["memory"] = latest.get("memory", 0.0) // _MEBIBYTE * _MEBIBYTE
         self.others = {name: min(amount, self.latest.get(name, 0.0)) for name, amount in latest.items()}
         self.latest = latest
 
 
 class _Holder(msgspec.Struct):
-    """A replica of this instance, and where it is, once that is known."""
+    """A replica of this instance; where it is to be; and where it is, once that is known."""
 
     options: ReplicaOptions
+    backend: str
+    planned: str = ""
     node: str = ""
     gpus: tuple[str, ...] = ()
 
@@ -73,7 +82,8 @@ class Cluster:
         for found in ray.nodes():
             if found["Alive"]:
                 id, total = found["NodeID"], _asked_for(found["Resources"])
-                node = self._nodes.get(id) or _Node(id, found["NodeManagerAddress"], total, is_head=HEAD in found["Resources"])
+                host, port, is_head = found["NodeManagerAddress"], found["NodeManagerPort"], HEAD in found["Resources"]
+                node = self._nodes.get(id) or _Node(id, host, port, total, is_head=is_head)
                 node.total = total
                 taken[id] = dict(total)
                 _add(taken[id], _asked_for(free.get(id, {})), -1)
@@ -97,11 +107,35 @@ class Cluster:
         found = self._nodes.get(node)
         return "" if found is None else found.host
 
+    def next_node(self, id: str, but: Collection[str] = ()) -> str:
+        """Where a replica that has been counted should be, but on none of those: of the nodes where it fits, the one with the fewest
+        replicas of its backend, and then of all backends. From then on it counts as being there. Empty where it fits on none.
+        """
+        holder = self._holders[id]
+        books = zip(self._nodes, self._books(frozenset([id])), strict=True)
+        fitting = [node for node, book in books if node not in but and book.refusal(holder.options) is None]
+        others = [other for other in self._holders.values() if other is not holder]
+        of_all = Counter(other.node or other.planned for other in others)
+        of_backend = Counter(other.node or other.planned for other in others if other.backend == holder.backend)
+        holder.planned = min(fitting, key=lambda node: (of_backend[node], of_all[node]), default="")
+        return holder.planned
+
+    def answers(self, node: str) -> bool:
+        """Whether Ray's program on that node takes a connection now: Ray itself learns of a lost node only after a while. Blocks."""
+        found = self._nodes.get(node)
+        if found is None:
+            return False
+        try:
+            socket.create_connection((found.host, found.port), _REACHED_WITHIN_S).close()
+        except OSError:
+            return False
+        return True
+
     # What this instance takes.
 
-    def take(self, id: str, options: ReplicaOptions) -> None:
+    def take(self, id: str, options: ReplicaOptions, backend: str) -> None:
         """A replica starts: count what it takes."""
-        self._holders[id] = _Holder(options)
+        self._holders[id] = _Holder(options, backend)
 
     def placed(self, id: str, node: str, gpus: tuple[str, ...]) -> None:
         """It is on this node, and has these devices."""
@@ -164,7 +198,8 @@ class Cluster:
             else:
                 unplaced.append((id, holder))
         for id, holder in unplaced:
-            _take_anywhere(books.values(), id, holder.options)
+            planned = [books[holder.planned]] if holder.planned in books else []
+            _take_anywhere([*planned, *books.values()], id, holder.options)
         return list(books.values())
 
     def _take_out_own(self, taken: dict[str, Amounts]) -> None:
@@ -172,7 +207,8 @@ class Cluster:
         for holder in list(self._holders.values()):
             asked = _amounts(holder.options)
             if not holder.node:
-                found = [node for node in taken.values() if all(node.get(name, 0.0) >= amount - 1e-6 for name, amount in asked.items())]
+                nodes = [taken[holder.planned], *taken.values()] if holder.planned in taken else list(taken.values())
+                found = [node for node in nodes if all(node.get(name, 0.0) >= amount - 1e-6 for name, amount in asked.items())]
                 _add(found[0] if found else {}, asked, -1)
             elif holder.node in taken:
                 _add(taken[holder.node], asked, -1)

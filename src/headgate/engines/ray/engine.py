@@ -40,6 +40,9 @@ _GONE_WITHIN_S: Final = 2.0
 _LOOK_S: Final = 0.5
 """How often the cluster's nodes are looked at."""
 _ALL: Final = ("0.0.0.0", "::", "")  # what is listened on is the user's choice; this is how it is told from an address
+LIGHT: Final = {"num_cpus": 0, "memory": 1}
+"""What an actor asks for that takes nothing. One that asked for nothing at all would be started by way of a node that Ray draws, be it
+one that has just been lost; one that asks for a byte, by way of the node of who starts it."""
 
 T = TypeVar("T")
 
@@ -93,7 +96,7 @@ class RayEngine(Members[_Actor]):
             actor.adopt(record.state, record.address)
             self._members[spec.id] = actor
             if isinstance(spec, ReplicaSpec):
-                self._cluster.take(spec.id, spec.options)
+                self._cluster.take(spec.id, spec.options, spec.backend)
                 self._cluster.placed(spec.id, actor.node, actor.gpus)
             self._watch(actor, handle.wait.remote())
         self._spawn(self._keep_looking())
@@ -187,26 +190,38 @@ class RayEngine(Members[_Actor]):
         actor = _Actor(spec, self._loop)
         self._members[spec.id] = actor
         if isinstance(spec, ReplicaSpec):
-            self._cluster.take(spec.id, spec.options)
+            self._cluster.take(spec.id, spec.options, spec.backend)
         self._spawn(self._create(actor))
         return actor
 
     async def _create(self, actor: _Actor) -> None:
         try:
-            actor.handle, over = await _in_thread(self._create_in_thread, actor.spec)
+            place = await self._place_for(actor.spec)
+            actor.handle, over = await _in_thread(self._create_in_thread, actor.spec, place)
         except Exception as error:  # noqa: BLE001  # whatever Ray says of the options: it did not start
             self._has_ended(actor.id, f"could not be started: {error}")
             return
         self._watch(actor, over)
 
-    def _create_in_thread(self, spec: ReplicaSpec | IngressSpec) -> tuple[Any, Any]:
+    async def _place_for(self, spec: ReplicaSpec | IngressSpec) -> Any:
+        """Where it is to be, as Ray wants it. Replicas of a backend are spread over the nodes that answer."""
+        if isinstance(spec, IngressSpec):
+            return NodeAffinitySchedulingStrategy(spec.place, soft=False)
+        silent: set[str] = set()
+        while node := self._cluster.next_node(spec.id, silent):
+            if await _in_thread(self._cluster.answers, node):
+                return NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
+            silent.add(node)
+        return "SPREAD"
+
+    def _create_in_thread(self, spec: ReplicaSpec | IngressSpec, place: Any) -> tuple[Any, Any]:
         records.write_as(records.spec_key(self._settings.name, spec.id), spec)
         if isinstance(spec, ReplicaSpec):
             made_by, role, options = self._actors_made_by.replica, REPLICA, _options(spec.options)
         else:
-            made_by, role = self._actors_made_by.ingress, INGRESS
-            options = {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(spec.place, soft=False)}
-        options |= {"name": f"{role}:{spec.id}", "namespace": self._namespace, "lifetime": "detached", "max_restarts": 0}
+            made_by, role, options = self._actors_made_by.ingress, INGRESS, LIGHT
+        options = options | {"name": f"{role}:{spec.id}", "namespace": self._namespace, "lifetime": "detached", "max_restarts": 0}
+        options["scheduling_strategy"] = place
         handle = made_by.options(**options).remote()
         return handle, handle.run.remote(self._settings.name, spec.id)
 
@@ -293,8 +308,8 @@ class RayEngine(Members[_Actor]):
 
 
 def _options(options: ReplicaOptions) -> dict[str, Any]:
-    """As Ray wants them. Replicas that say nothing of where they want to be are spread over the nodes."""
-    asked: dict[str, Any] = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus, "scheduling_strategy": "SPREAD"}
+    """As Ray wants them."""
+    asked: dict[str, Any] = LIGHT | {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
     if options.memory:
         asked["memory"] = options.memory
     if options.resources:
