@@ -12,11 +12,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from headgate.router.references import Objects
     from headgate.router.tls import Tls
 
 
 class Way:
     """The way of a process on one node to its instance, all of which is on that node. Engines have their own below this."""
+
+    objects: Objects | None = None
+    """The store of objects that references among arguments refer to, where there is one."""
 
     def __init__(self, folder: str, *, node: str = "", host: str = "", secret: bytes = b"", tls: Tls | None = None) -> None:
         self._folder = folder

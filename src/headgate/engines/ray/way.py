@@ -17,6 +17,7 @@ import ray
 
 from headgate.engines.local import folders
 from headgate.engines.ray import records, security
+from headgate.engines.ray.objects import RayObjects
 from headgate.engines.ray.records import InstanceRecord
 from headgate.router.remote import as_seen_from
 from headgate.router.way import Way
@@ -33,6 +34,8 @@ class RayWay(Way):
 
     Made in a process that is connected with Ray.
     """
+
+    objects = RayObjects()
 
     def __init__(self, record: InstanceRecord) -> None:
         node = ray.get_runtime_context().get_node_id()
