@@ -22,8 +22,8 @@ class Files(NamedTuple):
 
 
 @functools.cache
-def made_for(authority: str) -> Files:
-    """A node's, signed by the authority of that name, which is made for this run of the tests."""
+def made_for(authority: str, *names: str) -> Files:
+    """A node's with these names or addresses, signed by the authority of that name, which is made for this run of the tests."""
     if importlib.util.find_spec("trustme") is None:
         leave_out("trustme isn't installed: it makes certificates")
     import trustme
@@ -31,7 +31,7 @@ def made_for(authority: str) -> Files:
     folder = Path(tempfile.mkdtemp(prefix="headgate-certificates-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     made = trustme.CA(organization_name=authority)
-    node = made.issue_cert("node.test")
+    node = made.issue_cert("node.test", *dict.fromkeys(names))
     node.cert_chain_pems[0].write_to_path(folder / "cert.pem")
     node.private_key_pem.write_to_path(folder / "key.pem")
     made.cert_pem.write_to_path(folder / "authority.pem")
