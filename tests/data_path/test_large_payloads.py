@@ -9,7 +9,7 @@ import asyncio
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ class _Peak:
 
     bytes = 0
 
-    def __enter__(self) -> _Peak:
+    def __enter__(self) -> Self:
         tracemalloc.start(1)
         self._before = tracemalloc.get_traced_memory()[0]
         return self
