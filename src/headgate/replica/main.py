@@ -45,9 +45,9 @@ def run(spec: ReplicaSpec, way: Way) -> None:
         if spec.definition.any_async:
             import uvloop
 
-            uvloop.run(_run_async(spec, io))
+            uvloop.run(_run_async(spec, way, io))
         else:
-            caller = _construct(spec)
+            caller = _construct(spec, way)
             if caller.has_health_check:
                 _refuse_unwell(caller.check_health())
             io.serve(caller).run()
@@ -61,15 +61,15 @@ def run(spec: ReplicaSpec, way: Way) -> None:
         io.stop()
 
 
-async def _run_async(spec: ReplicaSpec, io: _IoThread) -> None:
+async def _run_async(spec: ReplicaSpec, way: Way, io: _IoThread) -> None:
     # Constructed on its loop, so that a constructor can make what belongs to it, such as client sessions.
-    caller = _construct(spec)
+    caller = _construct(spec, way)
     if caller.has_health_check:
         _refuse_unwell(await caller.check_health_async())
     await io.serve(caller, asyncio.get_running_loop()).run_async()
 
 
-def _construct(spec: ReplicaSpec) -> Caller:
+def _construct(spec: ReplicaSpec, way: Way) -> Caller:
     """Import and construct user code. Raises `_StartFailedError` with its traceback."""
     try:
         methods = construct(load(spec.definition))
@@ -78,7 +78,7 @@ def _construct(spec: ReplicaSpec) -> Caller:
     constructed()
     gc.collect()
     gc.freeze()
-    return Caller(spec.definition, methods, backend=spec.backend, replica=spec.id, idempotent=spec.config.idempotent)
+    return Caller(spec.definition, methods, backend=spec.backend, replica=spec.id, idempotent=spec.config.idempotent, objects=way.objects)
 
 
 def _refuse_unwell(why: str) -> None:

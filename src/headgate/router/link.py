@@ -26,12 +26,13 @@ from headgate.errors import ErrorInfo, WireError
 from headgate.router import remote
 from headgate.router.borrowing import SharedLoop
 from headgate.router.call import OVER, Call
-from headgate.router.channel import SMALL_BYTES, Channel, Part
+from headgate.router.channel import SMALL_BYTES, Channel, Part, channel_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from headgate.router.routes import BackendRoute
+    from headgate.router.tls import SecureSocket
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_answer = msgspec.msgpack.Decoder(wire.Answer).decode
@@ -124,14 +125,25 @@ class Link:
 
     async def _connected_by_tcp(self) -> Channel | None:
         try:
-            sock = await remote.connect(self._address, self._backend.router.way.secret)
+            sock = await self._connected_socket()
         except OSError:
             return None
         except WireError as error:  # what listens there now is none of ours
             _log.warning("replica %s can't be reached: %s", self.replica, error)
             await asyncio.sleep(_STRANGER_S)
             return None
-        return Channel(sock, self._loop, wire.Decoder(), wire.CALLS)
+        return channel_over(sock, self._loop, wire.Decoder(), wire.CALLS)
+
+    async def _connected_socket(self) -> socket.socket | SecureSocket:
+        way = self._backend.router.way
+        sock = await remote.connect(self._address, way.secret, tls=way.tls is not None)
+        if way.tls is None:
+            return sock
+        try:
+            return await way.tls.begin(sock, server_side=False)
+        except BaseException:
+            sock.close()
+            raise
 
     @property
     def is_remote(self) -> bool:

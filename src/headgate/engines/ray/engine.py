@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from headgate.config import ReplicaOptions
@@ -30,6 +30,7 @@ from headgate.engines.ray.records import ActorRecord
 from headgate.errors import (
     AddressInUseError,
     InsufficientResourcesError,
+    in_one_line,
 )
 from headgate.router.remote import join, split
 
@@ -321,6 +322,9 @@ def _options(options: ReplicaOptions) -> dict[str, Any]:
 
 def _reason(error: BaseException) -> str:
     """The first words of what Ray says of a death."""
+    cause = getattr(error, "cause", None)
+    if isinstance(error, RayTaskError) and isinstance(cause, BaseException):
+        return in_one_line(cause)[:300]
     text = str(error) if isinstance(error, RayError) else repr(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__

@@ -15,7 +15,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from headgate.engines.base import InstanceSettings, Report
-from headgate.engines.ray import records
+from headgate.engines.ray import records, security
 from headgate.engines.ray.cluster import HEAD
 from headgate.engines.ray.engine import LIGHT, namespace
 from headgate.engines.ray.records import InstanceRecord
@@ -50,8 +50,10 @@ def find(name: str) -> RayWay | None:
 def launch(settings: InstanceSettings) -> bool:
     """Start an instance and wait until HTTP answers. False where one of that name runs already: connect to it.
 
-    Raises `AddressInUseError`, or `InstanceStartError` for anything else. After an error, or an interrupt, nothing of it is left.
+    Raises `InvalidValueError` for what Ray's settings for TLS name, `AddressInUseError`, or `InstanceStartError` for anything else.
+    After an error, or an interrupt, nothing of it is left.
     """
+    security.tls()
     controller = importlib.import_module(ROOT).controller
     key, began = records.instance_key(settings.name), time.monotonic()
     deadline = began + START_TIMEOUT_S
