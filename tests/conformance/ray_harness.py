@@ -48,7 +48,7 @@ class RayHarness(StandInHarness):
     async def __aexit__(self, *exception: object) -> None:
         await self.engine.close()
         await self._control.aclose()
-        self._way.leave()
+        await asyncio.to_thread(self._way.leave, 10.0)
         records.delete(ray_standin.scratch_key(self.settings.name))
         del os.environ[standin.SCRATCH]
         await self._stack.aclose()

@@ -47,6 +47,8 @@ _FEW = 4
 """With fewer calls to an endpoint under way, one more is sent at once; with more, many leave in one write."""
 _JOIN_S = 5.0
 """The loop's thread ends in milliseconds; more than this means that it is stuck, and a daemon thread may be left."""
+_LEFT_WITHIN_S = 2.0
+"""What was killed holds its files for a moment longer."""
 
 REPLICA_VARIABLE: Final = "HEADGATE_REPLICA"
 """In the environment of processes that a replica has started: its id."""
@@ -478,7 +480,7 @@ class Connection:
             loop.close()
         self._fail_all()
         if not self.replica:  # a replica's own links need it longer
-            self.way.leave()
+            self.way.leave(_LEFT_WITHIN_S)
         if self._ending is not None and self.on_end is not None:
             self.on_end()
 

@@ -56,8 +56,8 @@ class Way:
     async def publish(self, address: str) -> None:
         """The controller takes connections at this address from now on."""
 
-    def leave(self) -> None:
-        """This process needs the folder no more."""
+    def leave(self, patience_s: float = 0.0) -> None:
+        """This process needs the folder no more. Where the instance has ended, its processes have so many seconds to leave it, too."""
 
     def is_there(self) -> bool:
         """False where the instance is known to have ended, at a glance."""

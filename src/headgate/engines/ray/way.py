@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Final, TypeVar, cast
 
@@ -25,6 +26,7 @@ from headgate.router.way import Way
 T = TypeVar("T")
 
 _PREFIX: Final = "ray-"
+_LOOK_S: Final = 0.01
 _SHARES: Final = "shares"
 """The file in the folder that every process of the instance on the node holds a shared lock on."""
 
@@ -72,12 +74,22 @@ class RayWay(Way):
         await _in_a_thread(lambda: records.note(self._settings, {"controller": address}))
         self._address = address
 
-    def leave(self) -> None:
-        """This process needs the folder no more; the last one on the node removes it."""
-        if self._share is not None:
-            os.close(self._share)
-            self._share = None
-            _remove_unless_shared(self._folder)
+    def leave(self, patience_s: float = 0.0) -> None:
+        """This process needs the folder no more; the last one on the node removes it. See `Way`."""
+        if self._share is None:
+            return
+        os.close(self._share)
+        self._share = None
+        until = time.monotonic() + patience_s
+        while not _remove_unless_shared(self._folder) and time.monotonic() < until and self._has_ended():
+            time.sleep(_LOOK_S)
+
+    def _has_ended(self) -> bool:
+        try:
+            record = records.read_as(records.instance_key(self.name), InstanceRecord)
+        except Exception:  # noqa: BLE001  # whatever Ray raises where its control service is away, or this process has left it
+            return False
+        return record is None or record.settings.id != self.id
 
 
 async def _in_a_thread(function: Callable[[], T]) -> T:
@@ -130,20 +142,22 @@ def _enter(folder: str) -> int:
     return share
 
 
-def _remove_unless_shared(folder: str) -> None:
+def _remove_unless_shared(folder: str) -> bool:
+    """False where another process is in it."""
     try:
         share = os.open(f"{folder}/{_SHARES}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
-        return
+        return True
     try:
         fcntl.flock(share, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             os.rmdir(os.path.dirname(folder))
     except BlockingIOError:
-        pass
+        return False
     finally:
         os.close(share)
+    return True
 
 
 def _sweep_sockets(folder: str) -> None:
