@@ -32,6 +32,7 @@ from tests.support import leave_out
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _PORT: Final = 6379
 _STARTS_WITHIN_S: Final = 60.0
+_ATTEMPTS: Final = 3
 _ANSWERS_WITHIN_S: Final = 90.0
 _STORE_BYTES: Final = 80_000_000
 CPUS: Final = 4
@@ -134,19 +135,13 @@ class Nodes:
 
     def start(self, *nodes: Node) -> None:
         """Have these nodes run Ray's programs, and join; waits for that. They end by `kill`, or with the cluster."""
-        started = []
-        for node in nodes:
-            with open(self._log_of(node), "wb") as log:
-                program, environment = self._program(node), self.environment()
-                started.append(subprocess.Popen(program, cwd=_ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
-        try:
-            for node, ray in zip(nodes, started, strict=True):
-                if ray.wait(_STARTS_WITHIN_S):
-                    pytest.fail(f"Ray did not start on node {node.number}:\n{self._log_of(node).read_text(errors='replace')}")
-        finally:
-            for ray in started:
-                ray.kill()
-                ray.wait()
+        for _ in range(_ATTEMPTS):  # on a busy machine Ray may give up by itself
+            nodes = tuple(node for node, status in zip(nodes, self._start(nodes), strict=True) if status != 0)
+            if not nodes:
+                return
+            for node in nodes:
+                kill_all_in(node.namespace)
+        pytest.fail(f"Ray did not start on node {nodes[0].number}:\n{self._log_of(nodes[0]).read_text(errors='replace')}")
 
     def kill(self, node: Node) -> None:
         """Its power fails: everything there is dead at once."""
@@ -201,6 +196,19 @@ class Nodes:
             ["route", "add", "default", "via", f"{self._net}.1"],
         ):
             _ip("-n", node.namespace, *arguments)
+
+    def _start(self, nodes: tuple[Node, ...]) -> list[int]:
+        started = []
+        for node in nodes:
+            with open(self._log_of(node), "wb") as log:
+                program, environment = self._program(node), self.environment()
+                started.append(subprocess.Popen(program, cwd=_ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
+        try:
+            return [ray.wait(_STARTS_WITHIN_S) for ray in started]
+        finally:
+            for ray in started:
+                ray.kill()
+                ray.wait()
 
     def _log_of(self, node: Node) -> Path:
         return Path(self.folder, f"node-{node.number}.log")

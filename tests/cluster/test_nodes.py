@@ -202,6 +202,7 @@ def test_a_node_is_cut_off_under_load_and_heals(nodes: Nodes, driver: Driver, jo
         wait_until(lambda: not there & set(victim.pids), 10.0, "what was cut off has ended")
         ended_s = time.monotonic() - healed
         wait_all_there(nodes, driver)
+        all_there_s = time.monotonic() - healed
         loads.wait_for_more(5)
     loads.check_definite()
     assert loads.bad("again") == []
@@ -211,6 +212,7 @@ def test_a_node_is_cut_off_under_load_and_heals(nodes: Nodes, driver: Driver, jo
     figure("replicas were elsewhere after", replaced_s, at_most_s=20.0)
     figure("and Ray itself had found the node by then", found_by_ray)
     figure("after healing, what was cut off had ended within", ended_s, at_most_s=5.0)
+    figure("and its ingress was there again after", all_there_s, at_most_s=20.0)
     figure("requests", loads.count())
     status = driver.call(programs.status)
     assert {tag: len(placed(nodes, status, tag)) for tag in BACKENDS} == {"once": 4, "again": 4}

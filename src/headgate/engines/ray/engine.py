@@ -30,6 +30,7 @@ from headgate.engines.ray.records import ActorRecord
 from headgate.errors import (
     AddressInUseError,
     InsufficientResourcesError,
+    ReplicaStartError,
     in_one_line,
 )
 from headgate.router.remote import join, split
@@ -197,19 +198,26 @@ class RayEngine(Members[_Actor]):
 
     async def _create(self, actor: _Actor) -> None:
         try:
-            place = await self._place_for(actor.spec)
+            place = await self._place_for(actor)
             actor.handle, over = await _in_thread(self._create_in_thread, actor.spec, place)
         except Exception as error:  # noqa: BLE001  # whatever Ray says of the options: it did not start
             self._has_ended(actor.id, f"could not be started: {error}")
             return
         self._watch(actor, over)
 
-    async def _place_for(self, spec: ReplicaSpec | IngressSpec) -> Any:
-        """Where it is to be, as Ray wants it. Replicas of a backend are spread over the nodes that answer."""
-        if isinstance(spec, IngressSpec):
-            return NodeAffinitySchedulingStrategy(spec.place, soft=False)
+    async def _place_for(self, actor: _Actor) -> Any:
+        """Where it is to be, as Ray wants it. Replicas of a backend are spread over the nodes that answer.
+
+        An ingress waits until its node does: Ray, asked in vain, would ask again less and less often.
+        """
+        if isinstance(actor.spec, IngressSpec):
+            while not await _in_thread(self._cluster.answers, actor.spec.place):
+                if actor.asked_for:
+                    raise ReplicaStartError("its node is out of reach")
+                await asyncio.sleep(_LOOK_S)
+            return NodeAffinitySchedulingStrategy(actor.spec.place, soft=False)
         silent: set[str] = set()
-        while node := self._cluster.next_node(spec.id, silent):
+        while node := self._cluster.next_node(actor.id, silent):
             if await _in_thread(self._cluster.answers, node):
                 return NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
             silent.add(node)
