@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from headgate.config import ReplicaOptions, refuse_for_one_machine
+
 
 class Way:
     """The way of a process on one node to its instance, all of which is on that node. Engines have their own below this."""
@@ -45,6 +47,10 @@ class Way:
 
     async def publish(self, address: str) -> None:
         """The controller takes connections at this address from now on."""
+
+    def check(self, options: ReplicaOptions) -> ReplicaOptions:
+        """What a replica may be asked to take here, ready to travel. Raises `ConfigError` that names what this engine doesn't follow."""
+        return refuse_for_one_machine(options)
 
     def leave(self) -> None:
         """This process needs the folder no more."""
