@@ -38,6 +38,7 @@ SAMPLES: list[m.Message] = [
     *(m.VerbCall(f"id{number}", verb) for number, verb in enumerate(VERBS)),
     m.Hello(m.PROTOCOL, "replica", "r1", 42, "token", state="ready", address="/tmp/r.sock"),
     m.Hello(m.PROTOCOL, "client", "r1-v", 42, routes=True, replica="r1"),
+    m.VerbLeft("id1"),
     m.Applied(3),
     m.Idle(3),
     m.ReplicaReady("/tmp/r.sock"),

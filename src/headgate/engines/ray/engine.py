@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from headgate.config import ReplicaOptions
@@ -26,6 +26,7 @@ from headgate.engines.base import INGRESS, REPLICA, IngressSpec, InstanceSetting
 from headgate.engines.members import Member, Members
 from headgate.engines.ray import records
 from headgate.engines.ray.cluster import Cluster
+from headgate.engines.ray.options import actor_options
 from headgate.engines.ray.records import ActorRecord
 from headgate.errors import (
     AddressInUseError,
@@ -39,13 +40,15 @@ _GONE_WITHIN_S: Final = 2.0
 """An actor that was killed and whose end Ray doesn't tell for so long is out of reach, with its node."""
 _LOOK_S: Final = 0.5
 """How often the cluster's nodes are looked at."""
+_BEGUN_WITHIN_S: Final = 20.0
+"""Where there is room, the process of a replica has so long at least until it is heard of."""
 _ALL: Final = ("0.0.0.0", "::", "")  # what is listened on is the user's choice; this is how it is told from an address
 
 T = TypeVar("T")
 
 
 class Actors(Protocol):
-    """The classes of actors, as the composition root makes them; each has `run(name, id)`, once, and `wait()` after it."""
+    """The classes of actors, as the composition root makes them; each is an `Actor` of `actors.py`."""
 
     replica: Any
     ingress: Any
@@ -63,6 +66,7 @@ class _Actor(Member):
         super().__init__(spec, loop)
         self.handle: Any = None
         self.node = ""
+        self.placed: asyncio.Future[None] = loop.create_future()  # done when it has room
 
 
 class RayEngine(Members[_Actor]):
@@ -85,7 +89,7 @@ class RayEngine(Members[_Actor]):
     async def open(self) -> list[Running]:
         """Begin, and return what runs already, started by an engine before this one; what was still starting goes on."""
         self._loop = asyncio.get_running_loop()
-        await _in_thread(self._cluster.look)
+        await self._look()
         for spec, record, handle in await _in_thread(self._find):
             actor = _Actor(spec, self._loop)
             actor.handle = handle
@@ -94,19 +98,21 @@ class RayEngine(Members[_Actor]):
             self._members[spec.id] = actor
             if isinstance(spec, ReplicaSpec):
                 self._cluster.take(spec.id, spec.options)
-                self._cluster.placed(spec.id, actor.node, actor.gpus)
-            self._watch(actor, handle.wait.remote())
+                if actor.node:
+                    self._has_room(actor)
+            self._watch(actor, handle.run.remote(self._settings.name, spec.id))
         self._spawn(self._keep_looking())
         return [actor.running() for actor in self._members.values()]
 
     async def start_replica(self, spec: ReplicaSpec) -> Running:
         """Start a replica; return when user construction has finished and it takes links.
 
-        Raises `InsufficientResourcesError` at once where it doesn't fit, `ReplicaStartError` where construction raised or
-        took longer than `config.startup_timeout`. After an error, or a cancellation, nothing of it is left.
+        Raises `InsufficientResourcesError` where it doesn't fit: at once if no node could ever have room for it, else after it
+        has waited for that for `config.startup_timeout`. Raises `ReplicaStartError` where construction raised or took longer
+        than that. After an error, or a cancellation, nothing of it is left.
         """
         self._check_new(spec.id)
-        why = self._cluster.refusal(spec.options, 1)
+        why = self._cluster.never(spec.options, 1)
         if why is not None:
             raise InsufficientResourcesError(why)
         return await self._constructed(self._make(spec))
@@ -142,6 +148,15 @@ class RayEngine(Members[_Actor]):
     def fits(self, options: ReplicaOptions, count: int, without: list[str] | None = None) -> str | None:
         """None if `count` such replicas fit into what is free (and what the replicas `without` give back), else what is asked and free."""
         return self._cluster.refusal(options, count, without or ())
+
+    def may_fit(self, options: ReplicaOptions, count: int, without: list[str] | None = None) -> str | None:
+        """None if the nodes have so much in all, or more of them may come; else what is asked and there."""
+        return self._cluster.never(options, count)
+
+    def waiting(self) -> dict[str, str]:
+        """The replicas that Ray has no room for so far, and what each asks for and what is free."""
+        found = self._cluster.waiting()
+        return {id: why for id, why in found.items() if id in self._members and self._members[id].handle is not None}
 
     def resources(self) -> tuple[dict[str, float], dict[str, float]]:
         """All resources of the cluster, and those that are free."""
@@ -202,7 +217,7 @@ class RayEngine(Members[_Actor]):
     def _create_in_thread(self, spec: ReplicaSpec | IngressSpec) -> tuple[Any, Any]:
         records.write_as(records.spec_key(self._settings.name, spec.id), spec)
         if isinstance(spec, ReplicaSpec):
-            made_by, role, options = self._actors_made_by.replica, REPLICA, _options(spec.options)
+            made_by, role, options = self._actors_made_by.replica, REPLICA, actor_options(spec.options)
         else:
             made_by, role = self._actors_made_by.ingress, INGRESS
             options = {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(spec.place, soft=False)}
@@ -245,7 +260,29 @@ class RayEngine(Members[_Actor]):
         actor.pid = hello.pid
         if hello.node:
             actor.node, actor.gpus = hello.node, hello.gpus
-            self._cluster.placed(actor.id, actor.node, actor.gpus)
+            self._has_room(actor)
+
+    def _has_room(self, actor: _Actor) -> None:
+        """It is where its `node` and `gpus` say."""
+        self._cluster.placed(actor.id, actor.node, actor.gpus)
+        if not actor.placed.done():
+            actor.placed.set_result(None)
+
+    async def _has_place(self, actor: _Actor, limit_s: float) -> None:
+        """Ray has an actor wait until a node has room. Where one should have, its process may only be slow to begin."""
+        began = self._loop.time()
+        while True:
+            waits = actor.id in self._cluster.waiting()
+            until = began + (limit_s if waits else max(limit_s, _BEGUN_WITHIN_S))
+            left_s = until - self._loop.time()
+            if left_s > 0:
+                await asyncio.wait([actor.placed, actor.started], timeout=min(left_s, _LOOK_S), return_when=asyncio.FIRST_COMPLETED)
+            if actor.placed.done() or actor.started.done():
+                return
+            if left_s <= 0:
+                break
+        why = "" if waits else "; Ray has not placed it there, or its runtime_env is still being set up"
+        actor.failure = InsufficientResourcesError(f"{self._cluster.asked(actor.id)}{why}; waited {self._loop.time() - began:.1f} s")
 
     def _remember(self, actor: _Actor) -> asyncio.Task[Any]:
         if isinstance(actor.spec, IngressSpec):
@@ -274,15 +311,28 @@ class RayEngine(Members[_Actor]):
 
     # The cluster.
 
+    async def _look(self) -> None:
+        """Take note of the nodes, and of the replicas that Ray has placed by now."""
+        unplaced = {}
+        for id in self._cluster.unplaced():
+            actor = self._members.get(id)
+            if actor is not None and actor.handle is not None:
+                unplaced[id] = actor.handle._actor_id.hex()
+        self._cluster.take_note(await _in_thread(self._cluster.ask, unplaced))
+        for id in unplaced.keys() - set(self._cluster.unplaced()):
+            placed = self._members.get(id)
+            if placed is not None and not placed.placed.done():
+                placed.placed.set_result(None)
+
     async def _keep_looking(self) -> None:
         while True:
             await asyncio.sleep(_LOOK_S)
-            places = self._cluster.places()
+            before = self._cluster.places(), self._cluster.totals()
             try:
-                await _in_thread(self._cluster.look)
+                await self._look()
             except Exception as error:  # noqa: BLE001  # Ray's control service is away; what was true stays so
                 _log.debug("the cluster can't be looked at: %s", error)
-            if self._cluster.places() != places:
+            if (self._cluster.places(), self._cluster.totals()) != before:
                 self.on_places()
 
     def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
@@ -292,20 +342,10 @@ class RayEngine(Members[_Actor]):
         return task
 
 
-def _options(options: ReplicaOptions) -> dict[str, Any]:
-    """As Ray wants them. Replicas that say nothing of where they want to be are spread over the nodes."""
-    asked: dict[str, Any] = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus, "scheduling_strategy": "SPREAD"}
-    if options.memory:
-        asked["memory"] = options.memory
-    if options.resources:
-        asked["resources"] = dict(options.resources)
-    if options.runtime_env:
-        asked["runtime_env"] = dict(options.runtime_env)
-    return asked
-
-
 def _reason(error: BaseException) -> str:
-    """The first words of what Ray says of a death."""
+    """What Ray says of a death, in few words: the first of them, or what was raised."""
+    if isinstance(error, RayTaskError):
+        return f"{type(error.cause).__name__}: {error.cause}"[:300]
     text = str(error) if isinstance(error, RayError) else repr(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
