@@ -21,6 +21,8 @@ from tests.support import wait_until
 if TYPE_CHECKING:
     from headgate.serve import Instance
 
+pytest_plugins = ["tests.figures"]
+
 # Short, because paths of Unix sockets are; set before anything is started, so that all that tests start inherits it.
 RUNTIME_DIR = tempfile.mkdtemp(prefix="hg-", dir="/tmp")
 os.environ[RUNTIME_VARIABLE] = RUNTIME_DIR

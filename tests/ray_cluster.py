@@ -97,6 +97,7 @@ def kill_all_actors() -> None:
             ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]), no_restart=True)
 
 
-def without_prefix(line: str) -> str:
-    """What a replica printed, without the words by which Ray says whose it is."""
-    return re.sub(r"^\S*\(\w+ pid=[^)]*\)\S* ", "", line)
+def said(output: str) -> str:
+    """What a program and its replicas have printed, without what Ray adds: warnings, and the words by which it says whose a line is."""
+    lines = [line for line in output.splitlines() if "(raylet" not in line]
+    return "\n".join(re.sub(r"^\S*\(\w+ pid=[^)]*\)\S* ", "", line) for line in lines)

@@ -76,6 +76,7 @@ class FakeConnection:
 
     over = ""
     forked = False
+    objects = None
 
     def __init__(self) -> None:
         self.calls: list[Call] = []

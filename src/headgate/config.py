@@ -65,7 +65,7 @@ class ReplicaOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     runtime_env: dict[str, Any] = {}
     """The replica's surroundings; `env_vars` is a dict of environment variables. The other keys are for a cluster."""
     scheduling_strategy: Strategy | None = None
-    """Cluster: where it is placed: "SPREAD", as where nothing is said, "DEFAULT", or one of Ray's strategies."""
+    """Cluster: where it is placed: "SPREAD", "DEFAULT", or one of Ray's strategies; unset: over the nodes."""
     label_selector: dict[str, str] = {}
     """Cluster: labels that its node must have, such as `{"zone": "in(a,b)"}`."""
     fallback_strategy: tuple[dict[str, dict[str, str]], ...] = ()

@@ -195,6 +195,10 @@ class BatchResultError(HeadgateError, TypeError):
     """A batch handler returned something that is not one answer for each request."""
 
 
+class ObjectLostError(HeadgateError, LookupError):
+    """An argument of a call is a reference, such as a `ray.ObjectRef`, and its object is lost, or its owner has ended."""
+
+
 class UserCodeError(HeadgateError):
     """User code raised. Also an instance of the class that was raised, where that can be rebuilt here.
 

@@ -83,7 +83,7 @@ class Controller:
             return
         settings, is_first = record.settings, not record.controller
         engine = RayEngine(settings, _Actors(), on_serving=lambda: self._tell(Report()))
-        way = RayWay(record)
+        way: RayWay | None = None
 
         def store() -> Store:
             if settings.state_kept:
@@ -94,6 +94,7 @@ class Controller:
             return Store.in_memory(records.read(key), functools.partial(_keep, key))
 
         try:
+            way = RayWay(record)
             run(settings, engine, way, store)
         except BaseException as error:  # noqa: BLE001  # the root of this thread
             traceback.print_exc()
@@ -102,7 +103,8 @@ class Controller:
             self._tell(Report(error=describe(error if isinstance(error, HeadgateError) else InstanceStartError(repr(error)))))
             return  # who waits for the start cleans up
         finally:
-            way.leave()
+            if way is not None:
+                way.leave()
         launch.end_controller()
 
     def _tell(self, report: Report) -> None:

@@ -462,7 +462,7 @@ def init(
     address: str | None = None,
     http_host: str = "127.0.0.1",
     http_port: int = 8000,
-    num_ingresses: int = 1,
+    num_ingresses: int | str = 1,
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
     max_inflight_bytes: int | None = None,
     resources: Mapping[str, float] | None = None,
@@ -484,7 +484,7 @@ def init(
         address: of the cluster, for engines that have one.
         http_host: the address to listen on; a `UserWarning` says what it means where that isn't this machine's own (loopback).
         http_port: 0 takes a free one, and matches any when connecting.
-        num_ingresses: processes that share the HTTP port.
+        num_ingresses: processes that share the HTTP port; on a cluster "every_node", "head_only", or on how many nodes one runs.
         max_body_bytes: a request with a longer body is refused with 413.
         max_inflight_bytes: bytes of requests held at once, of all ingresses together; None: a quarter of memory.
         resources: what the engine has, where that differs from what it finds, such as `{"CPU": 8, "GPU": 2, "tpu": 1}`.

@@ -6,17 +6,33 @@ import asyncio
 import os
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from headgate.controller.server import Connection, ControlServer
 from headgate.core import messages
-from headgate.core.messages import PROTOCOL, Applied, Count, CreateEndpoint, Describe, Hello, Message, RoutingTable, VerbCall, Welcome
+from headgate.core.messages import (
+    PROTOCOL,
+    Applied,
+    Count,
+    CreateEndpoint,
+    Describe,
+    Hello,
+    Message,
+    RoutingTable,
+    Unwanted,
+    VerbCall,
+    Welcome,
+)
 from headgate.errors import NotRunningError
 from headgate.router import remote
 from headgate.router.control import ControlLink
+from headgate.router.tls import Tls
 from headgate.router.way import Way
+from tests.certificates import made_for
 from tests.controller.rig import PATIENCE_S, Process, Rig, play
 from tests.support import until
 
@@ -41,8 +57,6 @@ async def say(rig: Rig, data: bytes) -> bytes:
         messages.encode(VerbCall("id-1", Describe())),
         messages.encode(Hello(PROTOCOL + 1, "client", "x", 1)),
         messages.encode(Hello(PROTOCOL, "emperor", "x", 1)),
-        messages.encode(Hello(PROTOCOL, "ingress", "no-such-ingress", 1, "token")),
-        messages.encode(Hello(PROTOCOL, "replica", "no-such-replica", 1, "token")),
     ],
 )
 def test_who_does_not_begin_with_a_proper_hello_is_told_nothing_and_harms_nobody(data: bytes):
@@ -60,10 +74,19 @@ def test_who_does_not_begin_with_a_proper_hello_is_told_nothing_and_harms_nobody
     play(scene)
 
 
+@pytest.mark.parametrize("role", ["ingress", "replica"])
+def test_a_process_that_is_not_known_or_not_any_more_is_told_to_end(role: str):
+    async def scene(rig: Rig) -> None:
+        assert await say(rig, messages.encode(Hello(PROTOCOL, role, "no-such-one", 1, "token"))) == messages.encode(Unwanted())
+        await rig.create("v1")
+
+    play(scene)
+
+
 def test_an_ingress_with_the_wrong_token_is_refused():
     async def scene(rig: Rig) -> None:
         hello = Hello(PROTOCOL, "ingress", rig.ingress.id, 1, "not the token", routes=True)
-        assert await say(rig, messages.encode(hello)) == b""
+        assert await say(rig, messages.encode(hello)) == messages.encode(Unwanted())
 
     play(scene)
 
@@ -151,8 +174,8 @@ class _Listener:
 class _Across(Way):
     """The way of a process on another node than the controller's."""
 
-    def __init__(self, folder: str, controllers: _Published, secret: bytes) -> None:
-        super().__init__(folder, node="theirs", secret=secret)
+    def __init__(self, folder: str, controllers: _Published, secret: bytes, tls: Tls | None = None) -> None:
+        super().__init__(folder, node="theirs", secret=secret, tls=tls)
         self._controllers = controllers
 
     async def controller(self) -> str:
@@ -189,3 +212,38 @@ def test_over_tcp_only_those_are_heard_who_know_the_secret(tmp_path: Path) -> No
         await server.close()
 
     asyncio.run(asyncio.wait_for(scene(), 20))
+
+
+@pytest.mark.parametrize("make_loop", [asyncio.SelectorEventLoop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_with_tls_only_those_are_heard_whose_certificate_is_believed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, make_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def scene() -> None:
+        owner = _Listener()
+        tls = Tls(*made_for("the cluster"))
+        way = _Published(str(tmp_path), node="ours", host="127.0.0.1", secret=b"secret", tls=tls)
+        server = ControlServer(way, owner)
+        await server.open()
+        hello = Hello(PROTOCOL, "client", "x", 1)
+        other = made_for("another cluster")
+        strangers = (Tls(*other), Tls(*other._replace(authority=made_for("the cluster").authority)), None)
+        ways = [_Across(str(tmp_path), way, b"secret", each) for each in (tls, *strangers)]
+        links = [ControlLink(each, lambda: hello, lambda message: None, gone_after_s=0.3) for each in ways]
+        friend = links[0]
+        for link in links:
+            link.start()
+        assert (await friend.connected()).name == "test"
+        friend.send(Applied(1))
+        for refused in links[1:]:
+            with pytest.raises(NotRunningError):
+                await refused.connected()
+        await until(lambda: owner.received_messages == [Applied(1)], "it is heard")
+        assert sum("can't be reached: TLS failed" in message for message in caplog.messages) == 1
+        assert sum("can't be reached: what listens" in message for message in caplog.messages) == 1
+        assert any("refused a connection: TLS failed" in message for message in caplog.messages)
+        for link in links:
+            await link.close()
+        await server.close()
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        runner.run(asyncio.wait_for(scene(), 20))

@@ -26,11 +26,15 @@ from headgate.replica.runner import Runner
 from headgate.router import payload
 from headgate.router.call import Call
 from headgate.router.router import Router
+from headgate.router.tls import Tls
 from headgate.router.way import Way
 from tests.support import until
 
 REMOTE = False
 """Whether replicas are made as if they were on another node, so that links go by TCP."""
+
+TLS: Tls | None = None
+"""What encrypts them then."""
 
 _ids = itertools.count(1)
 _head = msgspec.msgpack.encode(wire.HttpHead("POST", b"/x?y=1", "1.1", [(b"host", b"h")], "http", "h:1", "127.0.0.1"))
@@ -64,7 +68,7 @@ class Replica:
         caller = Caller(self.definition, methods, backend="b", replica=self.id, idempotent=config.idempotent)
         self.runner = Runner(self.definition, config, caller, self.io_loop, self.user_loop)
         host = "127.0.0.1" if REMOTE else ""
-        way = Way(str(folder), node="theirs", host=host, secret=b"secret")
+        way = Way(str(folder), node="theirs", host=host, secret=b"secret", tls=TLS)
         self.links = self.runner.links = Links(way, self.id, "token", self.runner)
         self._io = threading.Thread(target=self._run_io)
         self._user = threading.Thread(target=self._run_user)
@@ -163,7 +167,7 @@ class Rig:
         self.handler, self.batch = handler, batch
         self.replicas = [Replica(folder, handler, self.config, batch) for _ in range(replicas)]
         self.reported: list[Message] = []
-        self.router = Router("t", Way(str(folder), node="ours", secret=b"secret"), self.reported.append)
+        self.router = Router("t", Way(str(folder), node="ours", secret=b"secret", tls=TLS), self.reported.append)
         self.version = 0
         self.apply()
 

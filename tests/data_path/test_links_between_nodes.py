@@ -9,17 +9,23 @@ from pathlib import Path
 
 import pytest
 
+from headgate.core.messages import BrokenReplica
+from headgate.router import link as link_module
 from headgate.router import remote
 from headgate.router.link import Link
+from headgate.router.tls import Tls
+from tests.certificates import made_for
 from tests.data_path.rig import Rig
 from tests.data_path.test_data_path import play
 from tests.support import until
 
 
-@pytest.fixture(autouse=True)
-def transport(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=["tcp", "tls"])
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here links go over TCP alone."""
     monkeypatch.setattr("tests.data_path.rig.REMOTE", True)
+    if request.param == "tls":
+        monkeypatch.setattr("tests.data_path.rig.TLS", Tls(*made_for("the cluster")))
 
 
 def link_of(rig: Rig) -> Link:
@@ -64,6 +70,48 @@ def test_what_had_started_fails_and_the_rest_runs_once_on_a_new_connection(tmp_p
             await later.done
             assert later.value == "later"
         assert ran == ["first", "runs", "waits", "later"]
+
+    play(scene)
+
+
+def fall_silent(link: Link) -> None:
+    """As where nothing was heard of the replica's node for as long as the kernel waits."""
+
+    def receive(*_: object) -> int:
+        raise TimeoutError("out of reach")
+
+    assert link._channel is not None
+    link._channel._recv_into = receive  # type: ignore[assignment]  # it takes anything
+    link._readable()
+
+
+@pytest.mark.parametrize("idempotent", [False, True])
+def test_where_a_node_falls_silent_all_that_was_there_may_have_started_and_runs_again_only_where_it_may(
+    tmp_path: Path, idempotent: bool
+) -> None:
+    let_go = threading.Event()
+    ran: list[str] = []
+
+    def handler(name: str) -> str:
+        ran.append(name)
+        let_go.wait(10)
+        return name
+
+    async def scene() -> None:
+        async with Rig(tmp_path, handler, idempotent=idempotent) as rig:
+            await rig.linked()
+            call, link = rig.ask("once"), link_of(rig)
+            await until(lambda: call.link is link and link.has_begun(call))
+            link._page[call.place] = 0  # had the node fallen silent a moment before, this would not have arrived
+            fall_silent(link)
+            let_go.set()
+            await call.done
+            if idempotent:
+                assert (call.value, ran) == ("once", ["once", "once"])
+            else:
+                assert call.info is not None
+                assert (call.info.kind, "is out of reach" in call.info.message) == ("ReplicaDiedError", True)
+                assert ran == ["once"]
 
     play(scene)
 
@@ -115,6 +163,29 @@ def test_a_replica_that_nobody_can_reach_is_tried_until_it_can_be_reached(tmp_pa
             await until(lambda: link_of(rig) is not before)
             call = rig.ask()
             rig.replicas[0].on_io(_open(gate, remote.split(remote.as_seen_from("elsewhere", address))[1]))
+            await call.done
+            assert call.value == "fine"
+
+    play(scene)
+
+
+def test_a_router_without_a_certificate_of_the_cluster_is_told_and_the_replica_is_not_taken_for_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(link_module, "_STRANGER_S", 0.01)
+    monkeypatch.setattr("tests.data_path.rig.TLS", Tls(*made_for("the cluster")))
+
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda: "fine") as rig:
+            await rig.linked()
+            trusted, rig.router.way.tls = rig.router.way.tls, Tls(*made_for("another cluster"))
+            before = link_of(rig)
+            cut(before)
+            await until(lambda: sum("can't be reached: TLS failed" in message for message in caplog.messages) > 3, "it goes on trying")
+            assert sum("refused a router: TLS failed" in message for message in caplog.messages) > 3
+            assert not any(isinstance(message, BrokenReplica) for message in rig.reported)
+            rig.router.way.tls = trusted
+            call = rig.ask()
             await call.done
             assert call.value == "fine"
 

@@ -49,6 +49,8 @@ ON_THE_ENGINE = "from tests import ray_cluster; ray_cluster.join()\n" if ray_clu
 """Begins the programs of these tests, so that `init` means the engine that they are run on."""
 
 
+KILLED_GONE_WITHIN_S = GONE_WITHIN_S + (AWAY_S if ray_cluster.in_use() else 0.0)
+"""Nothing of an instance is left after its driver was killed, or has left it to itself."""
 INTERRUPTED_STATUS = (-signal.SIGINT, 1) if ray_cluster.in_use() else (-signal.SIGINT,)
 """Of a program that an interruption has ended; Ray's own hook makes it 1."""
 
@@ -70,7 +72,10 @@ class Script:
     def line(self) -> str:
         """The next line that it, or a replica, says."""
         assert self.process.stdout is not None
-        return ray_cluster.without_prefix(self.process.stdout.readline().strip())
+        while line := self.process.stdout.readline():
+            if said := ray_cluster.said(line).strip():
+                return said
+        return ""
 
     def tell(self, text: str = "") -> None:
         """Give it a line to read."""
@@ -82,7 +87,7 @@ class Script:
         """Wait for its end, which must be a good one; returns what it said last."""
         rest, _ = self.process.communicate(timeout=timeout_s)
         assert self.process.returncode == 0, rest
-        return rest.strip()
+        return ray_cluster.said(rest).strip()
 
 
 @pytest.fixture
@@ -652,7 +657,7 @@ def test_a_killed_driver_leaves_no_process_behind(script: Callable[[str], Script
     assert driver.line() == "main"
     driver.process.kill()
     driver.process.wait(5)
-    wait_until(lambda: not processes(), GONE_WITHIN_S + (AWAY_S if ray_cluster.in_use() else 0.0))
+    wait_until(lambda: not processes(), KILLED_GONE_WITHIN_S)
 
 
 def test_a_detached_instance_outlives_its_driver_and_any_process_ends_it(script: Callable[[str], Script]) -> None:
@@ -823,7 +828,7 @@ def test_a_second_ctrl_c_does_not_wait_for_what_runs(code: str, script: Callable
     running.process.wait(5)
     assert running.process.returncode in INTERRUPTED_STATUS
     assert "Exception ignored" not in capfd.readouterr().err
-    wait_until(lambda: not processes())
+    wait_until(lambda: not processes(), KILLED_GONE_WITHIN_S)
 
 
 # Inside a replica

@@ -85,7 +85,7 @@ def test_replicas_go_to_the_nodes_that_they_ask_for(nodes: Nodes, create: Callab
         "resource": ("a", {"resources": {"tpu": 1}}),
         "share": ("b", {"num_gpus": 0.5}),
         "affinity": ("a", {"scheduling_strategy": affinity}),
-        "labels": ("b", {"num_cpus": 0.001, "scheduling_strategy": labels}),
+        "labels": ("b", {"scheduling_strategy": labels}),
         "word": ("head", {"scheduling_strategy": "DEFAULT", "label_selector": {"zone": "!in(a,b)"}}),
     }
     for tag, (node, options) in asked.items():
@@ -110,14 +110,11 @@ def test_a_replica_may_be_placed_into_a_placement_group(create: Callable[..., An
 
 
 def test_what_ray_refuses_is_said_by_the_verb(shared_instance: Instance) -> None:
-    from ray.util.scheduling_strategies import Exists, NodeLabelSchedulingStrategy
-
     for options, match in (
         ({"runtime_env": {"working_dir": "/tmp"}}, "working_dir|URI"),
         ({"runtime_env": {"pipp": ["numpy"]}}, "'pip'"),
         ({"label_selector": {"zone": "!!"}}, "label"),
         ({"scheduling_strategy": "SPRED"}, "SPREAD"),
-        ({"scheduling_strategy": NodeLabelSchedulingStrategy({"zone": Exists()})}, "num_cpus=0.001"),
     ):
         with pytest.raises(ConfigError, match=match):
             shared_instance.create_backend("refused", lambda: None, ray_actor_options=options)

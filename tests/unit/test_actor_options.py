@@ -150,7 +150,7 @@ def test_what_ray_is_given_is_what_was_asked_for(tmp_path: Path) -> None:
     strategies()
     from headgate.engines.ray.options import actor_options, check
 
-    assert actor_options(parse_options({})) == {"num_cpus": 0, "num_gpus": 0, "scheduling_strategy": "SPREAD"}
+    assert actor_options(parse_options({})) == {"num_cpus": 0, "num_gpus": 0, "memory": 1, "scheduling_strategy": "SPREAD"}
     requirements = tmp_path / "requirements.txt"
     requirements.write_text("one==1\ntwo\n")
     given = {**FOR_CLUSTERS, "num_gpus": 0.5, "memory": 5.0, "resources": {"tpu": 1.0}, "runtime_env": {"pip": str(requirements)}}

@@ -21,7 +21,14 @@ ONE_CPU = ReplicaOptions(num_cpus=1)
 
 
 def node(id: str, *, labels: dict[str, str] | None = None, **resources: float) -> dict[str, Any]:
-    return {"NodeID": id, "Alive": True, "NodeManagerAddress": "10.0.0.1", "Resources": resources, "Labels": dict(labels or {})}
+    return {
+        "NodeID": id,
+        "Alive": True,
+        "NodeManagerAddress": "10.0.0.1",
+        "NodeManagerPort": 1,
+        "Resources": resources,
+        "Labels": dict(labels or {}),
+    }
 
 
 class Books:
@@ -57,16 +64,16 @@ def test_what_fits_is_what_one_node_has_free() -> None:
     assert books.refusal(ReplicaOptions(num_cpus=2), 2) is None
     assert "at most 2 CPU" in str(books.refusal(ReplicaOptions(num_cpus=3), 1))
     assert "the cluster has 4 CPU, over 2 nodes" in str(books.refusal(ReplicaOptions(num_cpus=2), 3))
-    books.take("r", ONE_CPU)
+    books.take("r", ONE_CPU, "b")
     assert "asked for 2 CPU for each of 2 replicas; free 3 of 4 CPU, over 2 nodes" in str(books.refusal(ReplicaOptions(num_cpus=2), 2))
     assert books.refusal(ReplicaOptions(num_cpus=2), 2, ["r"]) is None
 
 
 def test_who_has_no_room_waits_takes_nothing_and_goes_first_when_there_is() -> None:
     books = Books(node("a", CPU=2)).cluster
-    books.take("r1", ReplicaOptions(num_cpus=2))
-    books.take("r2", ONE_CPU)
-    books.take("r3", ReplicaOptions(num_cpus=2))
+    books.take("r1", ReplicaOptions(num_cpus=2), "b")
+    books.take("r2", ONE_CPU, "b")
+    books.take("r3", ReplicaOptions(num_cpus=2), "b")
     assert books.waiting() == {
         "r2": "asked for 1 CPU; free 0 of 2 CPU, over 1 node",
         "r3": "asked for 2 CPU; free 0 of 2 CPU, over 1 node",
@@ -81,7 +88,7 @@ def test_others_than_this_instance_take_room_too() -> None:
     books = Books(node("a", CPU=2))
     books.look({"a": {"CPU": 2}})
     assert "free 0 of 2 CPU" in str(books.cluster.refusal(ONE_CPU, 1))
-    books.cluster.take("r", ONE_CPU)
+    books.cluster.take("r", ONE_CPU, "b")
     assert list(books.cluster.waiting()) == ["r"]
     books.look({"a": {"CPU": 1}})
     assert not books.cluster.waiting()
@@ -91,7 +98,7 @@ def test_others_than_this_instance_take_room_too() -> None:
 
 def test_where_ray_places_nobody_though_there_was_room_others_have_taken_it() -> None:
     books = Books(node("a", CPU=1))
-    books.cluster.take("r", ONE_CPU)
+    books.cluster.take("r", ONE_CPU, "b")
     assert not books.cluster.waiting(), "it is on its way"
     books.look({"a": {"CPU": 1}})
     assert not books.cluster.waiting(), "this may be what it took itself"
@@ -103,7 +110,7 @@ def test_where_ray_places_nobody_though_there_was_room_others_have_taken_it() ->
 
 def test_what_is_being_installed_is_not_doubted() -> None:
     books = Books(node("a", CPU=1))
-    books.cluster.take("r", ReplicaOptions(num_cpus=1, runtime_env={"pip": ["x"]}))
+    books.cluster.take("r", ReplicaOptions(num_cpus=1, runtime_env={"pip": ["x"]}), "b")
     books.look({"a": {"CPU": 1}}, after_s=cluster._PLACED_WITHIN_S)
     assert not books.cluster.waiting()
 
@@ -119,7 +126,7 @@ def test_where_nodes_may_come_nothing_is_impossible_but_a_node_that_is_named() -
 
 def test_a_node_that_is_lost_gives_back_nothing_and_one_that_comes_is_used() -> None:
     books = Books(node("a", CPU=1), node("b", CPU=1))
-    books.cluster.take("r", ONE_CPU)
+    books.cluster.take("r", ONE_CPU, "b")
     books.cluster.placed("r", "a", ())
     books.nodes.pop("a")
     books.look()
@@ -132,7 +139,7 @@ def test_a_node_that_is_lost_gives_back_nothing_and_one_that_comes_is_used() -> 
 
 def test_only_nodes_that_a_replica_may_go_to_have_room_for_it() -> None:
     books = Books(node("a", CPU=1, labels={"zone": "a"}), node("b", CPU=1, labels={"zone": "b"}), node("c", CPU=1)).cluster
-    books.take("r", ReplicaOptions(num_cpus=1, label_selector={"zone": "a"}))
+    books.take("r", ReplicaOptions(num_cpus=1, label_selector={"zone": "a"}), "b")
     assert "free 0 of 1 CPU, over 1 node" in str(books.refusal(ReplicaOptions(num_cpus=1, label_selector={"zone": "a"}), 1))
     assert books.refusal(ReplicaOptions(num_cpus=1, label_selector={"zone": "!a"}), 2) is None
     assert "none of the 3 nodes" in str(books.never(ReplicaOptions(label_selector={"zone": "z"}), 1))

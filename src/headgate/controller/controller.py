@@ -41,6 +41,7 @@ from headgate.core.messages import (
     ReplicaEntry,
     RoutingTable,
     Shutdown,
+    Unwanted,
     VerbCall,
     VerbLeft,
     Welcome,
@@ -142,6 +143,8 @@ class Controller:
         if hello.role in ("replica", "ingress"):
             if not self._engine.connected(hello, connection):
                 _log.warning("refused process %d: there is no %s %r, or its token is wrong", hello.pid, hello.role, hello.id)
+                if self._adopted.is_set():  # else it may be about to be taken over
+                    connection.send(Unwanted())
                 return False
         elif hello.role != "client":
             _log.warning("refused process %d: %r is no role", hello.pid, hello.role)

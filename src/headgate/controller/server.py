@@ -11,15 +11,17 @@ import contextlib
 import logging
 import os
 import socket
+import ssl
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Protocol, cast
 
 from headgate.core import messages
 from headgate.core.messages import Hello, Message, RoutingTable
 from headgate.errors import WireError
 from headgate.router.listening import Listening
-from headgate.router.remote import Gate, address_of
+from headgate.router.remote import HANDSHAKE_S, Gate, address_of
+from headgate.router.tls import Tls, why
 from headgate.router.way import Way
 
 _log = logging.getLogger("headgate.controller")
@@ -137,8 +139,9 @@ class Connection(asyncio.Protocol):
         self.hello = message
         if self._owner.connected(self, message):
             self._accepted = True
-        else:
-            self._refuse()
+        elif self._transport is not None:
+            self._transport.close()  # after what it was told
+            self._transport = None
 
     def _refuse(self) -> None:
         if self._transport is not None:
@@ -151,7 +154,7 @@ class ControlServer:
 
     def __init__(self, way: Way, owner: Owner) -> None:
         self._way = way
-        self._gate = Gate(way.host, way.secret, _BACKLOG, self._take) if way.host else None
+        self._gate = Gate(way.host, way.secret, _BACKLOG, self._admitted, tls=way.tls is not None) if way.host else None
         self._taking: set[asyncio.Task[object]] = set()
         self._path = way.control_path
         self._owner = owner
@@ -192,7 +195,27 @@ class ControlServer:
             await asyncio.sleep(0.01)
 
     def _take(self, sock: socket.socket) -> None:
-        task = asyncio.ensure_future(asyncio.get_running_loop().connect_accepted_socket(self._accept, sock))
+        self._spawn(asyncio.get_running_loop().connect_accepted_socket(self._accept, sock))
+
+    def _admitted(self, sock: socket.socket) -> None:
+        if self._way.tls is None:
+            self._take(sock)
+        else:
+            self._spawn(self._take_tls(sock, self._way.tls))
+
+    async def _take_tls(self, sock: socket.socket, tls: Tls) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(self._accept, sock, ssl=tls.server, ssl_handshake_timeout=HANDSHAKE_S)
+        except BaseException as error:
+            sock.close()
+            if isinstance(error, ssl.SSLError):
+                _log.warning("refused a connection: %s", why(error))
+            elif not isinstance(error, OSError):
+                raise
+
+    def _spawn(self, taking: Coroutine[object, object, object]) -> None:
+        task = asyncio.ensure_future(taking)
         self._taking.add(task)
         task.add_done_callback(self._taking.discard)
 

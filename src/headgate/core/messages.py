@@ -271,6 +271,10 @@ class Drain(msgspec.Struct, frozen=True, tag="drain"):
     grace_s: float
 
 
+class Unwanted(msgspec.Struct, frozen=True, tag="unwanted"):
+    """There is no such replica or ingress any more: it had been out of reach, and was given up. It is to end."""
+
+
 class Ping(msgspec.Struct, frozen=True, tag="ping"):
     number: int
 
@@ -297,6 +301,7 @@ Message = (
     | VerbDone
     | Configure
     | Drain
+    | Unwanted
     | Ping
     | Count
     | RoutingTable

@@ -113,6 +113,8 @@ class Members(Generic[M]):
         for message in member.unsent:
             peer.send(message)
         member.unsent.clear()
+        for number in member.pings:  # they, or their answers, were lost with the connection before this one
+            peer.send(Ping(number))
         if hello.address:
             self._is_ready(member, hello.address)
         return True

@@ -16,7 +16,7 @@ import ssl
 
 import msgspec
 
-from headgate.core.messages import PROTOCOL, Count, Counted, Drain, Hello, Measure, Message, Ping, Pong, RoutingTable
+from headgate.core.messages import PROTOCOL, Count, Counted, Drain, Hello, Measure, Message, Ping, Pong, RoutingTable, Unwanted
 from headgate.core.reports import Measurement
 from headgate.core.specs import IngressSpec
 from headgate.errors import rebuild
@@ -61,7 +61,7 @@ class _Ingress:
         self._drain: asyncio.Future[float] = loop.create_future()
         self._first_table = asyncio.Event()
         loop.add_signal_handler(signal.SIGINT, self._end_within, _GRACE_S)
-        self._link = ControlLink(self._way, self._hello, self._received)
+        self._link = ControlLink(self._way, self._hello, self._received, on_gone=self._gone)
         self._router = Router(spec.id, self._way, self._link.send)
         context = None if spec.ssl_certfile is None else tls_context(spec.ssl_certfile, spec.ssl_keyfile)
         self._service = Service(
@@ -105,6 +105,13 @@ class _Ingress:
             self._link.send(Counted(message.number, self._service.with_refusals(self._router.counters())))
         elif isinstance(message, Drain):
             self._end_within(message.grace_s)
+        elif isinstance(message, Unwanted):
+            self._gone(True)
+
+    def _gone(self, ended: bool) -> None:
+        """The instance has ended, or has given this ingress up while it was out of reach, and nobody else may be there to kill it."""
+        if ended:
+            self._end_within(_GRACE_S)
 
     def _end_within(self, grace_s: float) -> None:
         if not self._drain.done():

@@ -36,7 +36,9 @@ from headgate.replica.request import PlaceholderRequest, Request
 from headgate.replica.results import split_batch
 from headgate.router import payload
 from headgate.router.context import CallFacts, enter
+from headgate.router.references import NoLending, Objects, resolve, resolve_async
 
+_Arguments = tuple[Any, dict[str, Any]]
 _log = logging.getLogger("headgate.replica")
 _CANCELLED = (asyncio.CancelledError, GeneratorExit, RequestCancelledError)
 _LONGEST_S = wire.MAX_MICROS / 1e6
@@ -62,7 +64,14 @@ class Caller:
     """Calls user code for members, and answers them."""
 
     def __init__(
-        self, definition: Definition, methods: dict[str, Callable[..., Any]], *, backend: str, replica: str, idempotent: bool
+        self,
+        definition: Definition,
+        methods: dict[str, Callable[..., Any]],
+        *,
+        backend: str,
+        replica: str,
+        idempotent: bool,
+        objects: Objects | None = None,
     ) -> None:
         self._handlers = {
             name: Handler(definition.methods[name], call, f"{definition.name}.{name}" if name else definition.name)
@@ -80,6 +89,8 @@ class Caller:
         """Calls of user code that have ended; a count for people, not exact over threads."""
         self._backend = backend
         self._replica = replica
+        self._objects = objects
+        self._no_lending = None if objects is None else NoLending(objects)
 
     def running_since(self) -> list[float]:
         """When each call that runs now began; a stream's: when its last chunk left."""
@@ -140,7 +151,7 @@ class Caller:
             enter(None)
         return monotonic() - start
 
-    def _invoke(self, handler: Handler | None, member: Member) -> Any:
+    def _invoke(self, handler: Handler | None, member: Member, opened: _Arguments | None = None) -> Any:
         if handler is None:
             raise SignatureError(_no_method(member))
         if member.http:
@@ -149,7 +160,9 @@ class Caller:
             if handler.takes_request:
                 return handler.call(Request(member.http, member.body))
             return handler.call()
-        args, kwargs = payload.load(member.body)
+        args, kwargs = opened or payload.load(member.body)
+        if opened is None and self._objects is not None:
+            args, kwargs = resolve(self._objects, args, kwargs, member)
         if not args and handler.binder.bind(0, member.keywords).placeholder:
             args = (PlaceholderRequest(),)
         return handler.call(*args, **kwargs)
@@ -169,11 +182,11 @@ class Caller:
             encoded = response.encode_http(result)
             member.link.answer(member, encoded.status, encoded.header_lines, encoded.body, micros, now)
         else:
-            member.link.answer(member, 200, b"", payload.dump(result), micros, now)
+            member.link.answer(member, 200, b"", payload.dump(result, lending=self._no_lending), micros, now)
 
     def _stream(self, member: Member, result: Any) -> None:
         """Send what a generator yields, chunk by chunk; each waits for credit, none for the next."""
-        chunks, encoder = response.open_stream(result, web=member.web)
+        chunks, encoder = response.open_stream(result, web=member.web, lending=self._no_lending)
         if isinstance(chunks, AsyncIterator):
             raise EncodeError("an async generator can only be streamed by an async handler; make the handler async")
         stream = member.stream = Stream(None, coded=_takes_coding(member))
@@ -239,7 +252,8 @@ class Caller:
         facts = self.running[slot] = CallFacts(members, False, self._backend, self._replica)
         enter(facts)
         try:
-            result = self._invoke(handler, member)
+            opened = None if self._objects is None or member.http else await self._opened(self._objects, member)
+            result = self._invoke(handler, member, opened)
             if isinstance(result, Coroutine):
                 result = await result
             if isinstance(result, response.STREAMS):
@@ -253,8 +267,12 @@ class Caller:
             self.ended += 1
             facts.over = True
 
+    async def _opened(self, objects: Objects, member: Member) -> _Arguments:
+        args, kwargs = payload.load(member.body)
+        return await resolve_async(objects, args, kwargs, member)
+
     async def _stream_async(self, member: Member, result: Any) -> None:
-        chunks, encoder = response.open_stream(result, web=member.web)
+        chunks, encoder = response.open_stream(result, web=member.web, lending=self._no_lending)
         stream = member.stream = Stream(asyncio.get_running_loop(), coded=_takes_coding(member))
         try:
             async for chunk in _each(chunks):
@@ -289,15 +307,15 @@ class Caller:
 
     def _call_batch_here(self, members: list[Member], slot: int) -> float:
         start = monotonic()
-        run = self._call_batch(members, slot)
+        run = self._call_batch(members, slot, here=True)
         try:
             run.send(None)
         except StopIteration:
             return monotonic() - start
         raise AssertionError("synchronous user code can't wait on an event loop")
 
-    async def _call_batch(self, members: list[Member], slot: int) -> None:
-        """Call a batch handler; where it raises and may run again, split the batch to find the bad members."""
+    async def _call_batch(self, members: list[Member], slot: int, *, here: bool = False) -> None:
+        """Call a batch handler; where it raises and may run again, split the batch to find the bad members. `here`: in a thread."""
         start = monotonic()
         live: list[Member] = []
         for member in members:
@@ -313,7 +331,7 @@ class Caller:
         assert handler is not None
         self.running[slot] = CallFacts(live, True, self._backend, self._replica)
         try:
-            live, calls = self._open(live, handler)
+            live, calls = await self._open(live, handler, here=here)
             error = await self._run_together(handler, slot, live, calls, start)
             if error is None:
                 return
@@ -333,7 +351,7 @@ class Caller:
             self.ended += 1
 
     async def _run_together(
-        self, handler: Handler, slot: int, members: list[Member], calls: list[tuple[Any, dict[str, Any]]], start: float
+        self, handler: Handler, slot: int, members: list[Member], calls: list[_Arguments], start: float
     ) -> BaseException | None:
         """Call user code once for these members and answer them; or return what it raised, with nobody answered."""
         if not members:
@@ -356,22 +374,28 @@ class Caller:
         self._answer_all(members, values, start)
         return None
 
-    def _open(self, members: list[Member], handler: Handler) -> tuple[list[Member], list[tuple[Any, dict[str, Any]]]]:
+    async def _open(self, members: list[Member], handler: Handler, *, here: bool) -> tuple[list[Member], list[_Arguments]]:
         """Open each member's arguments; one that can't be opened fails by itself."""
         if members[0].web:  # then all are
             return members, [((_request_of(member),), {}) if handler.takes_request else ((), {}) for member in members]
         good: list[Member] = []
-        calls: list[tuple[Any, dict[str, Any]]] = []
+        calls: list[_Arguments] = []
         for member in members:
             try:
-                calls.append(payload.load(member.body))
+                args, kwargs = payload.load(member.body)
+                if self._objects is not None:
+                    if here:
+                        args, kwargs = resolve(self._objects, args, kwargs, member)
+                    else:
+                        args, kwargs = await resolve_async(self._objects, args, kwargs, member)
+                calls.append((args, kwargs))
             except BaseException as error:  # noqa: BLE001 - opening runs user code: reducers, imports
                 self._fail(member, error)
                 continue
             good.append(member)
         return good, calls
 
-    def _gather(self, members: list[Member], calls: list[tuple[Any, dict[str, Any]]]) -> tuple[list[list[Any]], dict[str, list[Any]]]:
+    def _gather(self, members: list[Member], calls: list[_Arguments]) -> tuple[list[list[Any]], dict[str, list[Any]]]:
         if members[0].web:  # then all are, and each brings its request or nothing
             return [list(column) for column in zip(*(args for args, _ in calls), strict=True)], {}
         bindings = [member.binding for member in members if member.binding is not None]

@@ -21,9 +21,10 @@ from headgate.core import wire
 from headgate.errors import EncodeError, ErrorInfo, WireError
 from headgate.replica.member import Member
 from headgate.router import remote
-from headgate.router.channel import SMALL_BYTES, Channel, Part
+from headgate.router.channel import SMALL_BYTES, Part, channel_over
 from headgate.router.listening import Listening
 from headgate.router.reading import Reading
+from headgate.router.tls import SecureSocket, Tls
 from headgate.router.way import Way
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ _hello_decoder = msgspec.msgpack.Decoder(wire.Hello)
 class ReplicaLink:
     """One router's link. `readable` is for the thread that reads; all from `answer` to `end` may be called by any thread."""
 
-    def __init__(self, links: Links, sock: socket.socket, loop: asyncio.AbstractEventLoop, *, is_remote: bool = False) -> None:
+    def __init__(
+        self, links: Links, sock: socket.socket | SecureSocket, loop: asyncio.AbstractEventLoop, *, is_remote: bool = False
+    ) -> None:
         self.members: dict[int, Member] = {}
         """What this router has here and was not answered yet, by number."""
         self.page: mmap.mmap | bytearray | None = bytearray(wire.PLACES)
@@ -57,7 +60,7 @@ class ReplicaLink:
         self._welcomed = False
         self._chunks_left_at = 0.0
         self._lost = False
-        self.channel = Channel(sock, loop, self._decoder, wire.ANSWERS)
+        self.channel = channel_over(sock, loop, self._decoder, wire.ANSWERS)
 
     @property
     def stream_limit_s(self) -> float | None:
@@ -75,6 +78,9 @@ class ReplicaLink:
                 frames = self.channel.read()
                 if frames:
                     self._receive_all(frames)
+                if self._is_remote:
+                    while (frames := self.channel.rest()) is not None:
+                        self._receive_all(frames)
             except Exception as error:  # noqa: BLE001 - whatever it is, this link can't be read on; the thread goes on for others
                 if not isinstance(error, OSError | WireError | msgspec.DecodeError | ValueError):
                     _log.exception("a link could not be read and is closed")
@@ -245,8 +251,10 @@ class Links:
         self.reading: Reading
         self._listening: Listening | None = None
         self._node = way.node
-        self._gate = remote.Gate(way.host, way.secret, _BACKLOG, lambda sock: self._begin(sock, is_remote=True)) if way.host else None
+        self._tls = way.tls
+        self._gate = remote.Gate(way.host, way.secret, _BACKLOG, self._admitted, tls=way.tls is not None) if way.host else None
         """Where routers of other nodes come in."""
+        self._beginning: set[asyncio.Task[None]] = set()
 
     async def listen(self) -> None:
         """Take links from now on."""
@@ -264,7 +272,27 @@ class Links:
         """Since when no link could be taken, for want of a descriptor; 0 where they are."""
         return 0.0 if self._listening is None else self._listening.deaf_since
 
-    def _begin(self, sock: socket.socket, *, is_remote: bool) -> None:
+    def _admitted(self, sock: socket.socket) -> None:
+        if self._tls is None:
+            self._begin(sock, is_remote=True)
+            return
+        task = self._loop.create_task(self._begin_tls(sock, self._tls))
+        self._beginning.add(task)
+        task.add_done_callback(self._beginning.discard)
+
+    async def _begin_tls(self, sock: socket.socket, tls: Tls) -> None:
+        try:
+            secure = await tls.begin(sock, server_side=True)
+        except BaseException as error:
+            sock.close()
+            if isinstance(error, WireError):
+                _log.warning("refused a router: %s", error)
+            elif not isinstance(error, OSError):
+                raise
+        else:
+            self._begin(secure, is_remote=True)
+
+    def _begin(self, sock: socket.socket | SecureSocket, *, is_remote: bool) -> None:
         link = ReplicaLink(self, sock, self._loop, is_remote=is_remote)
         self.all.add(link)
         self.only = link if len(self.all) == 1 else None
@@ -303,6 +331,8 @@ class Links:
             self._listening.close()
         if self._gate is not None:
             self._gate.close()
+        for task in self._beginning:
+            task.cancel()
         for link in list(self.all):
             link.close()
         if self._listening is not None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from headgate.core.messages import PROTOCOL, Configure, Drain, Hello, Message, Ping, Pong, ReplicaFailed, ReplicaReady
+from headgate.core.messages import PROTOCOL, Configure, Drain, Hello, Message, Ping, Pong, ReplicaFailed, ReplicaReady, Unwanted
 from headgate.core.specs import ReplicaSpec
 from headgate.errors import ErrorInfo, HeadgateError, describe_user_error
 from headgate.heap import keep_freed
@@ -45,9 +45,9 @@ def run(spec: ReplicaSpec, way: Way) -> None:
         if spec.definition.any_async:
             import uvloop
 
-            uvloop.run(_run_async(spec, io))
+            uvloop.run(_run_async(spec, way, io))
         else:
-            caller = _construct(spec)
+            caller = _construct(spec, way)
             if caller.has_health_check:
                 _refuse_unwell(caller.check_health())
             io.serve(caller).run()
@@ -61,15 +61,15 @@ def run(spec: ReplicaSpec, way: Way) -> None:
         io.stop()
 
 
-async def _run_async(spec: ReplicaSpec, io: _IoThread) -> None:
+async def _run_async(spec: ReplicaSpec, way: Way, io: _IoThread) -> None:
     # Constructed on its loop, so that a constructor can make what belongs to it, such as client sessions.
-    caller = _construct(spec)
+    caller = _construct(spec, way)
     if caller.has_health_check:
         _refuse_unwell(await caller.check_health_async())
     await io.serve(caller, asyncio.get_running_loop()).run_async()
 
 
-def _construct(spec: ReplicaSpec) -> Caller:
+def _construct(spec: ReplicaSpec, way: Way) -> Caller:
     """Import and construct user code. Raises `_StartFailedError` with its traceback."""
     try:
         methods = construct(load(spec.definition))
@@ -78,7 +78,7 @@ def _construct(spec: ReplicaSpec) -> Caller:
     constructed()
     gc.collect()
     gc.freeze()
-    return Caller(spec.definition, methods, backend=spec.backend, replica=spec.id, idempotent=spec.config.idempotent)
+    return Caller(spec.definition, methods, backend=spec.backend, replica=spec.id, idempotent=spec.config.idempotent, objects=way.objects)
 
 
 def _refuse_unwell(why: str) -> None:
@@ -141,7 +141,7 @@ class _IoThread:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _open_control(self) -> None:
-        self._control = ControlLink(self._way, self._hello, self._received)
+        self._control = ControlLink(self._way, self._hello, self._received, on_gone=self._gone)
         self._control.start()
 
     async def _listen(self, runner: Runner) -> None:
@@ -184,9 +184,27 @@ class _IoThread:
             self._config = message.config
             if runner is not None:
                 runner.configure(message.config)
-        elif isinstance(message, Drain) and self._draining is None:
+        elif isinstance(message, Drain):
+            self._begin_draining()
+        elif isinstance(message, Unwanted):
+            self._end_unwanted()
+
+    def _gone(self, ended: bool) -> None:
+        if ended:
+            self._end_unwanted()
+
+    def _begin_draining(self) -> None:
+        if self._draining is None:
             self._state = "draining"
             self._draining = self._loop.create_task(self._drain())
+
+    def _end_unwanted(self) -> None:
+        """It was given up while it was out of reach, and nobody else may be there to kill it."""
+        if self._runner is None:
+            exit_now(1)
+        if self._draining is None:
+            self._begin_draining()
+            self._loop.call_later(self._config.graceful_shutdown_timeout, exit_now, 1)
 
     async def _drain(self) -> None:
         """Finish what was received, then let the main thread return. Who told to drain kills what takes too long.

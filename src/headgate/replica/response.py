@@ -27,10 +27,12 @@ from headgate.errors import (
     ErrorInfo,
     InvalidTypeError,
     InvalidValueError,
+    ObjectLostError,
     SignatureError,
     UserCodeError,
 )
 from headgate.router import byvalue, payload
+from headgate.router.references import Lending
 
 OCTETS: Final = b"content-type: application/octet-stream\r\n"
 _TEXT: Final = b"content-type: text/plain; charset=utf-8\r\n"
@@ -179,9 +181,10 @@ def encode_chunk(chunk: Any) -> bytes:
 class StreamEncoder:
     """Encodes the chunks of one stream; the first one decides the head. `first` is until the caller has sent one."""
 
-    __slots__ = ("_response", "_web", "first", "header_lines", "status")
+    __slots__ = ("_lending", "_response", "_web", "first", "header_lines", "status")
 
-    def __init__(self, response: Response | None, *, web: bool) -> None:
+    def __init__(self, response: Response | None, *, web: bool, lending: Lending | None) -> None:
+        self._lending = lending
         self._response = response
         self._web = web
         self.first = True
@@ -194,7 +197,7 @@ class StreamEncoder:
     def encode(self, chunk: Any) -> bytes:
         """The bytes of a chunk: over HTTP of bytes or str, for Python callers of anything. Raises `EncodeError`."""
         if not self._web:
-            return payload.dump(chunk)
+            return payload.dump(chunk, lending=self._lending)
         body = encode_chunk(chunk)
         if self.first:
             is_text = isinstance(chunk, str)
@@ -203,11 +206,14 @@ class StreamEncoder:
         return body
 
 
-def open_stream(result: Any, *, web: bool) -> tuple[Iterator[Any] | AsyncIterator[Any], StreamEncoder]:
-    """The chunks of a result that is one of `STREAMS`, and what encodes them for an HTTP client (`web`) or a Python caller."""
+def open_stream(result: Any, *, web: bool, lending: Lending | None = None) -> tuple[Iterator[Any] | AsyncIterator[Any], StreamEncoder]:
+    """The chunks of a result that is one of `STREAMS`, and what encodes them for an HTTP client (`web`) or a Python caller.
+
+    References in what goes to a Python caller go as `lending` says, where there is one.
+    """
     if isinstance(result, Response):
-        return result.body, StreamEncoder(result, web=web)
-    return result, StreamEncoder(None, web=web)
+        return result.body, StreamEncoder(result, web=web, lending=lending)
+    return result, StreamEncoder(None, web=web, lending=lending)
 
 
 def answer_of(error: BaseException, request_id: str) -> Encoded | None:
@@ -240,10 +246,11 @@ def raised(error: BaseException) -> ErrorInfo:
     """The record of what ended a call, for the caller.
 
     A `BadRequestError` stays one: the request was wrong, whoever noticed it first. So do `SignatureError`, `EncodeError` and
-    `BatchResultError`, which say what is wrong with the handler. All else is an error of user code, also errors of calls that
-    it made itself through a handle: of this call something did run.
+    `BatchResultError`, which say what is wrong with the handler, and `ObjectLostError`, which comes before it. All else is an error of
+    user code, also errors of calls that it made itself through a handle: of this call something did run.
     """
-    if isinstance(error, BadRequestError | SignatureError | EncodeError | BatchResultError) and not isinstance(error, UserCodeError):
+    ours = isinstance(error, BadRequestError | SignatureError | EncodeError | BatchResultError | ObjectLostError)
+    if ours and not isinstance(error, UserCodeError):
         return errors.describe(error)
     if isinstance(error, UserCodeError):
         # From a call that user code made: its class was put together in this process, but its cause can travel on.

@@ -24,6 +24,8 @@ from typing import Any
 
 import msgspec
 
+from headgate.router.references import Lending
+
 StructMeta = type(msgspec.Struct)
 
 _class_by_id: weakref.WeakValueDictionary[str, type] = weakref.WeakValueDictionary()
@@ -53,10 +55,12 @@ _MADE_BY_THE_CLASS = frozenset(
 )
 
 
-def dumps(value: object, buffer_callback: Callable[[pickle.PickleBuffer], object] | None = None) -> bytes:
-    """Pickle `value`, with what can't be imported elsewhere by value. Raises whatever its parts raise."""
+def dumps(value: object, buffer_callback: Callable[[pickle.PickleBuffer], object] | None = None, lending: Lending | None = None) -> bytes:
+    """Pickle `value`, with what can't be imported elsewhere by value, and references as `lending` says. Raises whatever its parts raise."""
     sink = io.BytesIO()
-    _pickler_class()(sink, protocol=5, buffer_callback=buffer_callback).dump(value)
+    pickler = _pickler_class()(sink, protocol=5, buffer_callback=buffer_callback)
+    pickler.lending = lending
+    pickler.dump(value)
     return sink.getvalue()
 
 
@@ -65,7 +69,11 @@ def _pickler_class() -> Callable[..., Any]:
     import cloudpickle
 
     class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+        lending: Lending | None = None
+
         def reducer_override(self, obj: Any) -> Any:
+            if self.lending is not None and type(obj) is self.lending.reference:
+                return self.lending.reduce(obj)
             if isinstance(obj, functools._lru_cache_wrapper) and not import_path(obj):
                 return _reduce_cached_function(obj)
             if type(obj) is functools.cached_property:

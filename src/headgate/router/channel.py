@@ -15,12 +15,13 @@ import select
 import socket
 import threading
 from collections import deque
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 
 from headgate.core import wire
 from headgate.router import remote
+from headgate.router.tls import SecureSocket
 
 Part = bytes | bytearray | memoryview
 
@@ -49,11 +50,14 @@ class Channel:
         "_sock",
         "_writing",
         "fd",
+        "fell_silent",
         "reading",
         "since",
     )
 
-    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop, decoder: wire.Decoder, records_kind: int) -> None:
+    def __init__(
+        self, sock: socket.socket | SecureSocket, loop: asyncio.AbstractEventLoop, decoder: wire.Decoder, records_kind: int
+    ) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
         self.fd = sock.fileno()
@@ -74,6 +78,8 @@ class Channel:
         self._out: list[Part] = []  # what was taken from there to be written; the lock is held
         self._blocked = False
         self._broken = False  # a part of what was put is lost
+        self.fell_silent = False
+        """Its end came because nothing was heard of the peer: how much has arrived, either way, isn't known."""
         self._closed = False
 
     # Reading.
@@ -83,12 +89,16 @@ class Channel:
 
         One thread at a time, and lists must be decoded before the next call: replicas hold `reading`, a router has its loop.
 
-        Raises `ConnectionError` where the peer has closed its end, and `WireError` for what is not of the protocol.
+        Raises `ConnectionError` where the peer has closed its end, another `OSError` where it is out of reach, and `WireError` for what
+        is not of the protocol.
         """
         try:
             count = self._recv_into(self._decoder.buffer())
         except (BlockingIOError, InterruptedError):
             return None
+        except OSError as error:
+            self._note(error)
+            raise
         if not count:
             raise ConnectionResetError("the peer has closed the link")
         return self._decoder.received(count)
@@ -160,20 +170,32 @@ class Channel:
                 sent = self._sock.send(data)
             except BlockingIOError:
                 sent = 0
-            except OSError:  # the peer is gone, or misses a part from now on; whoever reads finds out
-                self._broken = True
-                out.clear()
-                with contextlib.suppress(OSError):
-                    self._sock.shutdown(socket.SHUT_RDWR)
+            except OSError as error:
+                self._break(error)
                 continue
             if sent == len(data):
                 del out[:count]
                 continue
             out[:count] = [memoryview(data)[sent:]]
-            self._blocked = True
-            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits for it any more
-                self._loop.call_soon_threadsafe(self._watch)
+            self._block()
             return
+
+    def _note(self, error: OSError) -> None:
+        self.fell_silent = self.fell_silent or not isinstance(error, ConnectionError)
+
+    def _block(self) -> None:
+        """Go on when the socket takes more."""
+        self._blocked = True
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits for it any more
+            self._loop.call_soon_threadsafe(self._watch)
+
+    def _break(self, error: OSError) -> None:
+        """The peer is gone, or misses a part from now on; whoever reads finds out."""
+        self._note(error)
+        self._broken = True
+        self._out.clear()
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def _frame_of(self, records: list[tuple[object, ...]]) -> bytearray:
         frame = bytearray(wire.HEAD_BYTES)
@@ -199,9 +221,13 @@ class Channel:
     def heard_ago_s(self) -> float:
         """How long ago the last packet came over a TCP connection; see `remote.heard_ago_s`."""
         try:
-            return remote.heard_ago_s(self._sock)
+            return remote.heard_ago_s(cast("socket.socket", self._sock))  # as much of one as it asks for
         except OSError:  # closed just now
             return math.inf
+
+    def rest(self) -> list[wire.Frame] | None:
+        """As `read`, of what was received with that and isn't handed out yet: the socket won't tell of it again."""
+        return None
 
     @property
     def empty(self) -> bool:
@@ -226,6 +252,40 @@ class Channel:
         """In a forked child: let go of its copy of the socket, so that the peer sees the parent's end."""
         if not self._closed:
             let_go(self.fd)
+
+
+class SecureChannel(Channel):
+    """With TLS: some of what the socket took may wait in it."""
+
+    __slots__ = ("_secure",)
+
+    def __init__(self, sock: SecureSocket, loop: asyncio.AbstractEventLoop, decoder: wire.Decoder, records_kind: int) -> None:
+        super().__init__(sock, loop, decoder, records_kind)
+        self._secure = sock
+
+    def rest(self) -> list[wire.Frame] | None:
+        """What was received and isn't handed out yet."""
+        count = self._secure.rest_into(self._decoder.buffer())
+        return self._decoder.received(count) if count else None
+
+    def _write(self) -> None:
+        super()._write()
+        if not (self._blocked or self._broken):
+            try:
+                if not self._secure.flush():
+                    self._block()
+            except OSError as error:
+                self._break(error)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is being read, and all frames were written."""
+        return super().empty and self._secure.empty
+
+
+def channel_over(sock: socket.socket | SecureSocket, loop: asyncio.AbstractEventLoop, decoder: wire.Decoder, records_kind: int) -> Channel:
+    """The channel of a socket that came from another node, or of one that may have."""
+    return (SecureChannel if isinstance(sock, SecureSocket) else Channel)(sock, loop, decoder, records_kind)  # type: ignore[arg-type]  # each takes its own
 
 
 def _as_many_as_join(parts: list[Part]) -> int:

@@ -68,6 +68,7 @@ class Connection:
     ) -> None:
         self.name = name
         self.way = way
+        self.objects = way.objects
         self.replica = replica  # set inside a replica, as are …
         self.backend = backend
         self._owner = owner  # the instance is to end with this process

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import ssl
 import uuid
 from collections.abc import Callable
 from typing import cast
@@ -15,9 +17,11 @@ from typing import cast
 from headgate.core import messages
 from headgate.core.messages import Hello, Message, Verb, VerbCall, VerbDone, VerbLeft, Welcome
 from headgate.errors import NotRunningError, WireError
-from headgate.router import remote
+from headgate.router import remote, tls
 from headgate.router.channel import let_go
 from headgate.router.way import Way
+
+_log = logging.getLogger("headgate.router")
 
 FIRST_DELAY_S = 0.01
 LONGEST_DELAY_S = 0.2
@@ -54,6 +58,7 @@ class ControlLink:
         self._waiting: set[asyncio.Future[Welcome]] = set()
         self._task: asyncio.Task[None] | None = None
         self._id = ""  # of the instance that was first met
+        self._warned_of = ""
         self._gone = False
         self._closed = False
 
@@ -128,8 +133,8 @@ class ControlLink:
             address = await self._way.controller()
             try:
                 await self._connect(connection, address)
-            except (OSError, WireError):  # nobody listens there, or it is another instance by now
-                pass
+            except (OSError, WireError) as error:  # nobody listens there, or it is another instance by now
+                self._warn_of(error)
             else:
                 try:
                     await connection.lost
@@ -153,9 +158,15 @@ class ControlLink:
         if remote.is_path(address):
             await self._loop.create_unix_connection(lambda: connection, address)
             return
-        sock = await remote.connect(address, self._way.secret)
+        secured = self._way.tls
+        sock = await remote.connect(address, self._way.secret, tls=secured is not None)
         try:
-            await self._loop.create_connection(lambda: connection, sock=sock)
+            if secured is None:
+                await self._loop.create_connection(lambda: connection, sock=sock)
+            else:
+                await self._loop.create_connection(
+                    lambda: connection, sock=sock, ssl=secured.client, server_hostname="", ssl_handshake_timeout=remote.HANDSHAKE_S
+                )
         except BaseException:
             sock.close()
             raise
@@ -166,6 +177,13 @@ class ControlLink:
 
     def _lost(self) -> None:
         self._transport = None
+
+    def _warn_of(self, error: Exception | None) -> None:
+        """Tell what is set up wrongly, once: by itself it gets no better."""
+        said = tls.why(error) if isinstance(error, ssl.SSLError) else str(error) if isinstance(error, WireError) else ""
+        if said and said != self._warned_of:
+            self._warned_of = said
+            _log.warning("the controller can't be reached: %s", said)
 
     def _received(self, message: Message) -> None:
         if isinstance(message, VerbDone):
@@ -232,6 +250,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._link._lost()
+        self._link._warn_of(error)  # with TLS, that our certificate wasn't believed
         if not self.lost.done():
             self.lost.set_result(None)
 

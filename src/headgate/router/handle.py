@@ -25,6 +25,7 @@ from headgate.errors import EncodeError, ErrorInfo, InvalidTypeError, InvalidVal
 from headgate.router import connections, payload
 from headgate.router.call import Call
 from headgate.router.context import current_call
+from headgate.router.references import Lending
 
 if TYPE_CHECKING:
     from headgate.router.connection import Connection
@@ -67,6 +68,8 @@ class Handle:
 
         The arguments are pickled before this returns, so they may be changed afterwards. Inside a backend, the time left
         of the request that is being answered limits this call too, and where nobody waits for that any more this is cancelled.
+        On a Ray cluster an argument may be a `ray.ObjectRef`: the handler gets its object. Within an argument it stays a reference,
+        which is good until the call is over.
 
         Raises `EncodeError` (a `TypeError`) for an argument that can't be pickled, or for more than a frame holds, and
         `NotRunningError` where there is no instance to send to.
@@ -83,7 +86,12 @@ class Handle:
         call.http = b""
         call.positional = len(args)
         call.keywords = tuple(sorted(map(_exact, kwargs))) if kwargs else ()
-        call.body = body = payload.dump_call(args, kwargs)
+        if connection.objects is None:
+            call.body = body = payload.dump_call(args, kwargs)
+        else:
+            lending = Lending(connection.objects)
+            call.body = body = payload.dump_call(args, kwargs, lending)
+            call.lent = lending.met
         call.body_bytes = len(body)
         if kwargs:
             _check_names(call.keywords)
@@ -329,7 +337,7 @@ class _PyCall(Call):
     then sleeps; whoever sets something sets it first, then swaps `waiters` and calls them. So nobody sleeps through it.
     """
 
-    __slots__ = ("answer", "chunks", "connection", "error", "over", "owed_bytes", "siblings", "streams", "waiters")
+    __slots__ = ("answer", "chunks", "connection", "error", "lent", "over", "owed_bytes", "siblings", "streams", "waiters")
 
     def __init__(self) -> None:
         self.over = False
@@ -341,12 +349,14 @@ class _PyCall(Call):
         self.waiters: list[Callable[[], object]] = []
         self.connection: Connection
         self.siblings: set[Asked] | None = None  # where the call that is answered keeps it, if there is one, until this is over
+        self.lent: list[Any] | None = None  # references among the arguments, kept until this is over
 
     # On the loop, while it is borrowed, or on any thread once it has ended.
 
     def answered(self, answer: wire.Answer) -> None:
         self.answer = answer
         self.over = True
+        self.lent = None
         if self.siblings is not None:
             self._leave()
         waiters = self.waiters
@@ -380,6 +390,7 @@ class _PyCall(Call):
         self._wake()
 
     def _leave(self) -> None:
+        self.lent = None
         siblings, self.siblings = self.siblings, None
         if siblings is not None:
             siblings.discard(self)

@@ -26,12 +26,13 @@ from headgate.errors import ErrorInfo, WireError
 from headgate.router import remote
 from headgate.router.borrowing import SharedLoop
 from headgate.router.call import OVER, Call
-from headgate.router.channel import SMALL_BYTES, Channel, Part
+from headgate.router.channel import SMALL_BYTES, Channel, Part, channel_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from headgate.router.routes import BackendRoute
+    from headgate.router.tls import SecureSocket
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_answer = msgspec.msgpack.Decoder(wire.Answer).decode
@@ -78,6 +79,8 @@ class Link:
         self._dead: asyncio.TimerHandle | None = None
         self.unstarted: list[Call] = []
         """What it had not started when it was lost, until its replica is seen dead."""
+        self.silent = False
+        """It was lost because nothing was heard of the replica any more."""
         self._address = remote.as_seen_from(node, entry.address)
         self._page: mmap.mmap | bytearray
         if not remote.is_path(self._address):
@@ -122,14 +125,25 @@ class Link:
 
     async def _connected_by_tcp(self) -> Channel | None:
         try:
-            sock = await remote.connect(self._address, self._backend.router.way.secret)
+            sock = await self._connected_socket()
         except OSError:
             return None
         except WireError as error:  # what listens there now is none of ours
             _log.warning("replica %s can't be reached: %s", self.replica, error)
             await asyncio.sleep(_STRANGER_S)
             return None
-        return Channel(sock, self._loop, wire.Decoder(), wire.CALLS)
+        return channel_over(sock, self._loop, wire.Decoder(), wire.CALLS)
+
+    async def _connected_socket(self) -> socket.socket | SecureSocket:
+        way = self._backend.router.way
+        sock = await remote.connect(self._address, way.secret, tls=way.tls is not None)
+        if way.tls is None:
+            return sock
+        try:
+            return await way.tls.begin(sock, server_side=False)
+        except BaseException:
+            sock.close()
+            raise
 
     @property
     def is_remote(self) -> bool:
@@ -386,20 +400,22 @@ class Link:
     # The end.
 
     def _lost(self) -> None:
+        self.silent = silent = self._channel is not None and self._channel.fell_silent
         self._close_channel()
         if self.state == CONNECTING:
             self._refused()
             return
         self.state = CLOSED
-        started = [call for call in self.calls.values() if self._page[call.place]]
-        rest = [call for call in self.calls.values() if not self._page[call.place]]
+        # What a node out of reach says that it starts doesn't arrive: there all that it has may have started.
+        started = [call for call in self.calls.values() if silent or self._page[call.place]]
+        rest = [call for call in self.calls.values() if not (silent or self._page[call.place])]
         self.calls.clear()
         self.unstarted = rest
         self._backend.lost(self, started)
-        if self.is_remote:
+        if self.is_remote and not self._backend.entry.idempotent:
             self._dead = self._loop.call_later(remote.DROPPED_AFTER_S, self._settle)
         elif self._pid_fd < 0:
-            # Without a pidfd the closed socket is all the news there is.
+            # Without a pidfd the closed socket is all the news there is; and what may run twice need not wait for more.
             self._settle()
         else:
             self._dead = self._loop.call_later(_DEATH_WAIT_S, self._still_alive)

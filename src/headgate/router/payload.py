@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from headgate.errors import EncodeError, WireError
 from headgate.router import byvalue
+from headgate.router.references import Lending
 
 _PLAIN: Final = b"\0\0\0\0"
 _ATOMIC: Final = b"\xff\xff\xff\xff"
@@ -38,10 +39,11 @@ _ATOMS: Final = frozenset((type(None), bool, int, float, complex, str, bytes))
 _SHORT_BYTES = 4096
 
 
-def dump(value: object, names: tuple[str, ...] = ()) -> bytes:
+def dump(value: object, names: tuple[str, ...] = (), lending: Lending | None = None) -> bytes:
     """Turn `value` into a payload, which doesn't change with `value` afterwards.
 
     Classes and functions that can't be imported elsewhere, such as those of `__main__`, go by value.
+    References to objects of a store go as `lending` says, where there is one.
     Raises `EncodeError` that names what can't be pickled; `names` are what it calls the items of a tuple.
     """
     if type(value) in _ATOMS:
@@ -56,14 +58,16 @@ def dump(value: object, names: tuple[str, ...] = ()) -> bytes:
 
     try:
         data = pickle.dumps(value, 5, buffer_callback=keep)
-        by_value = b"__main__" in data
+        by_value = b"__main__" in data or (lending is not None and lending.mark in data)
     except Exception:  # noqa: BLE001 - classes may fail to pickle in any way; most of them go by value
         by_value = True
     if by_value:
         # A reference to a class of `__main__` would name another module in the process that opens it.
         buffers.clear()
         try:
-            data = byvalue.dumps(value, keep)
+            data = byvalue.dumps(value, keep, lending)
+        except EncodeError:
+            raise
         except Exception as error:
             raise EncodeError(f"{culprit(value, names=names)} can't be sent to another process: {type(error).__name__}: {error}") from error
     if not buffers:
@@ -77,7 +81,7 @@ def dump(value: object, names: tuple[str, ...] = ()) -> bytes:
     return b"".join(parts)
 
 
-def dump_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+def dump_call(args: tuple[Any, ...], kwargs: dict[str, Any], lending: Lending | None = None) -> bytes:
     """The payload of a call's arguments. Raises `EncodeError`."""
     if not kwargs:
         for argument in args:
@@ -85,7 +89,7 @@ def dump_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
                 break
         else:
             return _ATOMIC + marshal.dumps((args, kwargs), _MARSHAL_VERSION)
-    return dump((args, kwargs), ("args", "kwargs"))
+    return dump((args, kwargs), ("args", "kwargs"), lending)
 
 
 def load(data: bytes | bytearray) -> Any:

@@ -1,8 +1,9 @@
 """How do two processes of one instance talk over TCP: who may connect, and when is the other one out of reach?
 
 Before anything else both prove by HMAC, over numbers drawn for this connection, that they know the instance's secret, which
-is never sent. The kernel asks idle peers for a sign of life, so that neither a busy interpreter nor a missing packet looks
-like an end: a connection over which nothing was heard for `LOST_AFTER_S` is closed.
+is never sent; where both have certificates, TLS begins after that (`router/tls.py`). The kernel asks idle peers for a sign of life, so
+that neither a busy interpreter nor a missing packet looks like an end: a connection over which nothing was heard for `LOST_AFTER_S`
+is closed.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _MOST_STRANGERS: Final = 100
 """So many may be proving at once that they belong to the instance."""
 _log = logging.getLogger("headgate.router")
 _MAGIC: Final = b"headgate\x01"
+_MAGIC_TLS: Final = b"headgate\x81"  # as long: TLS follows the proofs
 _NONCE_BYTES: Final = 32
 _PROOF_BYTES: Final = 32
 _LAST_ACK_RECV: Final = struct.Struct("<56xI")  # of the kernel's `struct tcp_info`, in ms
@@ -69,14 +71,15 @@ def join(host: str, port: int) -> str:
 class Gate:
     """Takes TCP connections on a free port of `host`, and hands on those whose peers know the secret.
 
-    `admitted` is called with each such socket, on the event loop on which the gate was opened.
+    `admitted` is called with each such socket, on the event loop on which the gate was opened; with `tls`, TLS is to begin on it.
     """
 
-    def __init__(self, host: str, secret: bytes, backlog: int, admitted: Callable[[socket.socket], object]) -> None:
+    def __init__(self, host: str, secret: bytes, backlog: int, admitted: Callable[[socket.socket], object], *, tls: bool = False) -> None:
         self._host = host
         self._secret = secret
         self._backlog = backlog
         self._admitted = admitted
+        self._tls = tls
         self._listening: Listening | None = None
         self._strangers: set[asyncio.Task[None]] = set()
 
@@ -105,7 +108,7 @@ class Gate:
 
     async def _admit(self, sock: socket.socket) -> None:
         try:
-            await admit(sock, self._secret)
+            await admit(sock, self._secret, tls=self._tls)
         except BaseException as error:
             sock.close()
             if isinstance(error, WireError):
@@ -116,11 +119,13 @@ class Gate:
             self._admitted(sock)
 
 
-async def connect(address: str, secret: bytes) -> socket.socket:
-    """Connect, and have both sides prove that they know the secret.
+async def connect(address: str, secret: bytes, *, tls: bool = False) -> socket.socket:
+    """Connect, and have both sides prove that they know the secret. With `tls`, TLS is to begin on the socket.
 
-    Raises `OSError` where nobody listens, or too late, and `WireError` where the other one is of another instance.
+    Raises `OSError` where nobody listens, or too late, and `WireError` where the other one is of another instance, or only one of
+    both wants TLS.
     """
+    magic = _MAGIC_TLS if tls else _MAGIC
     loop = asyncio.get_running_loop()
     host, port = split(address)
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
@@ -129,13 +134,16 @@ async def connect(address: str, secret: bytes) -> socket.socket:
         async with asyncio.timeout(HANDSHAKE_S):
             await loop.sock_connect(sock, (host, port))
             _set_options(sock)
-            theirs = await _receive(sock, len(_MAGIC) + _NONCE_BYTES)
-            if not theirs.startswith(_MAGIC):
+            theirs = await receive(sock, len(magic) + _NONCE_BYTES)
+            if not theirs.startswith(magic):
+                if theirs.startswith((_MAGIC, _MAGIC_TLS)):
+                    others, own = ("doesn't use TLS", "does") if tls else ("uses TLS", "doesn't")
+                    raise WireError(f"what listens at {address} {others}, and this process {own}; set TLS up on every node, or on none")
                 raise WireError(f"what listens at {address} is not of this version of Headgate")
             ours = secrets.token_bytes(_NONCE_BYTES)
-            theirs = theirs[len(_MAGIC) :]
-            await loop.sock_sendall(sock, ours + _proof(secret, b"connects", theirs, ours))
-            if not hmac.compare_digest(await _receive(sock, _PROOF_BYTES), _proof(secret, b"accepts", theirs, ours)):
+            theirs = theirs[len(magic) :]
+            await loop.sock_sendall(sock, ours + _proof(secret, magic + b"connects", theirs, ours))
+            if not hmac.compare_digest(await receive(sock, _PROOF_BYTES), _proof(secret, magic + b"accepts", theirs, ours)):
                 raise WireError(f"what listens at {address} does not know this instance's secret")
     except BaseException:
         sock.close()
@@ -143,22 +151,23 @@ async def connect(address: str, secret: bytes) -> socket.socket:
     return sock
 
 
-async def admit(sock: socket.socket, secret: bytes) -> None:
-    """Have who has connected prove that they know the secret, and prove it to them.
+async def admit(sock: socket.socket, secret: bytes, *, tls: bool = False) -> None:
+    """Have who has connected prove that they know the secret, and prove it to them. With `tls`, TLS is to begin on the socket.
 
     Raises `OSError` where they leave or take too long, and `WireError` where they don't. The socket stays the caller's.
     """
+    magic = _MAGIC_TLS if tls else _MAGIC
     loop = asyncio.get_running_loop()
     sock.setblocking(False)
     _set_options(sock)
     async with asyncio.timeout(HANDSHAKE_S):
         ours = secrets.token_bytes(_NONCE_BYTES)
-        await loop.sock_sendall(sock, _MAGIC + ours)
-        answer = await _receive(sock, _NONCE_BYTES + _PROOF_BYTES)
+        await loop.sock_sendall(sock, magic + ours)
+        answer = await receive(sock, _NONCE_BYTES + _PROOF_BYTES)
         theirs, proof = answer[:_NONCE_BYTES], answer[_NONCE_BYTES:]
-        if not hmac.compare_digest(proof, _proof(secret, b"connects", ours, theirs)):
+        if not hmac.compare_digest(proof, _proof(secret, magic + b"connects", ours, theirs)):
             raise WireError("who connected does not know this instance's secret")
-        await loop.sock_sendall(sock, _proof(secret, b"accepts", ours, theirs))
+        await loop.sock_sendall(sock, _proof(secret, magic + b"accepts", ours, theirs))
 
 
 def heard_ago_s(sock: socket.socket) -> float:
@@ -170,10 +179,11 @@ def heard_ago_s(sock: socket.socket) -> float:
 
 
 def _proof(secret: bytes, role: bytes, accepts: bytes, connects: bytes) -> bytes:
-    return hmac.digest(secret, _MAGIC + role + accepts + connects, "sha256")
+    return hmac.digest(secret, role + accepts + connects, "sha256")
 
 
-async def _receive(sock: socket.socket, count: int) -> bytes:
+async def receive(sock: socket.socket, count: int) -> bytes:
+    """So many bytes, of a socket that doesn't block. Raises `OSError` where the peer leaves before."""
     loop = asyncio.get_running_loop()
     data = b""
     while len(data) < count:

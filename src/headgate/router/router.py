@@ -403,7 +403,7 @@ class Router:
 class _Shadow(Call):
     """A copy of a call whose answer nobody reads."""
 
-    __slots__ = ("_owed_bytes",)
+    __slots__ = ("_lent", "_owed_bytes")
 
     def __init__(self, call: Call, tag: str, deadline: float) -> None:
         self.endpoint, self.backend, self.method = call.endpoint, tag, call.method
@@ -411,6 +411,7 @@ class _Shadow(Call):
         self.positional, self.keywords = call.positional, call.keywords
         self.body, self.body_bytes = call.body, call.body_bytes
         self.admitted_at, self.caller_timeout_s, self.deadline = call.admitted_at, None, deadline
+        self._lent = getattr(call, "lent", None)  # its arguments' references, for as long as this lives
         self._owed_bytes = 0
         self.state, self.deaths, self.link, self.shadow, self.started_stream = WAITING, MOST_DEATHS, None, True, False
 

@@ -178,7 +178,7 @@ class BackendRoute:
             if self.entry.idempotent and not call.started_stream:
                 again.append(call)
             else:
-                self.router.fail(call, _died(self.tag, link.replica, call), now)
+                self.router.fail(call, _died(self.tag, link, call), now)
         return again
 
     def _send_elsewhere(self, link: Link, calls: list[Call], now: float) -> None:
@@ -193,7 +193,7 @@ class BackendRoute:
             else:
                 if not call.shadow:
                     self.router.log_given_up(call)
-                self.router.fail(call, _died(self.tag, link.replica, call), now)
+                self.router.fail(call, _died(self.tag, link, call), now)
         self.pump(now)
 
     def close(self) -> None:
@@ -219,6 +219,10 @@ def _limits(entry: BackendEntry) -> Limits:
     )
 
 
-def _died(tag: str, replica: str, call: Call) -> ErrorInfo:
-    what = "met too many deaths of replicas and is given up" if call.deaths >= MOST_DEATHS else "was running, and may have had effects"
-    return ErrorInfo("ReplicaDiedError", f"replica {replica} of backend {tag!r} died; the request {what}")
+def _died(tag: str, link: Link, call: Call) -> ErrorInfo:
+    end, what = "died", "was running, and may have had effects"
+    if link.silent:
+        end, what = "is out of reach", "may have been running, and have had effects"
+    if call.deaths >= MOST_DEATHS:
+        what = "met too many deaths of replicas and is given up"
+    return ErrorInfo("ReplicaDiedError", f"replica {link.replica} of backend {tag!r} {end}; the request {what}")

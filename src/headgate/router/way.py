@@ -9,6 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from headgate.router.references import Objects
+    from headgate.router.tls import Tls
 
 from headgate.config import ReplicaOptions, refuse_for_one_machine
 
@@ -16,7 +21,10 @@ from headgate.config import ReplicaOptions, refuse_for_one_machine
 class Way:
     """The way of a process on one node to its instance, all of which is on that node. Engines have their own below this."""
 
-    def __init__(self, folder: str, *, node: str = "", host: str = "", secret: bytes = b"") -> None:
+    objects: Objects | None = None
+    """The store of objects that references among arguments refer to, where there is one."""
+
+    def __init__(self, folder: str, *, node: str = "", host: str = "", secret: bytes = b"", tls: Tls | None = None) -> None:
         self._folder = folder
         self.id = folder
         """Which instance it leads to: that of this folder, or as an engine says."""
@@ -26,6 +34,8 @@ class Way:
         """The address at which other nodes reach this one; empty where nobody does."""
         self.secret = secret
         """What proves to other nodes that a process belongs to the instance."""
+        self.tls = tls
+        """What encrypts what goes to other nodes, where that is wanted."""
 
     @property
     def folder(self) -> str:

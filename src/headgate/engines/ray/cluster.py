@@ -1,4 +1,4 @@
-"""Which nodes does the cluster have, what is free on them, and which are to have an ingress?
+"""Which nodes does the cluster have, what is free on them, which are to have an ingress, and where is the next replica to be?
 
 What this instance's own replicas take is known here as soon as they start and end. What others take is what Ray says is gone
 beyond that, at the last two looks: Ray itself may lag a moment behind. Ray decides who is placed where; what waits for it is
@@ -8,7 +8,9 @@ told here.
 from __future__ import annotations
 
 import math
+import socket
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -27,6 +29,8 @@ HEAD_ONLY: Final = "head_only"
 _OTHERS: Final = "others"
 _NOT_SHOWN: Final = ("node:", "object_store_memory", "accelerator_type:")
 """What Ray lists among the resources of a node, though nobody would call it one."""
+_REACHED_WITHIN_S: Final = 1.0
+_MEBIBYTE: Final = 1 << 20  # below it, memory is not taken by anybody: actors that need none ask for a byte
 _AUTOSCALER_S: Final = 5.0
 """How often it is asked whether there is an autoscaler, whose report is long on a large cluster."""
 _PLACED_WITHIN_S: Final = 5.0
@@ -38,9 +42,11 @@ Amounts = dict[str, float]
 class _Node:
     """One node that is alive."""
 
-    def __init__(self, id: str, host: str, *, is_head: bool) -> None:
+    def __init__(self, id: str, host: str, port: int, *, is_head: bool) -> None:
         self.id = id
         self.host = host
+        self.port = port
+        """Of Ray's own program there, the raylet."""
         self.is_head = is_head
         self.total: Amounts = {}
         self.labels: Mapping[str, str] = {}
@@ -52,6 +58,7 @@ class _Node:
     def see(self, taken: Amounts) -> None:
         """So much of it is taken by others, now."""
         latest = {name: max(0.0, taken.get(name, 0.0)) for name in self.total}
+        latest["memory"] = latest.get("memory", 0.0) // _MEBIBYTE * _MEBIBYTE
         self.others = {name: min(amount, self.latest.get(name, 0.0)) for name, amount in latest.items()}
         self.latest = latest
 
@@ -68,8 +75,9 @@ class Seen(NamedTuple):
 class _Holder:
     """A replica of this instance, and where it is, once that is known."""
 
-    def __init__(self, options: ReplicaOptions, now: float) -> None:
+    def __init__(self, options: ReplicaOptions, backend: str, now: float) -> None:
         self.options = options
+        self.backend = backend
         self.taken = placement.taken(options)
         self.since = now
         self.node = ""
@@ -107,7 +115,7 @@ class Cluster:
         for one in seen.nodes:
             if one["Alive"]:
                 id, total = one["NodeID"], {"GPU": 0.0, **one["Resources"]}
-                node = self._nodes.get(id) or _Node(id, one["NodeManagerAddress"], is_head=HEAD in total)
+                node = self._nodes.get(id) or _Node(id, one["NodeManagerAddress"], one["NodeManagerPort"], is_head=HEAD in total)
                 node.total, node.labels = total, one.get("Labels") or {}
                 taken[id] = dict(total)
                 _add(taken[id], seen.free.get(id, {}), -1)
@@ -133,11 +141,31 @@ class Cluster:
         found = self._nodes.get(node)
         return "" if found is None else found.host
 
+    def next_node(self, id: str, but: Collection[str] = ()) -> str:
+        """Where a replica that has been counted should be, but on none of those: of the nodes where it fits, the one with the fewest
+        replicas of its backend, and then of all backends. From then on it counts as being there. Empty where it fits on none.
+        """
+        holder = self._holders[id]
+        books = {node: book for node, book in self._books(frozenset([id])).items() if node not in but}
+        holder.presumed = self._take_anywhere(books, id, holder.options, holder.backend)
+        return holder.presumed
+
+    def answers(self, node: str) -> bool:
+        """Whether Ray's program on that node takes a connection now: Ray itself learns of a lost node only after a while. Blocks."""
+        found = self._nodes.get(node)
+        if found is None:
+            return False
+        try:
+            socket.create_connection((found.host, found.port), _REACHED_WITHIN_S).close()
+        except OSError:
+            return False
+        return True
+
     # What this instance takes.
 
-    def take(self, id: str, options: ReplicaOptions) -> None:
+    def take(self, id: str, options: ReplicaOptions, backend: str) -> None:
         """A replica starts: count what it takes, if there is room for it."""
-        self._holders[id] = _Holder(options, time.monotonic())
+        self._holders[id] = _Holder(options, backend, time.monotonic())
         self._presume()
 
     def placed(self, id: str, node: str, gpus: tuple[str, ...]) -> None:
@@ -221,10 +249,13 @@ class Cluster:
                 return self._found(options, count)
         return None
 
-    def _take_anywhere(self, books: Mapping[str, Books], id: str, options: ReplicaOptions) -> str:
-        """Book it on a node that it may go to and that has room; the node's id, or an empty string."""
+    def _take_anywhere(self, books: Mapping[str, Books], id: str, options: ReplicaOptions, backend: str = "") -> str:
+        """Book it on a node that it may go to and that has room; the node's id, or an empty string. Nodes with few of its backend first."""
         wanted = placement.taken(options)
-        for node, book in books.items():
+        others = [other for one, other in self._holders.items() if one != id] if backend else []
+        of_all = Counter(other.node or other.presumed for other in others)
+        of_backend = Counter(other.node or other.presumed for other in others if other.backend == backend)
+        for node, book in sorted(books.items(), key=lambda entry: (of_backend[entry[0]], of_all[entry[0]])):
             if placement.may_go_to(options, node, self._nodes[node].labels):
                 try:
                     book.take(id, wanted)
@@ -266,7 +297,7 @@ class Cluster:
             return
         books = self._books()
         for id, holder in waiting:
-            holder.presumed = self._take_anywhere(books, id, holder.options)
+            holder.presumed = self._take_anywhere(books, id, holder.options, holder.backend)
             if holder.presumed:
                 holder.since = time.monotonic()
 
@@ -283,7 +314,8 @@ class Cluster:
             if holder.node in taken:
                 _add(taken[holder.node], asked, -1)
             elif holder.presumed:
-                found = [node for node in taken.values() if all(node.get(name, 0.0) >= amount - 1e-6 for name, amount in asked.items())]
+                nodes = [taken[holder.presumed], *taken.values()] if holder.presumed in taken else list(taken.values())
+                found = [node for node in nodes if all(node.get(name, 0.0) >= amount - 1e-6 for name, amount in asked.items())]
                 _add(found[0] if found else {}, asked, -1)
 
 

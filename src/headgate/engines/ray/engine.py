@@ -24,13 +24,14 @@ from headgate.core import replica_life as life
 from headgate.core.messages import Hello
 from headgate.engines.base import INGRESS, REPLICA, IngressSpec, InstanceSettings, ReplicaSpec, Running
 from headgate.engines.members import Member, Members
-from headgate.engines.ray import records
+from headgate.engines.ray import placement, records
 from headgate.engines.ray.cluster import Cluster
-from headgate.engines.ray.options import actor_options
+from headgate.engines.ray.options import LIGHT, SPREAD, actor_options
 from headgate.engines.ray.records import ActorRecord
 from headgate.errors import (
     AddressInUseError,
     InsufficientResourcesError,
+    in_one_line,
 )
 from headgate.router.remote import join, split
 
@@ -43,7 +44,6 @@ _LOOK_S: Final = 0.5
 _BEGUN_WITHIN_S: Final = 20.0
 """Where there is room, the process of a replica has so long at least until it is heard of."""
 _ALL: Final = ("0.0.0.0", "::", "")  # what is listened on is the user's choice; this is how it is told from an address
-
 T = TypeVar("T")
 
 
@@ -97,7 +97,7 @@ class RayEngine(Members[_Actor]):
             actor.adopt(record.state, record.address)
             self._members[spec.id] = actor
             if isinstance(spec, ReplicaSpec):
-                self._cluster.take(spec.id, spec.options)
+                self._cluster.take(spec.id, spec.options, spec.backend)
                 if actor.node:
                     self._has_room(actor)
             self._watch(actor, handle.run.remote(self._settings.name, spec.id))
@@ -202,26 +202,41 @@ class RayEngine(Members[_Actor]):
         actor = _Actor(spec, self._loop)
         self._members[spec.id] = actor
         if isinstance(spec, ReplicaSpec):
-            self._cluster.take(spec.id, spec.options)
+            self._cluster.take(spec.id, spec.options, spec.backend)
         self._spawn(self._create(actor))
         return actor
 
     async def _create(self, actor: _Actor) -> None:
         try:
-            actor.handle, over = await _in_thread(self._create_in_thread, actor.spec)
+            place = await self._place_for(actor.spec)
+            actor.handle, over = await _in_thread(self._create_in_thread, actor.spec, place)
         except Exception as error:  # noqa: BLE001  # whatever Ray says of the options: it did not start
             self._has_ended(actor.id, f"could not be started: {error}")
             return
         self._watch(actor, over)
 
-    def _create_in_thread(self, spec: ReplicaSpec | IngressSpec) -> tuple[Any, Any]:
+    async def _place_for(self, spec: ReplicaSpec | IngressSpec) -> Any:
+        """Where it is to be, as Ray wants it; None where its options say. Replicas of a backend are spread over the nodes that answer."""
+        if isinstance(spec, IngressSpec):
+            return NodeAffinitySchedulingStrategy(spec.place, soft=False)
+        if not placement.is_anywhere(spec.options):
+            return None
+        silent: set[str] = set()
+        while node := self._cluster.next_node(spec.id, silent):
+            if await _in_thread(self._cluster.answers, node):
+                return NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
+            silent.add(node)
+        return SPREAD
+
+    def _create_in_thread(self, spec: ReplicaSpec | IngressSpec, place: Any) -> tuple[Any, Any]:
         records.write_as(records.spec_key(self._settings.name, spec.id), spec)
         if isinstance(spec, ReplicaSpec):
             made_by, role, options = self._actors_made_by.replica, REPLICA, actor_options(spec.options)
         else:
-            made_by, role = self._actors_made_by.ingress, INGRESS
-            options = {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(spec.place, soft=False)}
-        options |= {"name": f"{role}:{spec.id}", "namespace": self._namespace, "lifetime": "detached", "max_restarts": 0}
+            made_by, role, options = self._actors_made_by.ingress, INGRESS, LIGHT
+        options = options | {"name": f"{role}:{spec.id}", "namespace": self._namespace, "lifetime": "detached", "max_restarts": 0}
+        if place is not None:
+            options["scheduling_strategy"] = place
         handle = made_by.options(**options).remote()
         return handle, handle.run.remote(self._settings.name, spec.id)
 
@@ -343,9 +358,10 @@ class RayEngine(Members[_Actor]):
 
 
 def _reason(error: BaseException) -> str:
-    """What Ray says of a death, in few words: the first of them, or what was raised."""
-    if isinstance(error, RayTaskError):
-        return f"{type(error.cause).__name__}: {error.cause}"[:300]
+    """The first words of what Ray says of a death."""
+    cause = getattr(error, "cause", None)
+    if isinstance(error, RayTaskError) and isinstance(cause, BaseException):
+        return in_one_line(cause)[:300]
     text = str(error) if isinstance(error, RayError) else repr(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__

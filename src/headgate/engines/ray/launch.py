@@ -12,10 +12,13 @@ from typing import Any, Final
 import msgspec
 import ray
 from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from headgate.engines.base import InstanceSettings, Report
-from headgate.engines.ray import records
+from headgate.engines.ray import records, security
+from headgate.engines.ray.cluster import HEAD
 from headgate.engines.ray.engine import namespace
+from headgate.engines.ray.options import LIGHT
 from headgate.engines.ray.records import InstanceRecord
 from headgate.engines.ray.way import RayWay
 from headgate.errors import InstanceStartError, rebuild
@@ -48,8 +51,10 @@ def find(name: str) -> RayWay | None:
 def launch(settings: InstanceSettings) -> bool:
     """Start an instance and wait until HTTP answers. False where one of that name runs already: connect to it.
 
-    Raises `AddressInUseError`, or `InstanceStartError` for anything else. After an error, or an interrupt, nothing of it is left.
+    Raises `InvalidValueError` for what Ray's settings for TLS name, `AddressInUseError`, or `InstanceStartError` for anything else.
+    After an error, or an interrupt, nothing of it is left.
     """
+    security.tls()
     controller = importlib.import_module(ROOT).controller
     key, began = records.instance_key(settings.name), time.monotonic()
     deadline = began + START_TIMEOUT_S
@@ -64,7 +69,12 @@ def launch(settings: InstanceSettings) -> bool:
     actor: Any = None
     try:
         actor = controller.options(
-            name=CONTROLLER, namespace=namespace(settings.name), lifetime="detached", max_restarts=-1, num_cpus=0
+            name=CONTROLLER,
+            namespace=namespace(settings.name),
+            lifetime="detached",
+            max_restarts=-1,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(_head(), soft=True),
+            **LIGHT,
         ).remote(settings.name)
         report = _wait_for_report(actor.report.remote(), deadline)
         if report.error is not None:
@@ -77,6 +87,11 @@ def launch(settings: InstanceSettings) -> bool:
         records.delete_all(settings.name)
         raise
     return True
+
+
+def _head() -> str:
+    """The node without which there is no cluster, so that the controller ends by the loss of no other."""
+    return str(next(node["NodeID"] for node in ray.nodes() if node["Alive"] and HEAD in node["Resources"]))
 
 
 def _wait_for_report(told: Any, deadline: float) -> Report:

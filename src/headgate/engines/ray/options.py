@@ -20,6 +20,9 @@ from headgate.errors import ConfigError
 from headgate.scheduling import InPlacementGroup, LabelMatch, NodeAffinity, NodeLabels
 
 SPREAD: Final = "SPREAD"
+LIGHT: Final = {"num_cpus": 0, "memory": 1}
+"""What an actor asks for that takes nothing. One that asked for nothing at all would be started by way of a node that Ray draws, be it
+one that has just been lost; one that asks for a byte, by way of the node of who starts it."""
 _AS_GIVEN: Final = (
     "accelerator_type",
     "object_store_memory",
@@ -39,11 +42,6 @@ def check(options: ReplicaOptions) -> ReplicaOptions:
     """
     if not os.environ.get(RAY_RUNTIME_ENV_PLUGINS_ENV_VAR):
         refuse_unknown(options.runtime_env, (*RUNTIME_ENV_KEYS, *RuntimeEnv.known_fields), "runtime_env")
-    if isinstance(options.scheduling_strategy, NodeLabels) and not placement.amounts(options):
-        raise ConfigError(
-            "ray_actor_options: Ray follows a NodeLabelSchedulingStrategy only for what takes something of its node: "
-            "add num_cpus=0.001, or use label_selector"
-        )
     try:
         validate_actor_options(actor_options(options), in_options=True)
         runtime_env = parse_runtime_env_for_task_or_actor(dict(options.runtime_env)) if options.runtime_env else {}
@@ -56,6 +54,8 @@ def check(options: ReplicaOptions) -> ReplicaOptions:
 def actor_options(options: ReplicaOptions) -> dict[str, Any]:
     """As Ray wants them. Replicas that say nothing of where they want to be are spread over the nodes."""
     asked: dict[str, Any] = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
+    if not placement.in_group(options):  # which may have reserved no memory
+        asked = LIGHT | asked
     asked["scheduling_strategy"] = _strategy(options)
     for name in ("memory", "resources", "runtime_env", "label_selector"):
         if getattr(options, name):

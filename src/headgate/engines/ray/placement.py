@@ -21,6 +21,11 @@ def may_go_to(options: ReplicaOptions, node: str, labels: Mapping[str, str]) -> 
     return any(all(_is_selected(value, labels.get(label)) for label, value in selector.items()) for selector in selectors)
 
 
+def is_anywhere(options: ReplicaOptions) -> bool:
+    """Whether it says nothing of where it wants to be."""
+    return options.scheduling_strategy is None and not options.label_selector and not options.fallback_strategy
+
+
 def is_bound_to_a_node(options: ReplicaOptions) -> bool:
     """Whether no node that may come can be the one."""
     strategy = options.scheduling_strategy

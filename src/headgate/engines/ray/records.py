@@ -27,6 +27,9 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
     controller: str = ""  # its address; empty until it listens for the first time
     serving: bool = False  # HTTP has answered
 
+    def __repr__(self) -> str:  # the secret is in no log
+        return f"InstanceRecord(settings={self.settings!r}, controller={self.controller!r}, serving={self.serving!r})"
+
 
 class ActorRecord(msgspec.Struct, frozen=True, kw_only=True):
     """How far an actor has come."""

@@ -17,7 +17,8 @@ import ray
 
 from headgate.config import ReplicaOptions
 from headgate.engines.local import folders
-from headgate.engines.ray import records
+from headgate.engines.ray import records, security
+from headgate.engines.ray.objects import RayObjects
 from headgate.engines.ray.options import check
 from headgate.engines.ray.records import InstanceRecord
 from headgate.router.remote import as_seen_from
@@ -36,9 +37,12 @@ class RayWay(Way):
     Made in a process that is connected with Ray.
     """
 
+    objects = RayObjects()
+
     def __init__(self, record: InstanceRecord) -> None:
         node = ray.get_runtime_context().get_node_id()
-        super().__init__(_folder(record.settings.id, node), node=node, host=ray.util.get_node_ip_address(), secret=record.secret)
+        host = ray.util.get_node_ip_address()
+        super().__init__(_folder(record.settings.id, node), node=node, host=host, secret=record.secret, tls=security.tls())
         self._settings = record.settings
         self.name = record.settings.name
         self.id = record.settings.id

@@ -1,0 +1,16 @@
+"""On which cluster are these tests run?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster.nodes import Nodes
+
+
+@pytest.fixture(scope="package")
+def nodes() -> Iterator[Nodes]:
+    """Four nodes; who kills one starts it again."""
+    with Nodes(4) as nodes:
+        yield nodes

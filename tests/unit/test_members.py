@@ -1,0 +1,46 @@
+"""What does an engine do alike with its members, when a connection with one of them is lost?"""
+
+from __future__ import annotations
+
+import asyncio
+
+from headgate.core.messages import PROTOCOL, Hello, Message, Ping, Pong
+from headgate.core.specs import IngressSpec
+from headgate.engines.members import Member, Members
+
+
+class Engine(Members[Member]):
+    """Has one ingress, and starts nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loop = asyncio.get_running_loop()
+        self._members["i"] = Member(IngressSpec(id="i", token="token", place=""), self._loop)
+
+    def _remember(self, member: Member) -> None:
+        pass
+
+
+class Peer:
+    """One connection: what was sent over it."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+
+    def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+
+def test_a_ping_that_was_lost_with_a_connection_goes_over_the_next_one():
+    async def scene() -> None:
+        engine, first, second = Engine(), Peer(), Peer()
+        hello = Hello(PROTOCOL, "ingress", "i", 1, token="token")
+        assert engine.connected(hello, first)
+        answer = asyncio.ensure_future(engine.ping("i"))
+        await asyncio.sleep(0)
+        assert engine.connected(hello, second)
+        assert first.sent == second.sent == [Ping(1)]
+        engine.received("i", Pong(1))
+        assert await answer == Pong(1)
+
+    asyncio.run(scene())
