@@ -52,6 +52,7 @@ SAMPLES: list[m.Message] = [
     m.VerbDone("id", b"\xc0", None, ("slow",)),
     m.Configure(BackendConfig(max_batch_size=4)),
     m.Drain(20.0),
+    m.Unwanted(),
     m.Ping(1),
     m.Count(1),
     m.RoutingTable(9, {"e": m.EndpointEntry("e", "/é", ("GET",), {"b": 1.0})}, {"b": BACKEND}),
