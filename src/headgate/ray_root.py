@@ -32,7 +32,7 @@ def _keep(key: str, state: bytes) -> None:
 class Replica(Actor):
     """The actor of a replica."""
 
-    def run(self, name: str, id: str) -> None:
+    def live(self, name: str, id: str) -> None:
         """Be the replica until it is drained."""
         from headgate.replica.main import run
 
@@ -43,7 +43,7 @@ class Replica(Actor):
 class Ingress(Actor):
     """The actor of an ingress."""
 
-    def run(self, name: str, id: str) -> None:
+    def live(self, name: str, id: str) -> None:
         """Be the ingress until it is drained."""
         from headgate.engines.ray.listener import listen
         from headgate.ingress.main import run

@@ -11,7 +11,8 @@ there is none. Verbs can be called from any thread; inside a running event loop 
 In a replica they act on the instance that the replica belongs to.
 
 Every verb that talks to the instance can raise `NotRunningError` (a `RuntimeError`): the instance was shut down, or its
-controller could not be reached for 15 seconds. A verb that is interrupted, as by Ctrl-C, may take effect all the same.
+controller could not be reached for 15 seconds. A verb that is interrupted, as by Ctrl-C, may take effect all the same, unless it
+waits for room on a cluster: then it leaves nothing.
 """
 
 from __future__ import annotations
@@ -163,7 +164,8 @@ class Instance:
         Raises, and then nothing of the backend exists: `AlreadyExistsError` or `InvalidValueError` (`ValueError`) for a tag
         that is taken or no name, and for arguments to a function; `InvalidTypeError` (`TypeError`) for what isn't callable;
         `ConfigError` (`ValueError`), for a wrong type `ConfigTypeError` (also a `TypeError`); `InsufficientResourcesError`
-        at once where the replicas don't fit; `ReplicaStartError` with the remote traceback where a constructor raises or
+        at once where the replicas don't fit, on a cluster where they still don't after `startup_timeout`, unless they never
+        could; `ReplicaStartError` with the remote traceback where a constructor raises or
         takes longer than `startup_timeout`.
         """
         from headgate.core.messages import CreateBackend
@@ -171,7 +173,7 @@ class Instance:
 
         self._check_running(changing="create_backend")
         arguments.text("a backend tag", tag)
-        checked, options = parse_config(config), parse_options(ray_actor_options)
+        checked, options = parse_config(config), self._connection.way.check(parse_options(ray_actor_options))
         described = definition.describe(func_or_class, init_args, init_kwargs)
         _warn(definition.http_warnings(described, checked.http_methods))
         self._verb(CreateBackend(tag, described, checked, options))

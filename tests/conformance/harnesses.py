@@ -32,9 +32,9 @@ ROOT = "tests.conformance.standin"
 class FakeHarness:
     """The fake engine: what replicas do is told to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, waits: bool = False) -> None:
         self.records = Records()
-        self.engine = FakeEngine({**RESOURCES, "memory": 1e9})
+        self.engine = FakeEngine({**RESOURCES, "memory": 1e9}, waits=waits)
         self.adopted: list[Running] = []
         self._set_owner()
 

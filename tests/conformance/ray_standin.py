@@ -27,7 +27,7 @@ def _scratch(name: str) -> None:
 class Replica(Actor):
     """The actor of a stand-in replica."""
 
-    def run(self, name: str, id: str) -> None:
+    def live(self, name: str, id: str) -> None:
         """Be it until it is drained."""
         with acting(name, id, ReplicaSpec) as (_, spec, way):
             _scratch(name)
@@ -37,7 +37,7 @@ class Replica(Actor):
 class Ingress(Actor):
     """The actor of a stand-in ingress."""
 
-    def run(self, name: str, id: str) -> None:
+    def live(self, name: str, id: str) -> None:
         """Be it until it is drained."""
         with acting(name, id, IngressSpec) as (settings, spec, way):
             _scratch(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,11 @@ from headgate.testing import conformance
 from headgate.testing.conformance import Check
 from tests.conformance.harnesses import FakeHarness, LocalHarness
 
-HARNESSES = {"fake": FakeHarness, "local": LocalHarness}
+HARNESSES: dict[str, Callable[[], FakeHarness | LocalHarness]] = {
+    "fake": FakeHarness,
+    "fake-that-waits": functools.partial(FakeHarness, waits=True),
+    "local": LocalHarness,
+}
 
 
 def name_of(check: Check) -> str:

@@ -80,8 +80,8 @@ def settings_in(folder: str, **changes: Any) -> InstanceSettings:
 class Engine(FakeEngine):
     """A fake engine whose replicas answer pings as they are told."""
 
-    def __init__(self, totals: dict[str, float] | None = None) -> None:
-        super().__init__(totals)
+    def __init__(self, totals: dict[str, float] | None = None, *, waits: bool = False, grows: bool = False) -> None:
+        super().__init__(totals, waits=waits, grows=grows)
         self.pongs: dict[str, Pong] = {}
 
     async def ping(self, id: str) -> Pong:
@@ -274,15 +274,20 @@ def play(
     resources: dict[str, float] | None = None,
     state_dir: Path | None = None,
     hold: tuple[str, ...] = (),
+    waits: bool = False,
+    grows: bool = False,
     **settings: Any,
 ) -> None:
-    """Run a scene on a running instance. Replicas of the backends in `hold` stay in their constructors."""
+    """Run a scene on a running instance. Replicas of the backends in `hold` stay in their constructors.
+
+    With `waits` and `grows` the engine is that of a cluster, as `FakeEngine` has it.
+    """
 
     async def main() -> None:
         with tempfile.TemporaryDirectory(prefix="hg-") as folder:
             if state_dir is not None:
                 settings.update(state_dir=str(state_dir), state_kept=True)
-            rig = Rig(folder, Engine(resources), settings_in(folder, **settings))
+            rig = Rig(folder, Engine(resources, waits=waits, grows=grows), settings_in(folder, **settings))
             for tag in hold:
                 rig.engine.hold(tag)
             try:

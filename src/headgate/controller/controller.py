@@ -26,6 +26,7 @@ from headgate.controller.server import Connection, ControlServer
 from headgate.controller.store import Pending, Store
 from headgate.controller.tasks import Changes, Tasks
 from headgate.controller.verbs import Question, Verbs
+from headgate.controller.waiting import WaitsForRoom
 from headgate.core import desired, reconcile
 from headgate.core import replica_life as life
 from headgate.core.desired import Backend
@@ -42,6 +43,7 @@ from headgate.core.messages import (
     Shutdown,
     Unwanted,
     VerbCall,
+    VerbLeft,
     Welcome,
 )
 from headgate.core.reconcile import Wanted
@@ -92,6 +94,7 @@ class Controller:
             reconcile=self._reconcile,
             publish=self._publish,
         )
+        self._waits = WaitsForRoom(engine, self._fleet, changed=self._publish, look_again=self._verbs.give_up_waits)
         self._closing = False  # new work is refused, …
         self._starts_missing = True  # False where it isn't known yet whether anybody waits for that
         self._stopping = False  # … and, later, the replicas end: none takes the place of another
@@ -120,6 +123,7 @@ class Controller:
             self._adopt(running, pending)
             self._tasks.spawn(self._announce(first=not running), "announcement")
             self._tasks.spawn(self._count(), "counting")
+            self._tasks.spawn(self._waits.keep_looking(), "looking who waits for room")
             if running:
                 self._begin_lease()
             await self._shut_down.wait()
@@ -164,6 +168,8 @@ class Controller:
         """See `Owner`."""
         if isinstance(message, VerbCall):
             self._verbs.call(message, connection.send)
+        elif isinstance(message, VerbLeft):
+            self._verbs.left(message.id)
         elif isinstance(message, BrokenReplica):
             self._broken(message)
         elif isinstance(message, HadAnswered):
@@ -185,7 +191,8 @@ class Controller:
     def _places_changed(self) -> None:
         if self._adopted.is_set():
             self._ingresses.place()
-            self._publish()  # they share what may be held
+            self._restarts.room_came_free()
+            self._reconcile()  # which publishes: ingresses share what may be held
 
     def _ended(self, ended: Ended) -> None:
         if ended.role == "ingress":
@@ -326,8 +333,9 @@ class Controller:
             return -1
         ready: dict[str, list[ReplicaEntry]] = {}
         coming = self._rollouts.coming() if self._starts_missing else dict.fromkeys(self._kept_going(), 1)  # who waits is not refused
+        waiting = self._engine.waiting()
         for replica in self._fleet.all():
-            if not replica.shown:
+            if not replica.shown or replica.id in waiting:
                 continue
             if replica.state == life.READY:
                 ready.setdefault(replica.tag, []).append(ReplicaEntry(replica.id, replica.address, replica.spec.token))
@@ -338,7 +346,7 @@ class Controller:
             self._verbs.state,
             ready,
             coming=coming,
-            faults=self._restarts.faults(),
+            faults=self._restarts.faults() | (self._waits.faults() if waiting else {}),
             leaving=self._departures.backends,
             base=msgspec.structs.replace(self._base, closing=self._closing, num_ingresses=len(self._engine.places())),
         )
@@ -365,6 +373,8 @@ class Controller:
             if replica.ready_at is None:
                 _log.error("replica %s of backend %r did not start: %s", replica.id, replica.tag, replica.fault)
                 fault = replica.failure or replica.fault
+                if replica.no_room and self._engine.may_fit(replica.spec.options, 1) is None:  # it has waited, and goes on
+                    self._restarts.forget(replica.tag)
                 self._restarts.failed(replica.tag, replica.id, life.STARTING, now, fault, no_room=replica.no_room, now=now)
             else:
                 _log.warning("replica %s of backend %r ended: %s", replica.id, replica.tag, replica.fault)
@@ -418,6 +428,7 @@ class Controller:
             self._ingresses.running,
             updating=self._rollouts.updating,
             faults=self._restarts.faults(),
+            waiting=self._waits.found(),
             resources=self._engine.resources(),
             now=self._now(),
         )

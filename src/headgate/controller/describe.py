@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from headgate.controller.fleet import Replica
 from headgate.core import replica_life as life
 from headgate.core.desired import Backend, Fault, State
-from headgate.core.reports import BackendInfo, Description, EndpointInfo, ProcessInfo, ReplicaStatus
+from headgate.core.reports import BackendInfo, Description, EndpointInfo, ProcessInfo, ReplicaStatus, Waiting
 from headgate.engines.base import InstanceSettings, Running
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -23,10 +23,14 @@ def description(
     *,
     updating: Iterable[str],
     faults: Mapping[str, Fault],
+    waiting: Mapping[str, Waiting],
     resources: tuple[dict[str, float], dict[str, float]],
     now: float,
 ) -> Description:
-    """The whole instance at this moment. `faults` are those of backends, `resources` what there is and what is free."""
+    """The whole instance at this moment.
+
+    `faults` are those of backends, `waiting` what has no room, `resources` what there is and what is free.
+    """
     by_tag: dict[str, list[Replica]] = {}
     processes = [_process("supervisor", "supervisor", os.getppid()), _process("controller", "controller", os.getpid())]
     processes += [_process("ingress", ingress.id, ingress.pid) for ingress in ingresses if ingress.pid is not None]
@@ -35,7 +39,7 @@ def description(
         if replica.pid is not None:
             processes.append(_process("replica", replica.id, replica.pid))
     backends = {
-        tag: _backend(backend, by_tag.get(tag, []), updating=tag in updating, fault=faults.get(tag), now=now)
+        tag: _backend(backend, by_tag.get(tag, []), updating=tag in updating, fault=faults.get(tag), waiting=waiting.get(tag), now=now)
         for tag, backend in state.backends.items()
     }
     with_traffic = {tag for endpoint in state.endpoints.values() for tag, weight in endpoint.weights.items() if weight > 0}
@@ -50,11 +54,14 @@ def description(
         processes=tuple(processes),
         resources=resources[0],
         free=resources[1],
+        waiting=tuple(waiting.values()),
         ready=all(any(replica.state == life.READY and replica.shown for replica in by_tag.get(tag, [])) for tag in with_traffic),
     )
 
 
-def _backend(backend: Backend, replicas: list[Replica], *, updating: bool, fault: Fault | None, now: float) -> BackendInfo:
+def _backend(
+    backend: Backend, replicas: list[Replica], *, updating: bool, fault: Fault | None, waiting: Waiting | None, now: float
+) -> BackendInfo:
     ready = sum(replica.state == life.READY and replica.generation == backend.generation for replica in replicas)
     if updating:
         state = "updating"
@@ -68,7 +75,7 @@ def _backend(backend: Backend, replicas: list[Replica], *, updating: bool, fault
         config=backend.config,
         options=backend.options,
         state=state,
-        reason=fault.text if fault is not None else "",
+        reason="\n".join([*([waiting.text] if waiting is not None else []), *([fault.text] if fault is not None else [])]),
         replicas=tuple(ReplicaStatus(replica.id, replica.state, replica.pid, replica.gpus, now - replica.since) for replica in replicas),
         methods=tuple(backend.definition.methods),
     )

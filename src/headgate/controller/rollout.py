@@ -85,6 +85,8 @@ class Rollouts:
                 lambda: all(replica.state == life.READY for replica in replicas) or not all(replica.live for replica in replicas)
             )
             for replica, start in zip(replicas, starts, strict=True):
+                if replica.given_up:
+                    raise InsufficientResourcesError(replica.given_up)
                 if not replica.live:
                     await start  # which says why, unless it was ready before
             self._check_alive(replicas)
@@ -93,6 +95,8 @@ class Rollouts:
                 start.cancel()
             await asyncio.gather(*starts, return_exceptions=True)
             await self._kill(replicas, "its backend did not start")
+            if isinstance(error, InsufficientResourcesError):
+                raise InsufficientResourcesError(f"backend {backend.tag!r}: there is no room: {error.message}") from None
             if isinstance(error, ReplicaStartError):
                 message = f"backend {backend.tag!r} could not be started: {error.message}"
                 raise ReplicaStartError(message, remote_traceback=error.remote_traceback) from None
@@ -122,12 +126,14 @@ class Rollouts:
     async def _take_step(self, update: _Update, old: Backend, new: Backend, *, allow_gap: bool) -> bool:
         """One step of the plan in `core/reconcile.py`; False after the last one."""
         self._check_alive(update.new)
-        live, wanted = self._live(old), new.config.num_replicas
+        waiting = self._engine.waiting()
+        live, wanted = sorted(self._live(old), key=lambda replica: replica.id in waiting), new.config.num_replicas
 
         def fits(count: int, without_one: bool) -> str | None:
             return self._engine.fits(new.options, count, [live[0].id] if without_one and live else None)
 
-        step = reconcile.next_step(wanted=wanted, old=len(live), new=len(update.new), fits=fits, allow_gap=allow_gap)
+        waits = self._engine.may_fit(new.options, wanted, [replica.id for replica in (*live, *update.new)]) is None
+        step = reconcile.next_step(wanted=wanted, old=len(live), new=len(update.new), fits=fits, waits=waits, allow_gap=allow_gap)
         if isinstance(step, reconcile.Commit):
             return False
         if isinstance(step, reconcile.Start):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 from weakref import WeakValueDictionary
@@ -92,6 +93,14 @@ class Verbs:
         self._shutdowns = Tasks()
         """Apart from the others, which a shutdown ends."""
         self._begun: dict[str, asyncio.Task[VerbDone]] = {}
+        self._under_way: dict[str, Pending] = {}
+        """By id: those that start replicas, from when it is their turn."""
+        self._left: set[str] = set()
+        """The ids of those under way that nobody waits for any more."""
+        self._unwanted: Counter[str] = Counter()
+        """The backends that are about to be deleted, …"""
+        self._never_begun: set[str] = set()
+        """… and those of them whose creation was given up for that."""
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._closing = False
 
@@ -106,6 +115,28 @@ class Verbs:
         if task is None:
             task = self._begin(call.id, self._do(call.id, call.verb), self._shutdowns if isinstance(call.verb, Shutdown) else self._tasks)
         task.add_done_callback(lambda done: answer(self._answer(call.id, done)))
+
+    def left(self, id: str) -> None:
+        """Nobody waits any more for the verb of this id."""
+        if id in self._begun:
+            self._left.add(id)
+            self.give_up_waits()
+
+    def give_up_waits(self) -> None:
+        """Have those verbs end that wait for room although nobody waits for them, or their backend is about to be deleted."""
+        waiting = self._engine.waiting()
+        for id, pending in self._under_way.items() if waiting else ():
+            tag = pending.backend.tag
+            unwanted = self._unwanted[tag] > 0
+            if not (unwanted or id in self._left):
+                continue
+            why = "its backend was deleted" if unwanted else "its caller left"
+            for replica in self._fleet.of(tag, pending.backend.generation):
+                if replica.held and replica.live and replica.id in waiting:
+                    replica.given_up = f"{waiting[replica.id]}; {why} while it waited"
+                    self._fleet.kill_soon(replica, replica.given_up)
+                    if unwanted and pending.kind == "create":
+                        self._never_begun.add(tag)
 
     def carry_on(self, pending: Pending, replicas: list[Replica]) -> None:
         """Go on with a verb that an earlier controller began, and of which these replicas run, held."""
@@ -133,6 +164,7 @@ class Verbs:
         def forget(done: asyncio.Task[VerbDone]) -> None:
             if self._begun.get(id) is done:
                 del self._begun[id]
+                self._left.discard(id)
 
         task.add_done_callback(forget)
         return task
@@ -162,8 +194,7 @@ class Verbs:
                 case CreateBackend() | UpdateBackend() | UpdateBackendConfig():
                     await self._apply_with_replicas(id, verb)
                 case DeleteBackend():
-                    async with self._turn(verb.tag):
-                        self._commit(id, desired.apply(self.state, verb))
+                    await self._delete(id, verb)
                 case _:
                     self._commit(id, desired.apply(self.state, verb))
         except NotRunningError:
@@ -173,6 +204,23 @@ class Verbs:
             self._store.finish(done, self.state, self.state)
             return done
         return VerbDone(id, warnings=await self._effect(verb))
+
+    async def _delete(self, id: str, verb: DeleteBackend) -> None:
+        """Delete a backend; what a verb is about to start for it, and has no room yet, never starts."""
+        known = verb.tag in self.state.backends
+        if known:
+            desired.apply(self.state, verb)  # else what can't be deleted would lose what it waits for
+        self._unwanted[verb.tag] += 1
+        self.give_up_waits()
+        try:
+            async with self._turn(verb.tag):
+                gone = verb.tag in self._never_begun and verb.tag not in self.state.backends
+                self._commit(id, self.state if gone else desired.apply(self.state, verb))
+        finally:
+            self._unwanted[verb.tag] -= 1
+            if not self._unwanted[verb.tag]:
+                del self._unwanted[verb.tag]
+                self._never_begun.discard(verb.tag)
 
     def _commit(self, id: str, state: State) -> None:
         """Make it what is asked for, durably and together with the verb's result, and begin to act on it."""
@@ -230,6 +278,13 @@ class Verbs:
 
     async def _see_through(self, pending: Pending, have: list[Replica]) -> None:
         """Start the replicas of a pending verb, besides those that it has already, and commit it."""
+        self._under_way[pending.id] = pending
+        try:
+            await self._start_and_commit(pending, have)
+        finally:
+            del self._under_way[pending.id]
+
+    async def _start_and_commit(self, pending: Pending, have: list[Replica]) -> None:
         backend = pending.backend
         if pending.kind == "create":
             replicas = await self._rollouts.start(backend, backend.config.num_replicas - len(have), have)
@@ -249,13 +304,16 @@ class Verbs:
             self._fleet.configure(self._fleet.of(backend.tag, backend.generation), backend.config)
 
     def _check_room(self, pending: Pending) -> None:
-        """Refuse at once what can't fit."""
+        """Refuse at once what can't fit; what may fit later waits."""
         backend = pending.backend
         if pending.kind == "update":
             return  # `next_step` decides
         old = self.state.backends.get(backend.tag)
         count = backend.config.num_replicas - (old.config.num_replicas if old is not None else 0)
         why = self._engine.fits(backend.options, count)
+        if why is not None:
+            theirs = [replica.id for replica in self._fleet.of(backend.tag) if replica.live]
+            why = self._engine.may_fit(backend.options, backend.config.num_replicas, theirs)
         if why is not None:
             raise InsufficientResourcesError(f"backend {backend.tag!r}: {count} replica{'s do' if count > 1 else ' does'} not fit: {why}")
 

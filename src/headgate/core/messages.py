@@ -181,6 +181,12 @@ class VerbCall(msgspec.Struct, frozen=True, tag="verb"):
     verb: Verb
 
 
+class VerbLeft(msgspec.Struct, frozen=True, tag="verb_left"):
+    """Nobody waits for this verb any more: if it waits for room it is given up."""
+
+    id: str
+
+
 class Applied(msgspec.Struct, frozen=True, tag="applied"):
     """A router now follows the table of this version."""
 
@@ -282,6 +288,7 @@ class Count(msgspec.Struct, frozen=True, tag="count"):
 Message = (
     Hello
     | VerbCall
+    | VerbLeft
     | Applied
     | Idle
     | ReplicaReady

@@ -90,12 +90,14 @@ class Refuse(msgspec.Struct, frozen=True):
 Step = Start | StopOld | Commit | Refuse
 
 
-def next_step(*, wanted: int, old: int, new: int, fits: Callable[[int, bool], str | None], allow_gap: bool) -> Step:
+def next_step(*, wanted: int, old: int, new: int, fits: Callable[[int, bool], str | None], waits: bool, allow_gap: bool) -> Step:
     """The next step from `old` live old replicas and `new` ready new ones to `wanted` new ones.
 
-    `fits(count, without_one)` is None if that many more fit beside what runs (less one old replica), else says why not.
+    `fits(count, without_one)` is None if that many more fit beside what runs (less one old replica), else says why not;
+    `waits`: what doesn't fit now may wait for room.
     New ones start beside the old where all of them fit. Otherwise they replace the old one at a time: started first where
-    one fits, else in the room of an old one; a gap, in which nothing runs, only with `allow_gap`.
+    one fits, else in the room of an old one; a gap, in which nothing runs, only with `allow_gap`. Where no old one has that
+    room either, all of them wait for it, if they may.
     """
     missing = wanted - new
     if missing <= 0:
@@ -106,7 +108,7 @@ def next_step(*, wanted: int, old: int, new: int, fits: Callable[[int, bool], st
     if missing > 1 and fits(1, False) is None:
         return Start(1, beside=False)
     if old == 0 or fits(1, True) is not None:
-        return Refuse(gap=False, why=why)
+        return Start(missing, beside=True) if waits else Refuse(gap=False, why=why)
     if old + new > 1 or allow_gap:
         return StopOld()
     return Refuse(gap=True, why=why)

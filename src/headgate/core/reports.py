@@ -52,6 +52,21 @@ class ProcessInfo(msgspec.Struct, frozen=True):
     rss_bytes: int = 0
 
 
+class Waiting(msgspec.Struct, frozen=True):
+    """Replicas of one backend that start once there is room: `reason` names what each asks for and what is free."""
+
+    backend: str
+    replicas: int
+    reason: str
+    since_s: float  # how long the oldest of them has waited
+
+    @property
+    def text(self) -> str:
+        """All of it, for people."""
+        who = "1 replica waits" if self.replicas == 1 else f"{self.replicas} replicas wait"
+        return f"{who} for room, since {self.since_s:.0f} s: {self.reason}"
+
+
 class Description(msgspec.Struct, frozen=True):
     """The whole instance, at one moment."""
 
@@ -62,6 +77,7 @@ class Description(msgspec.Struct, frozen=True):
     processes: tuple[ProcessInfo, ...]
     resources: dict[str, float]  # what the engine has
     free: dict[str, float]
+    waiting: tuple[Waiting, ...]  # for room: also replicas of backends that a verb is about to create or to change
     ready: bool  # every backend with traffic has a ready replica
 
 

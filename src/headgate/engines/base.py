@@ -115,7 +115,7 @@ class Engine(Protocol):
     """
 
     on_places: Callable[[], None]
-    """Set by the owner before `open`; called when `places` have changed."""
+    """Set by the owner before `open`; called when `places` have changed, or what there is in all."""
 
     async def open(self) -> list[Running]:
         """Begin, and return what runs already, started by an engine before this one; what was still starting goes on."""
@@ -124,8 +124,9 @@ class Engine(Protocol):
     async def start_replica(self, spec: ReplicaSpec) -> Running:
         """Start a replica; return when user construction has finished and it takes links.
 
-        Raises `InsufficientResourcesError` at once where it doesn't fit, `ReplicaStartError` where construction raised or
-        took longer than `config.startup_timeout`. After an error, or a cancellation, nothing of it is left.
+        Where it doesn't fit it raises `InsufficientResourcesError` at once, unless it `may_fit` later: then it waits for
+        room, for `config.startup_timeout` at most, before it raises that. Raises `ReplicaStartError` where construction raised
+        or took longer than `config.startup_timeout`. After an error, or a cancellation, nothing of it is left.
         """
         ...
 
@@ -185,6 +186,17 @@ class Engine(Protocol):
 
         Otherwise a text that names what is asked for and what is free.
         """
+        ...
+
+    def may_fit(self, options: ReplicaOptions, count: int, without: list[str] | None = None) -> str | None:
+        """None if `count` such replicas and nothing else could run some time: they fit now, or `start_replica` waits for room.
+
+        Otherwise a text that names what is asked for and what there is. `without` are those of them that run already.
+        """
+        ...
+
+    def waiting(self) -> dict[str, str]:
+        """The starting replicas that wait for room, by id: a text that names what each asks for and what is free."""
         ...
 
     def resources(self) -> tuple[dict[str, float], dict[str, float]]:

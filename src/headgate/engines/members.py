@@ -81,6 +81,9 @@ class Members(Generic[M]):
         """Keep its state and address for the next owner's engine; returns what to wait for until that is sure."""
         raise NotImplementedError
 
+    async def _has_place(self, member: M, limit_s: float) -> None:
+        """Wait until there is room for it, where an engine does; after `limit_s` its `failure` says that there was none."""
+
     def _met(self, member: M, hello: Hello) -> None:
         """It has connected, and proved who it is."""
 
@@ -142,6 +145,10 @@ class Members(Generic[M]):
         else:
             member.peer.send(message)
 
+    def waiting(self) -> dict[str, str]:
+        """The starting replicas that wait for room, and what each asks for and what is free."""
+        return {}
+
     async def ping(self, id: str) -> Pong:
         """Ask a sign of life. Never returns for one that is stuck: the caller sets the limit.
 
@@ -201,8 +208,9 @@ class Members(Generic[M]):
             raise InvalidValueError(f"{member.id!r} is an ingress; only a replica is constructed")
         limit_s = member.spec.config.startup_timeout
         try:
+            await self._has_place(member, limit_s)
             await asyncio.wait([member.started], timeout=limit_s)
-            late = not member.started.done()
+            late = not member.started.done() and member.failure is None
             if late or member.failure is not None:
                 await self._end(member)
         except asyncio.CancelledError:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import cast
 
 from headgate.core import messages
-from headgate.core.messages import Hello, Message, Verb, VerbCall, VerbDone, Welcome
+from headgate.core.messages import Hello, Message, Verb, VerbCall, VerbDone, VerbLeft, Welcome
 from headgate.errors import NotRunningError, WireError
 from headgate.router import remote, tls
 from headgate.router.channel import let_go
@@ -91,7 +91,7 @@ class ControlLink:
         """Send a verb and wait for its end, over reconnects.
 
         The record returned may hold the verb's error. Raises `NotRunningError` when the instance is gone; whether the
-        verb was applied is then unknown. After a cancellation the verb goes on, and its answer is dropped.
+        verb was applied is then unknown. After a cancellation the verb goes on, unless it waits for room, and its answer is dropped.
         """
         self._refuse_if_over()
         id = uuid.uuid4().hex
@@ -102,6 +102,10 @@ class ControlLink:
             self._transport.write(data)
         try:
             return await future
+        except asyncio.CancelledError:
+            if self._welcome is not None and self._transport is not None:
+                self._transport.write(messages.encode(VerbLeft(id)))
+            raise
         finally:
             self._verbs.pop(id, None)
 

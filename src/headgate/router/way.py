@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from headgate.router.references import Objects
     from headgate.router.tls import Tls
 
+from headgate.config import ReplicaOptions, refuse_for_one_machine
+
 
 class Way:
     """The way of a process on one node to its instance, all of which is on that node. Engines have their own below this."""
@@ -55,6 +57,10 @@ class Way:
 
     async def publish(self, address: str) -> None:
         """The controller takes connections at this address from now on."""
+
+    def check(self, options: ReplicaOptions) -> ReplicaOptions:
+        """What a replica may be asked to take here, ready to travel. Raises `ConfigError` that names what this engine doesn't follow."""
+        return refuse_for_one_machine(options)
 
     def leave(self, patience_s: float = 0.0) -> None:
         """This process needs the folder no more. Where the instance has ended, its processes have so many seconds to leave it, too."""

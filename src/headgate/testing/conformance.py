@@ -327,17 +327,81 @@ async def check_the_books_are_kept(harness: Harness) -> None:
     assert harness.engine.resources()[1]["CPU"] == 4
 
 
-async def check_what_does_not_fit_is_refused_at_once(harness: Harness) -> None:
-    """`InsufficientResourcesError` names what is asked for and what is free; nothing is started, nothing is booked."""
-    await _soon(harness.engine.start_replica(harness.replica(WORKS, "a", options=ReplicaOptions(num_cpus=3))))
-    start = asyncio.ensure_future(harness.engine.start_replica(harness.replica(GATED, "b", options=ReplicaOptions(num_cpus=2))))
-    await asyncio.wait([start], timeout=WAIT_S)
-    refusal = start.exception()
-    assert isinstance(refusal, InsufficientResourcesError), refusal
-    assert "2" in str(refusal), refusal
+async def check_what_can_never_fit_is_refused_at_once(harness: Harness) -> None:
+    """`InsufficientResourcesError` names what is asked for and what there is; nothing is started, nothing is booked."""
+    options = ReplicaOptions(num_cpus=5)
+    assert harness.engine.may_fit(options, 1), "no replica of 5 CPUs fits into 4"
+    assert harness.engine.may_fit(ReplicaOptions(num_cpus=2), 3), "three of 2 CPUs don't fit into 4"
+    assert harness.engine.may_fit(ReplicaOptions(num_cpus=2), 2) is None
+    refusal = await _refusal(harness, harness.replica(GATED, "a", options=options))
+    assert "5" in str(refusal), refusal
     assert "CPU" in str(refusal), refusal
     assert not harness.records.ended
+    assert harness.engine.resources()[1]["CPU"] == 4
+
+
+async def check_what_does_not_fit_now_waits_or_is_refused_at_once(harness: Harness) -> None:
+    """Which of them is told by `may_fit`. What waits is told by `waiting`, books nothing, and starts when there is room."""
+    await _soon(harness.engine.start_replica(harness.replica(WORKS, "a", options=ReplicaOptions(num_cpus=3))))
+    options = ReplicaOptions(num_cpus=2)
+    assert harness.engine.fits(options, 1), "2 CPUs don't fit into 1"
+    spec = harness.replica(WORKS, "b", options=options)
+    if harness.engine.may_fit(options, 1) is not None:
+        refusal = await _refusal(harness, spec)
+        assert "2" in str(refusal), refusal
+        assert "CPU" in str(refusal), refusal
+        assert not harness.engine.waiting()
+        assert harness.engine.resources()[1]["CPU"] == 1
+        return
+    start = asyncio.ensure_future(harness.engine.start_replica(spec))
+    await _until(lambda: "b" in harness.engine.waiting(), "what waits for room is not told")
+    why = harness.engine.waiting()["b"]
+    assert "2" in why, why
+    assert "CPU" in why, why
     assert harness.engine.resources()[1]["CPU"] == 1
+    assert not start.done()
+    await _soon(harness.engine.stop("a", WAIT_S))
+    assert (await _soon(start)).state == "ready"
+    assert not harness.engine.waiting()
+    assert harness.engine.resources()[1]["CPU"] == 2
+
+
+async def check_a_wait_for_room_ends(harness: Harness) -> None:
+    """After `startup_timeout`, by a stop, or by a cancellation; nothing is left of it then."""
+    await _soon(harness.engine.start_replica(harness.replica(WORKS, "a", options=ReplicaOptions(num_cpus=3))))
+    options = ReplicaOptions(num_cpus=2)
+    if harness.engine.may_fit(options, 1) is not None:
+        return
+    refusal = await _refusal(harness, harness.replica(GATED, "b", options=options, config=BackendConfig(startup_timeout=0.3)))
+    assert "waited 0.3 s" in str(refusal), refusal
+    starts = [asyncio.ensure_future(harness.engine.start_replica(harness.replica(GATED, id, options=options))) for id in "cd"]
+    await _until(lambda: sorted(harness.engine.waiting()) == ["c", "d"], "what waits for room is not told")
+    starts[0].cancel()
+    await _soon(harness.engine.stop("d", WAIT_S))
+    await asyncio.wait(starts, timeout=WAIT_S)
+    assert starts[0].cancelled()
+    assert isinstance(starts[1].exception(), ReplicaStartError), starts[1].exception()
+    assert not harness.engine.waiting()
+    assert [ended.id for ended in harness.records.ended].count("a") == 0
+    assert harness.engine.resources()[1]["CPU"] == 1
+
+
+async def check_the_next_engine_knows_what_waits_for_room(harness: Harness) -> None:
+    """It is told as starting, and starts when there is room."""
+    await _soon(harness.engine.start_replica(harness.replica(WORKS, "a", options=ReplicaOptions(num_cpus=3))))
+    options = ReplicaOptions(num_cpus=2)
+    if harness.engine.may_fit(options, 1) is not None:
+        return
+    start = asyncio.ensure_future(harness.engine.start_replica(harness.replica(WORKS, "b", options=options)))
+    await _until(lambda: "b" in harness.engine.waiting(), "what waits for room is not told")
+    engine = await _soon(harness.successor())
+    assert {running.id: running.state for running in harness.adopted} == {"a": "ready", "b": "starting"}
+    await _until(lambda: "b" in engine.waiting(), "what waits for room is not told by the next engine")
+    ready = asyncio.ensure_future(engine.wait_ready("b"))
+    await _soon(engine.stop("a", WAIT_S))
+    assert (await _soon(ready)).state == "ready"
+    start.cancel()  # of an engine that is no more
+    await asyncio.wait([start], timeout=WAIT_S)
 
 
 async def check_devices_are_shared_only_by_fractions(harness: Harness) -> None:
@@ -441,6 +505,14 @@ async def _start_error(harness: Harness, spec: ReplicaSpec) -> ReplicaStartError
     except ReplicaStartError as error:
         return error
     raise AssertionError("the start of a replica whose construction fails raises ReplicaStartError")
+
+
+async def _refusal(harness: Harness, spec: ReplicaSpec) -> InsufficientResourcesError:
+    try:
+        await _soon(harness.engine.start_replica(spec))
+    except InsufficientResourcesError as error:
+        return error
+    raise AssertionError("what has no room raises InsufficientResourcesError")
 
 
 def _assert_gone(harness: Harness, id: str) -> None:

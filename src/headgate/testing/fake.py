@@ -12,6 +12,7 @@ goes otherwise:
     engine.busy.add(id)                                            # it drains until a test ends it
     engine.sent[id]                                                # what it was told
     engine.leave()                                                 # SIGTERM
+    engine.add({"CPU": 4})                                         # a node has come, of an engine that `waits`
     successor = engine.successor()                                 # the engine of the next controller, which adopts
 """
 
@@ -30,7 +31,7 @@ from headgate.core import replica_life as life
 from headgate.core.messages import Drain, Hello, Message, Ping, Pong, ReplicaFailed, ReplicaReady
 from headgate.core.resources import Books
 from headgate.engines.base import INGRESS, REPLICA, Ended, IngressSpec, Peer, ReplicaSpec, Running
-from headgate.errors import InvalidValueError, NotFoundError, NotRunningError, ReplicaStartError, rebuild
+from headgate.errors import InsufficientResourcesError, InvalidValueError, NotFoundError, NotRunningError, ReplicaStartError, rebuild
 
 
 class _Replica:
@@ -57,7 +58,8 @@ class FakeEngine:
     """An `Engine` in memory: deterministic, without processes, sockets, threads or a clock of its own.
 
     `totals` are the resources it pretends to have, by name ("CPU", "GPU", "memory", custom); 8 CPUs if not given. There is one place for
-    an ingress, unless `set_places` says otherwise.
+    an ingress, unless `set_places` says otherwise. As on one machine what doesn't fit is refused at once; with `waits` it waits for room,
+    as on a cluster; and what is larger than all there is, too, where the cluster `grows`.
     """
 
     on_end: Callable[[Ended], None]
@@ -65,9 +67,11 @@ class FakeEngine:
     on_leave: Callable[[], float]
     on_places: Callable[[], None]
 
-    def __init__(self, totals: Mapping[str, float] | None = None) -> None:
+    def __init__(self, totals: Mapping[str, float] | None = None, *, waits: bool = False, grows: bool = False) -> None:
         self._totals = dict(totals if totals is not None else {"CPU": 8})
         self._books = Books(self._totals)
+        self._waits, self._grows = waits, grows
+        self._waiting: dict[str, _Replica] = {}  # by age
         self._running: dict[str, _Replica] = {}
         self._fail_next: dict[str, list[ReplicaStartError]] = defaultdict(list)
         self._held: set[str] = set()
@@ -99,7 +103,8 @@ class FakeEngine:
         """Replicas of this backend finish construction, also those that are in it."""
         self._held.discard(backend)
         for replica in list(self._running.values()):
-            if isinstance(replica.spec, ReplicaSpec) and replica.spec.backend == backend and replica.state == life.STARTING:
+            is_of_it = isinstance(replica.spec, ReplicaSpec) and replica.spec.backend == backend
+            if is_of_it and replica.state == life.STARTING and replica.id not in self._waiting:
                 self._construct(replica)
 
     def end(self, id: str, reason: str = "killed by SIGKILL") -> None:
@@ -110,6 +115,18 @@ class FakeEngine:
     def set_places(self, *places: str) -> None:
         """From now on ingresses are to run at these places."""
         self._places = list(places)
+        self.on_places()
+
+    def add(self, resources: Mapping[str, float]) -> None:
+        """There is so much more from now on, and whoever waits for room gets it."""
+        for name, amount in resources.items():
+            self._totals[name] = self._totals.get(name, 0.0) + amount
+        books = Books(self._totals)
+        for replica in self._running.values():
+            if isinstance(replica.spec, ReplicaSpec) and replica.id not in self._waiting:
+                books.adopt(replica.id, replica.spec.options, replica.spec.gpus)
+        self._books = books
+        self._give_room()
         self.on_places()
 
     def leave(self) -> float:
@@ -123,7 +140,7 @@ class FakeEngine:
 
     def successor(self) -> FakeEngine:
         """The engine of a controller after this one, which finds what runs now. This one is of no further use."""
-        engine = FakeEngine(self._totals)
+        engine = FakeEngine(self._totals, waits=self._waits, grows=self._grows)
         engine._told_to_leave = self._told_to_leave
         engine._fail_next, engine._held, engine.sent = self._fail_next, self._held, self.sent
         engine.stuck, engine.busy, engine._places = self.stuck, self.busy, self._places
@@ -131,7 +148,9 @@ class FakeEngine:
             adopted = _Replica(replica.spec)
             adopted.state, adopted.address, adopted.failure = replica.state, replica.address, replica.failure
             engine._running[replica.id] = adopted
-            if isinstance(replica.spec, ReplicaSpec):
+            if replica.id in self._waiting:
+                engine._waiting[replica.id] = adopted
+            elif isinstance(replica.spec, ReplicaSpec):
                 engine._books.adopt(replica.id, replica.spec.options, replica.spec.gpus)
         self._running.clear()
         self._closed = True
@@ -146,13 +165,14 @@ class FakeEngine:
         return list(self.running().values())
 
     async def start_replica(self, spec: ReplicaSpec) -> Running:
-        """Start a replica; it is ready at once, unless its backend is held or told to fail."""
+        """Start a replica; it is ready at once, unless its backend is held or told to fail, or it waits for room."""
         self._check_new(spec.id)
-        gpus = self._books.take(spec.id, spec.options)
-        replica = _Replica(msgspec.structs.replace(spec, gpus=gpus))
-        self._running[spec.id] = replica
-        if spec.backend not in self._held:
-            self._construct(replica)
+        why = self.may_fit(spec.options, 1)
+        if why is not None:
+            raise InsufficientResourcesError(why)
+        replica = _Replica(spec)
+        self._running[spec.id] = self._waiting[spec.id] = replica
+        self._give_room()
         return await self._constructed(replica)
 
     async def start_ingress(self, spec: IngressSpec) -> Running:
@@ -252,6 +272,16 @@ class FakeEngine:
         """None if `count` such replicas fit into what is free, else what is asked and what is free."""
         return self._books.refusal(options, count, without or ())
 
+    def may_fit(self, options: ReplicaOptions, count: int, without: list[str] | None = None) -> str | None:
+        """As `fits`; where the engine `waits`, None if so many fit into all there is, or into what may come."""
+        if not self._waits:
+            return self.fits(options, count, without)
+        return None if self._grows else Books(self._totals).refusal(options, count)
+
+    def waiting(self) -> dict[str, str]:
+        """Those that `_give_room` had none for."""
+        return {id: self._no_room(replica) for id, replica in self._waiting.items()}
+
     def resources(self) -> tuple[dict[str, float], dict[str, float]]:
         """All resources, and those that are free."""
         return self._books.totals(), self._books.free()
@@ -277,6 +307,24 @@ class FakeEngine:
             raise NotFoundError(f"{id!r} doesn't run")
         return replica
 
+    def _give_room(self) -> None:
+        """Who waits for room gets what there is, the oldest first."""
+        for id, replica in list(self._waiting.items()):
+            assert isinstance(replica.spec, ReplicaSpec)
+            try:
+                gpus = self._books.take(id, replica.spec.options)
+            except InsufficientResourcesError:
+                continue
+            del self._waiting[id]
+            replica.spec = msgspec.structs.replace(replica.spec, gpus=gpus)
+            replica.changed.set()
+            if replica.spec.backend not in self._held:
+                self._construct(replica)
+
+    def _no_room(self, replica: _Replica) -> str:
+        assert isinstance(replica.spec, ReplicaSpec)
+        return self._books.refusal(replica.spec.options) or ""
+
     def _construct(self, replica: _Replica) -> None:
         assert isinstance(replica.spec, ReplicaSpec)  # ingresses construct nothing
         failures = self._fail_next[replica.spec.backend]
@@ -295,6 +343,19 @@ class FakeEngine:
         if not isinstance(replica.spec, ReplicaSpec):
             raise InvalidValueError(f"{replica.id!r} is an ingress; only a replica is constructed")
         limit_s = replica.spec.config.startup_timeout
+        try:
+            async with asyncio.timeout(limit_s):
+                while replica.id in self._waiting and replica.reason is None:
+                    await _next_change(replica)
+        except TimeoutError:
+            replica.asked_for = True
+            why = self._no_room(replica)
+            self._end(replica.id, "there was no room")
+            raise InsufficientResourcesError(f"{why}; waited {limit_s:.1f} s") from None
+        except asyncio.CancelledError:
+            replica.asked_for = True
+            self._end(replica.id, "killed by SIGKILL")
+            raise
         try:
             async with asyncio.timeout(limit_s):
                 while replica.state == life.STARTING and replica.failure is None and replica.reason is None:
@@ -318,12 +379,15 @@ class FakeEngine:
         replica = self._running.pop(id, None)
         if replica is None:
             return
+        self._waiting.pop(id, None)
         self._books.give_back(id)
         replica.reason = reason
         replica.changed.set()
         ended = Ended(id=id, role=replica.role, pid=None, reason=reason, asked_for=replica.asked_for)
         self.ended.append(ended)
         self.on_end(ended)
+        if not self._closed:
+            self._give_room()
 
 
 async def _next_change(replica: _Replica) -> None:

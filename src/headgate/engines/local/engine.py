@@ -95,6 +95,10 @@ class LocalEngine(Members[Member]):
         """None if `count` such replicas fit into what is free (and what the replicas `without` give back), else what is asked and free."""
         return self._books.refusal(options, count, without or ())
 
+    def may_fit(self, options: ReplicaOptions, count: int, without: list[str] | None = None) -> str | None:
+        """As `fits`: this engine refuses at once what doesn't fit now."""
+        return self.fits(options, count, without)
+
     def resources(self) -> tuple[dict[str, float], dict[str, float]]:
         """All resources, and those that are free."""
         return self._books.totals(), self._books.free()

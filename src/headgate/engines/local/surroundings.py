@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Final
 
 from headgate.engines.base import ReplicaSpec
@@ -33,11 +33,16 @@ def environment(spec: ReplicaSpec, base: Mapping[str, str]) -> dict[str, str]:
     environ.update(spec.options.runtime_env.get("env_vars", {}))
     if spec.gpus:
         environ["CUDA_VISIBLE_DEVICES"] = ",".join(spec.gpus)
+    limit_threads(environ, spec.options.num_cpus)
+    return environ
+
+
+def limit_threads(environ: MutableMapping[str, str], num_cpus: float) -> None:
+    """Have the numeric libraries start one thread for each CPU that was asked for, and at least one, unless the user said otherwise."""
     # The others follow OMP_NUM_THREADS where the user set that one alone; it may be a list, one number for each level of nesting.
-    threads = environ.get("OMP_NUM_THREADS", "").split(",")[0].strip() or str(max(1, int(spec.options.num_cpus)))
+    threads = environ.get("OMP_NUM_THREADS", "").split(",")[0].strip() or str(max(1, int(num_cpus)))
     for name in THREAD_VARIABLES:
         environ.setdefault(name, threads)
-    return environ
 
 
 def needs_exec(wanted: Mapping[str, str], own: Mapping[str, str]) -> bool:

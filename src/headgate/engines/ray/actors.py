@@ -10,7 +10,7 @@ import msgspec
 import ray
 
 from headgate.engines.base import IngressSpec, InstanceSettings, ReplicaSpec
-from headgate.engines.ray import records
+from headgate.engines.ray import records, surroundings
 from headgate.engines.ray.records import InstanceRecord
 from headgate.engines.ray.way import RayWay
 
@@ -18,10 +18,20 @@ S = TypeVar("S", ReplicaSpec, IngressSpec)
 
 
 class Actor:
-    """Its class has a method `run(name, id)`, which is called once and is its whole life."""
+    """Its class has a method `live(name, id)`, which is its whole life."""
 
-    def wait(self) -> None:
-        """Returns when `run` has: for a controller that adopts it."""
+    def __init__(self) -> None:
+        self._has_begun = False
+
+    def run(self, name: str, id: str) -> None:
+        """Live, and return when that is over. A controller that adopts it calls it again: the first call may have died with its caller."""
+        if not self._has_begun:
+            self._has_begun = True
+            self.live(name, id)
+
+    def live(self, name: str, id: str) -> None:
+        """Be what that class is for."""
+        raise NotImplementedError
 
 
 @contextlib.contextmanager
@@ -32,7 +42,7 @@ def acting(name: str, id: str, of: type[S]) -> Iterator[tuple[InstanceSettings, 
     if record is None or spec is None:
         raise SystemExit(f"{id!r} is wanted no more")
     if isinstance(spec, ReplicaSpec):
-        spec = msgspec.structs.replace(spec, gpus=tuple(map(str, ray.get_gpu_ids())))
+        spec = msgspec.structs.replace(spec, gpus=tuple(map(str, ray.get_gpu_ids())), definition=surroundings.enter(spec))
     way = RayWay(record)
     try:
         yield record.settings, spec, way

@@ -24,8 +24,9 @@ from headgate.core import replica_life as life
 from headgate.core.messages import Hello
 from headgate.engines.base import INGRESS, REPLICA, IngressSpec, InstanceSettings, ReplicaSpec, Running
 from headgate.engines.members import Member, Members
-from headgate.engines.ray import records
+from headgate.engines.ray import placement, records
 from headgate.engines.ray.cluster import Cluster
+from headgate.engines.ray.options import LIGHT, SPREAD, actor_options
 from headgate.engines.ray.records import ActorRecord
 from headgate.errors import (
     AddressInUseError,
@@ -41,16 +42,14 @@ _GONE_WITHIN_S: Final = 2.0
 """An actor that was killed and whose end Ray doesn't tell for so long is out of reach, with its node."""
 _LOOK_S: Final = 0.5
 """How often the cluster's nodes are looked at."""
+_BEGUN_WITHIN_S: Final = 20.0
+"""Where there is room, the process of a replica has so long at least until it is heard of."""
 _ALL: Final = ("0.0.0.0", "::", "")  # what is listened on is the user's choice; this is how it is told from an address
-LIGHT: Final = {"num_cpus": 0, "memory": 1}
-"""What an actor asks for that takes nothing. One that asked for nothing at all would be started by way of a node that Ray draws, be it
-one that has just been lost; one that asks for a byte, by way of the node of who starts it."""
-
 T = TypeVar("T")
 
 
 class Actors(Protocol):
-    """The classes of actors, as the composition root makes them; each has `run(name, id)`, once, and `wait()` after it."""
+    """The classes of actors, as the composition root makes them; each is an `Actor` of `actors.py`."""
 
     replica: Any
     ingress: Any
@@ -68,6 +67,7 @@ class _Actor(Member):
         super().__init__(spec, loop)
         self.handle: Any = None
         self.node = ""
+        self.placed: asyncio.Future[None] = loop.create_future()  # done when it has room
 
 
 class RayEngine(Members[_Actor]):
@@ -90,7 +90,7 @@ class RayEngine(Members[_Actor]):
     async def open(self) -> list[Running]:
         """Begin, and return what runs already, started by an engine before this one; what was still starting goes on."""
         self._loop = asyncio.get_running_loop()
-        await _in_thread(self._cluster.look)
+        await self._look()
         for spec, record, handle in await _in_thread(self._find):
             actor = _Actor(spec, self._loop)
             actor.handle = handle
@@ -99,19 +99,21 @@ class RayEngine(Members[_Actor]):
             self._members[spec.id] = actor
             if isinstance(spec, ReplicaSpec):
                 self._cluster.take(spec.id, spec.options, spec.backend)
-                self._cluster.placed(spec.id, actor.node, actor.gpus)
-            self._watch(actor, handle.wait.remote())
+                if actor.node:
+                    self._has_room(actor)
+            self._watch(actor, handle.run.remote(self._settings.name, spec.id))
         self._spawn(self._keep_looking())
         return [actor.running() for actor in self._members.values()]
 
     async def start_replica(self, spec: ReplicaSpec) -> Running:
         """Start a replica; return when user construction has finished and it takes links.
 
-        Raises `InsufficientResourcesError` at once where it doesn't fit, `ReplicaStartError` where construction raised or
-        took longer than `config.startup_timeout`. After an error, or a cancellation, nothing of it is left.
+        Raises `InsufficientResourcesError` where it doesn't fit: at once if no node could ever have room for it, else after it
+        has waited for that for `config.startup_timeout`. Raises `ReplicaStartError` where construction raised or took longer
+        than that. After an error, or a cancellation, nothing of it is left.
         """
         self._check_new(spec.id)
-        why = self._cluster.refusal(spec.options, 1)
+        why = self._cluster.never(spec.options, 1)
         if why is not None:
             raise InsufficientResourcesError(why)
         return await self._constructed(self._make(spec))
@@ -147,6 +149,15 @@ class RayEngine(Members[_Actor]):
     def fits(self, options: ReplicaOptions, count: int, without: list[str] | None = None) -> str | None:
         """None if `count` such replicas fit into what is free (and what the replicas `without` give back), else what is asked and free."""
         return self._cluster.refusal(options, count, without or ())
+
+    def may_fit(self, options: ReplicaOptions, count: int, without: list[str] | None = None) -> str | None:
+        """None if the nodes have so much in all, or more of them may come; else what is asked and there."""
+        return self._cluster.never(options, count)
+
+    def waiting(self) -> dict[str, str]:
+        """The replicas that Ray has no room for so far, and what each asks for and what is free."""
+        found = self._cluster.waiting()
+        return {id: why for id, why in found.items() if id in self._members and self._members[id].handle is not None}
 
     def resources(self) -> tuple[dict[str, float], dict[str, float]]:
         """All resources of the cluster, and those that are free."""
@@ -206,7 +217,7 @@ class RayEngine(Members[_Actor]):
         self._watch(actor, over)
 
     async def _place_for(self, actor: _Actor) -> Any:
-        """Where it is to be, as Ray wants it. Replicas of a backend are spread over the nodes that answer.
+        """Where it is to be, as Ray wants it; None where its options say. Replicas of a backend are spread over the nodes that answer.
 
         An ingress waits until its node does: Ray, asked in vain, would ask again less and less often.
         """
@@ -216,21 +227,24 @@ class RayEngine(Members[_Actor]):
                     raise ReplicaStartError("its node is out of reach")
                 await asyncio.sleep(_LOOK_S)
             return NodeAffinitySchedulingStrategy(actor.spec.place, soft=False)
+        if not placement.is_anywhere(actor.spec.options):
+            return None
         silent: set[str] = set()
         while node := self._cluster.next_node(actor.id, silent):
             if await _in_thread(self._cluster.answers, node):
                 return NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
             silent.add(node)
-        return "SPREAD"
+        return SPREAD
 
     def _create_in_thread(self, spec: ReplicaSpec | IngressSpec, place: Any) -> tuple[Any, Any]:
         records.write_as(records.spec_key(self._settings.name, spec.id), spec)
         if isinstance(spec, ReplicaSpec):
-            made_by, role, options = self._actors_made_by.replica, REPLICA, _options(spec.options)
+            made_by, role, options = self._actors_made_by.replica, REPLICA, actor_options(spec.options)
         else:
             made_by, role, options = self._actors_made_by.ingress, INGRESS, LIGHT
         options = options | {"name": f"{role}:{spec.id}", "namespace": self._namespace, "lifetime": "detached", "max_restarts": 0}
-        options["scheduling_strategy"] = place
+        if place is not None:
+            options["scheduling_strategy"] = place
         handle = made_by.options(**options).remote()
         return handle, handle.run.remote(self._settings.name, spec.id)
 
@@ -269,7 +283,29 @@ class RayEngine(Members[_Actor]):
         actor.pid = hello.pid
         if hello.node:
             actor.node, actor.gpus = hello.node, hello.gpus
-            self._cluster.placed(actor.id, actor.node, actor.gpus)
+            self._has_room(actor)
+
+    def _has_room(self, actor: _Actor) -> None:
+        """It is where its `node` and `gpus` say."""
+        self._cluster.placed(actor.id, actor.node, actor.gpus)
+        if not actor.placed.done():
+            actor.placed.set_result(None)
+
+    async def _has_place(self, actor: _Actor, limit_s: float) -> None:
+        """Ray has an actor wait until a node has room. Where one should have, its process may only be slow to begin."""
+        began = self._loop.time()
+        while True:
+            waits = actor.id in self._cluster.waiting()
+            until = began + (limit_s if waits else max(limit_s, _BEGUN_WITHIN_S))
+            left_s = until - self._loop.time()
+            if left_s > 0:
+                await asyncio.wait([actor.placed, actor.started], timeout=min(left_s, _LOOK_S), return_when=asyncio.FIRST_COMPLETED)
+            if actor.placed.done() or actor.started.done():
+                return
+            if left_s <= 0:
+                break
+        why = "" if waits else "; Ray has not placed it there, or its runtime_env is still being set up"
+        actor.failure = InsufficientResourcesError(f"{self._cluster.asked(actor.id)}{why}; waited {self._loop.time() - began:.1f} s")
 
     def _remember(self, actor: _Actor) -> asyncio.Task[Any]:
         if isinstance(actor.spec, IngressSpec):
@@ -298,15 +334,28 @@ class RayEngine(Members[_Actor]):
 
     # The cluster.
 
+    async def _look(self) -> None:
+        """Take note of the nodes, and of the replicas that Ray has placed by now."""
+        unplaced = {}
+        for id in self._cluster.unplaced():
+            actor = self._members.get(id)
+            if actor is not None and actor.handle is not None:
+                unplaced[id] = actor.handle._actor_id.hex()
+        self._cluster.take_note(await _in_thread(self._cluster.ask, unplaced))
+        for id in unplaced.keys() - set(self._cluster.unplaced()):
+            placed = self._members.get(id)
+            if placed is not None and not placed.placed.done():
+                placed.placed.set_result(None)
+
     async def _keep_looking(self) -> None:
         while True:
             await asyncio.sleep(_LOOK_S)
-            places = self._cluster.places()
+            before = self._cluster.places(), self._cluster.totals()
             try:
-                await _in_thread(self._cluster.look)
+                await self._look()
             except Exception as error:  # noqa: BLE001  # Ray's control service is away; what was true stays so
                 _log.debug("the cluster can't be looked at: %s", error)
-            if self._cluster.places() != places:
+            if (self._cluster.places(), self._cluster.totals()) != before:
                 self.on_places()
 
     def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
@@ -314,18 +363,6 @@ class RayEngine(Members[_Actor]):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _options(options: ReplicaOptions) -> dict[str, Any]:
-    """As Ray wants them."""
-    asked: dict[str, Any] = LIGHT | {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
-    if options.memory:
-        asked["memory"] = options.memory
-    if options.resources:
-        asked["resources"] = dict(options.resources)
-    if options.runtime_env:
-        asked["runtime_env"] = dict(options.runtime_env)
-    return asked
 
 
 def _reason(error: BaseException) -> str:

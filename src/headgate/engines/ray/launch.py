@@ -17,7 +17,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from headgate.engines.base import InstanceSettings, Report
 from headgate.engines.ray import records, security
 from headgate.engines.ray.cluster import HEAD
-from headgate.engines.ray.engine import LIGHT, namespace
+from headgate.engines.ray.engine import namespace
+from headgate.engines.ray.options import LIGHT
 from headgate.engines.ray.records import InstanceRecord
 from headgate.engines.ray.way import RayWay
 from headgate.errors import InstanceStartError, rebuild

@@ -16,9 +16,11 @@ from typing import Final, TypeVar, cast
 
 import ray
 
+from headgate.config import ReplicaOptions
 from headgate.engines.local import folders
 from headgate.engines.ray import records, security
 from headgate.engines.ray.objects import RayObjects
+from headgate.engines.ray.options import check
 from headgate.engines.ray.records import InstanceRecord
 from headgate.router.remote import as_seen_from
 from headgate.router.way import Way
@@ -55,6 +57,10 @@ class RayWay(Way):
         if self._share is None:
             self._share = _enter(self._folder)
         return self._folder
+
+    def check(self, options: ReplicaOptions) -> ReplicaOptions:
+        """What Ray takes."""
+        return check(options)
 
     def is_there(self) -> bool:
         """Its connection learns of its end."""
