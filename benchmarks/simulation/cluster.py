@@ -39,6 +39,7 @@ class Cluster:
         self._random = random.Random(seed)
         self.nodes = [f"{self._random.getrandbits(224):056x}" for _ in range(max(replicas // REPLICAS_A_NODE, 1))]
         self.replicas: dict[str, Replica] = {}
+        self.faults: dict[str, desired.Fault] = {}
         self._number = 0
         each = replicas // BACKENDS
         state = desired.State()
@@ -66,6 +67,12 @@ class Cluster:
         address = f"{self.nodes[node]} {host}:{32768 + replica.number % 28000} /tmp/headgate-0/a1b2c3d4/r{replica.id}.sock"
         replica.state, replica.entry = READY, ReplicaEntry(replica.id, address, f"{self._random.getrandbits(128):032x}")
 
+    def ended(self, replica: Replica) -> None:
+        """It runs no more. Where nobody asked for that, routers are told why its backend has fewer."""
+        del self.replicas[replica.id]
+        if replica.state != DRAINING:
+            self.faults[replica.tag] = desired.Fault(f"replica {replica.id} ended: its node failed", 0.0)
+
     def match(self) -> list[Replica]:
         """Drain what is too many, and return what has to start."""
         asked = {tag: Wanted(backend.generation, backend.config.num_replicas) for tag, backend in self.state.backends.items()}
@@ -91,4 +98,4 @@ class Cluster:
             elif replica.state == STARTING:
                 coming[replica.tag] = coming.get(replica.tag, 0) + 1
         base = RoutingTable(version, num_ingresses=ingresses)
-        return desired.routing_table(self.state, ready, coming=coming, faults={}, leaving={}, base=base)
+        return desired.routing_table(self.state, ready, coming=coming, faults=self.faults, leaving={}, base=base)

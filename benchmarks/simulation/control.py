@@ -187,7 +187,7 @@ class Controller:
 
     def ended(self, replica: Replica, random_: random.Random) -> None:
         """A replica has ended: what is missing starts."""
-        self.cluster.replicas.pop(replica.id, None)
+        self.cluster.ended(replica)
         if self._way == "changes" and self._matching.delay_s(self.now):
             self._unmatched = random_
         else:

@@ -125,6 +125,23 @@ async def pushed(scene: Scene, version: int) -> None:
     await until(lambda: scene.routers.version >= version, "it is pushed")
 
 
+def test_who_connects_before_there_is_anything_to_route_has_no_table_built():
+    async def play_it(scene: Scene) -> None:
+        early = scene.peer("i1")
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert scene.built == 0
+        version = scene.endpoint("e")
+        waits = asyncio.ensure_future(scene.routers.in_force(version))
+        await pushed(scene, version)
+        assert early.table is not None
+        assert not waits.done()
+        scene.follow()
+        await waits
+
+    run(play_it)
+
+
 def test_the_first_change_is_pushed_at_once_and_all_of_one_turn_make_one_push():
     async def play_it(scene: Scene) -> None:
         ingress = scene.peer("i1")

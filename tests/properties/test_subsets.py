@@ -100,7 +100,7 @@ def test_a_table_is_cut_only_where_it_is_large_and_only_for_those_who_share() ->
         return BackendEntry(tag, 1, 1, False, 0.0, None, 10, None, False, (), ("",), replicas, 0)
 
     routers = ids("i", 40)
-    small, large = entry("small", 64), entry("large", 400)
+    small, large = entry("small", 64), msgspec.structs.replace(entry("large", 400), starting=3)
     table = RoutingTable(1, {}, {"small": small, "large": large})
     subsets = TableSubsets()
     subsets.follow(table, routers)
@@ -111,7 +111,8 @@ def test_a_table_is_cut_only_where_it_is_large_and_only_for_those_who_share() ->
         mine = cut.backends["large"].replicas
         assert list(mine) == sorted(mine, key=lambda replica: replica.id)
         assert FEWEST_ROUTERS <= len(mine) < 400
-        assert msgspec.structs.replace(cut.backends["large"], replicas=large.replicas) == large
+        assert cut.backends["large"].starting == 1
+        assert msgspec.structs.replace(cut.backends["large"], replicas=large.replicas, starting=3) == large
         seen.update(mine)
     assert seen == set(large.replicas)
     assert subsets.cut(table, "stranger") is table

@@ -121,14 +121,14 @@ class Routers:
             return
         loop = asyncio.get_running_loop()
         began_at = loop.time()
-        built = msgspec.structs.replace(self._build(), version=self._promised)
         self._due.cancel()
         self._due = None
-        self._reached = self._promised
+        self._reached = version = self._promised
+        built = msgspec.structs.replace(self._build(), version=version)
         before, table = self.table, built if self.table is None else tables.kept(self.table, built)
         ingresses = self._known_ingresses()
         if table is not before or ingresses != self._cut_for:
-            self.table = built if table is before else table  # for its version, where only the ingresses are others
+            self.table = table = msgspec.structs.replace(table, version=version)  # also where only the ingresses are others
             self._cut_for = ingresses
             self._open = msgspec.structs.replace(self.table, closing=False)
             self._subsets.follow(self.table, ingresses)
@@ -147,7 +147,9 @@ class Routers:
         """A router has connected; it gets the table, once there is one."""
         follower = self._followers[connection] = _Follower(connection)
         self._ended.pop(connection.hello.id, None)
-        if follower.is_ingress and connection.hello.id not in self._cut_for:  # one more to share with
+        if self.table is None:  # nor can one be built yet
+            pass
+        elif follower.is_ingress and connection.hello.id not in self._cut_for:  # one more to share with
             self.changed()
         else:
             self._show(follower)

@@ -45,7 +45,7 @@ class BackendEntry(msgspec.Struct, frozen=True):
     http_methods: tuple[str, ...]  # that HTTP clients may name
     methods: tuple[str, ...]  # that Python callers may name; "" is the call itself
     replicas: tuple[ReplicaEntry, ...]  # ordered by id; of very many, those that this router is to use
-    starting: int  # replicas on their way, so that requests may wait for them
+    starting: int  # replicas on their way, so that requests may wait for them; 1 for some, where `replicas` are not all
     fault: str = ""  # why it has fewer replicas than it should, with the last traceback …
     pause_s: float = 0.0  # … and how long after that failure the next one is started
 

@@ -10,7 +10,7 @@ import math
 from typing import Final
 
 REST_TIMES: Final = 4
-SHORTEST_REST_S: Final = 0.001
+SHORTEST_REST_S: Final = 0.0005
 LONGEST_REST_S: Final = 0.2
 
 

@@ -113,7 +113,8 @@ class TableSubsets:
         for tag, entry in backends.items():
             known, _, shares = self._cut.get(tag, (None, None, None))
             if known is entry and shares is not None and router in shares:
-                cut[tag] = msgspec.structs.replace(entry, replicas=shares[router])
+                # How many are starting says no more than whether some are, and would be news for all each time.
+                cut[tag] = msgspec.structs.replace(entry, replicas=shares[router], starting=min(entry.starting, 1))
         return backends | cut if cut else backends
 
 
