@@ -99,7 +99,7 @@ def _pairs(links: Links) -> set[tuple[str, str]]:
 
 
 def _size(replicas: list[str], routers: list[str]) -> int:
-    return max(len(replicas) * routers_each(len(replicas), len(routers)) // len(routers), 1)
+    return max(round(len(replicas) * routers_each(len(replicas), len(routers)) / len(routers)), 1)
 
 
 def _hash(router: str, replica: str) -> bytes:
