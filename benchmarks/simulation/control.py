@@ -145,7 +145,7 @@ class Controller:
         self.costs.core_s += core_s
         # The pace goes by a cost of its own, so that every run has the same virtual times.
         replicas, sent = len(self.cluster.replicas), self.costs.sent - counted
-        self._pace.done(self.now, self.now + replicas * _LOOK_S + sent * (MESSAGE_S + _CUT_S))
+        self._pace.done(replicas * _LOOK_S + sent * (MESSAGE_S + _CUT_S), self.now)
 
     def _tell(self, table: RoutingTable) -> None:
         if self._way == "whole":
@@ -192,7 +192,7 @@ class Controller:
             self._unmatched = random_
         else:
             self._match(random_)
-            self._matching.done(self.now, self.now + len(self.cluster.replicas) * _LOOK_S)
+            self._matching.done(len(self.cluster.replicas) * _LOOK_S, self.now)
         self.changed()
 
     def _match(self, random_: random.Random) -> None:

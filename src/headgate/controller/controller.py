@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 
 import msgspec
 
@@ -298,13 +299,13 @@ class Controller:
 
     def _reconcile_soon(self) -> None:
         """The same; where it was done just now, together with what else comes before routers are told the next time."""
-        now = self._now()
-        if self._matching.delay_s(now):
+        if self._matching.delay_s(self._now()):
             self._unmatched = True
             self._publish()
         else:
+            began_at = time.thread_time()
             self._reconcile()
-            self._matching.done(now, self._now())
+            self._matching.done(time.thread_time() - began_at, self._now())
 
     def _match(self) -> None:
         """Start what is missing, and drain what is too many.
@@ -438,6 +439,7 @@ class Controller:
 
     async def _measure(self) -> Measurement:
         counters, routers = await self._routers.measure()
+        self._routers.push()  # what is said here, routers have been told
         table = self._routers.table
         unhealthy = {} if table is None else {tag: entry.fault for tag, entry in table.backends.items() if entry.fault}
         return Measurement(counters, dict(self._fleet.starts), dict(self._fleet.deaths), routers, unhealthy)

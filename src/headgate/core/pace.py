@@ -26,6 +26,6 @@ class Pace:
         """In how many seconds the work may be done that is asked for now; 0 at first, and after a rest."""
         return max(self._free_at - now, 0.0)
 
-    def done(self, began_at: float, now: float) -> None:
-        """It was done, from `began_at` until now."""
-        self._free_at = now + min(max(REST_TIMES * (now - began_at), SHORTEST_REST_S), LONGEST_REST_S)
+    def done(self, took_s: float, now: float) -> None:
+        """It was done just now, and took so much processor time: what else the machine did meanwhile is no reason to rest."""
+        self._free_at = now + min(max(REST_TIMES * took_s, SHORTEST_REST_S), LONGEST_REST_S)
