@@ -15,7 +15,7 @@ import msgspec
 from headgate.config import BackendConfig, ReplicaOptions
 from headgate.controller.controller import Controller
 from headgate.controller.store import Store
-from headgate.core import messages, replica_life
+from headgate.core import messages, replica_life, tables
 from headgate.core.messages import (
     Applied,
     Count,
@@ -27,6 +27,7 @@ from headgate.core.messages import (
     Idle,
     Message,
     Pong,
+    RoutingChanges,
     RoutingTable,
     Shutdown,
     Verb,
@@ -120,12 +121,14 @@ class Process:
 
     def _received(self, message: Message) -> None:
         self.arrived.append(message)
-        if isinstance(message, RoutingTable):
-            self.tables.append(message)
+        if isinstance(message, RoutingTable | RoutingChanges):
+            table = tables.follow(self.tables[-1] if self.tables else None, message)
+            assert table is not None, "changes are of the table that was sent before"
+            self.tables.append(table)
             if not self.frozen:
-                self.link.send(Applied(message.version))
-                gone = tuple(name for name in self.busy_endpoints if name not in message.endpoints)
-                self.link.send(Idle(message.version, gone, tuple(tag for tag in self.busy_backends if tag not in message.backends)))
+                self.link.send(Applied(table.version))
+                gone = tuple(name for name in self.busy_endpoints if name not in table.endpoints)
+                self.link.send(Idle(table.version, gone, tuple(tag for tag in self.busy_backends if tag not in table.backends)))
         elif isinstance(message, Count) and not self.frozen:
             self.link.send(Counted(message.number, self.counters))
 

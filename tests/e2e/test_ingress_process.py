@@ -18,7 +18,22 @@ import msgspec
 import pytest
 
 from headgate.core import messages, reports
-from headgate.core.messages import Applied, Count, Counted, Drain, Hello, Message, Ping, Pong, VerbCall, VerbDone, Welcome
+from headgate.core.messages import (
+    Applied,
+    Count,
+    Counted,
+    Drain,
+    EndpointEntry,
+    Hello,
+    Message,
+    Ping,
+    Pong,
+    RoutingChanges,
+    SendTable,
+    VerbCall,
+    VerbDone,
+    Welcome,
+)
 from headgate.core.reports import RequestCount
 from headgate.core.specs import IngressSpec
 from headgate.router.way import Way
@@ -126,6 +141,26 @@ def test_it_proves_itself_follows_the_table_and_says_so(running: Running) -> Non
     with Client(running.port) as client:
         assert client.ask(GET).status == 404
         assert client.ask(b"GET /-/readyz HTTP/1.1\r\nHost: a\r\n\r\n").status == 200
+
+
+def test_it_follows_changes_and_asks_for_the_whole_where_they_are_of_another_table() -> None:
+    endpoint = EndpointEntry("e", "/e", ("GET",))
+
+    def status(client: Client) -> int:
+        return client.ask(b"GET /e HTTP/1.1\r\nHost: a\r\n\r\n").status
+
+    with ingress_process() as running, Client(running.port) as client:
+        assert status(client) == 404
+        first = TABLE.version
+        running.controller.say(RoutingChanges(first, first + 1, endpoints={"e": endpoint}))
+        wait_until(lambda: running.controller.heard(Applied).version == first + 1)
+        assert status(client) == 503  # it has no traffic
+        running.controller.say(RoutingChanges(first, first + 2, endpoints_gone=("e",)))
+        running.controller.heard(SendTable)
+        assert status(client) == 503
+        running.controller.say(msgspec.structs.replace(TABLE, version=first + 2))
+        wait_until(lambda: running.controller.heard(Applied).version == first + 2)
+        assert status(client) == 404
 
 
 def test_it_gives_signs_of_life_and_its_counters_with_what_it_refused(running: Running) -> None:

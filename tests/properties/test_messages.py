@@ -56,6 +56,8 @@ SAMPLES: list[m.Message] = [
     m.Ping(1),
     m.Count(1),
     m.RoutingTable(9, {"e": m.EndpointEntry("e", "/é", ("GET",), {"b": 1.0})}, {"b": BACKEND}),
+    m.SendTable(),
+    m.RoutingChanges(8, 9, m.TableHead(1, 2, 3, False, True), backends={"b": m.BackendChange(BACKEND, 1, BACKEND.replicas, ("q",))}),
 ]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 
 import msgspec
 
@@ -46,6 +47,7 @@ from headgate.core.messages import (
     VerbLeft,
     Welcome,
 )
+from headgate.core.pace import Pace
 from headgate.core.reconcile import Wanted
 from headgate.core.reports import Description, Measurement
 from headgate.engines.base import Ended, Engine, InstanceSettings, ReplicaSpec, Running
@@ -70,13 +72,14 @@ class Controller:
         self._changes = Changes()
         self._tasks = Tasks()
         self._fleet = Fleet(engine, settings, self._tasks, self._changes, changed=self._publish, over=self._replica_over)
-        self._routers = Routers(self._changes, in_replica=self._is_in_replica)
+        self._routers = Routers(self._changes, build=self._table, in_replica=self._is_in_replica)
         self._departures = Departures(self._fleet, self._routers, self._tasks, self._changes, publish=self._publish)
         self._rollouts = Rollouts(engine, self._fleet, self._changes, reconcile=self._reconcile)
         self._ingresses = Ingresses(engine, settings, self._routers, self._tasks, self._changes)
         self._server = ControlServer(way, self)
         self._store = store
-        self._epoch = 0
+        self._matching = Pace()
+        self._unmatched = False  # replicas have started or ended since what runs was compared with what is asked for
         self._adopted = asyncio.Event()
         self._restarts = Restarts(self._reconcile)
         self._verbs = Verbs(
@@ -112,7 +115,7 @@ class Controller:
         Raises `InstanceStartError` where a new instance can't serve HTTP.
         """
         try:
-            self._epoch = self._store.begin_epoch()
+            self._routers.begin(self._store.begin_epoch())
             pending = self._verbs.load()
             self._engine.on_end = self._ended
             self._engine.on_message = self._from_engine
@@ -133,6 +136,7 @@ class Controller:
         finally:
             await self._verbs.close()
             await self._tasks.close()
+            self._routers.close()
             await self._server.close()
             self._store.close()
 
@@ -286,7 +290,7 @@ class Controller:
             self._fatal = failure if in_use else InstanceStartError(f"HTTP could not be served: {failure.message}")
             self._shut_down.set()
             return
-        await self._routers.in_force(self._routers.version)
+        await self._routers.in_force(self._publish())
         self._engine.serving()
         if first:  # who starts it doesn't connect before
             self._begin_lease()
@@ -303,10 +307,26 @@ class Controller:
     # Reconciling.
 
     def _reconcile(self) -> None:
-        """Start what is missing, drain what is too many, and push what has changed.
+        """Start what is missing, drain what is too many, and have routers told what has changed."""
+        self._match()
+        self._publish()
+
+    def _reconcile_soon(self) -> None:
+        """The same; where it was done just now, together with what else comes before routers are told the next time."""
+        if self._matching.delay_s(self._now()):
+            self._unmatched = True
+            self._publish()
+        else:
+            began_at = time.thread_time()
+            self._reconcile()
+            self._matching.done(time.thread_time() - began_at, self._now())
+
+    def _match(self) -> None:
+        """Start what is missing, and drain what is too many.
 
         While the instance closes what serves stays, and what is missing is started where accepted requests may wait for it.
         """
+        self._unmatched = False
         if not self._adopted.is_set() or self._stopping:
             return
         backends = self._kept_going()
@@ -321,16 +341,19 @@ class Controller:
         if not self._closing:
             for id in actions.drain:
                 self._dismiss(self._fleet.get(id))
-        self._publish()
 
     def _kept_going(self) -> dict[str, Backend]:
         """The backends whose replicas run: those that are asked for, and those that are leaving."""
         return self._departures.backends | self._verbs.state.backends
 
     def _publish(self) -> int:
-        """Push the table if it has changed; returns the version to wait for."""
-        if not self._adopted.is_set():
-            return -1
+        """Have routers told what has changed, if anything has; returns the version to wait for."""
+        return self._routers.changed() if self._adopted.is_set() else -1
+
+    def _table(self) -> RoutingTable:
+        """What there is to route."""
+        if self._unmatched:
+            self._match()
         ready: dict[str, list[ReplicaEntry]] = {}
         coming = self._rollouts.coming() if self._starts_missing else dict.fromkeys(self._kept_going(), 1)  # who waits is not refused
         waiting = self._engine.waiting()
@@ -342,7 +365,7 @@ class Controller:
             elif replica.state == life.STARTING or (replica.state == life.STOPPING and not replica.dismissed):
                 # Also for one that is killed because it is stuck another will come, once it is dead: what is queued waits for that.
                 coming[replica.tag] = coming.get(replica.tag, 0) + 1
-        table = desired.routing_table(
+        return desired.routing_table(
             self._verbs.state,
             ready,
             coming=coming,
@@ -350,7 +373,6 @@ class Controller:
             leaving=self._departures.backends,
             base=msgspec.structs.replace(self._base, closing=self._closing, num_ingresses=len(self._engine.places())),
         )
-        return self._routers.publish(table, self._epoch)
 
     async def _start_alone(self, replica: Replica) -> None:
         """Start a replica that no verb waits for. What becomes of a failure is decided where every end is."""
@@ -362,7 +384,7 @@ class Controller:
         ready = [other for other in self._fleet.of(replica.tag, replica.generation) if other.state == life.READY]
         if backend is not None and len(ready) >= backend.config.num_replicas:
             self._restarts.recovered(replica.tag)
-        self._reconcile()
+        self._reconcile_soon()
 
     def _replica_over(self, replica: Replica) -> None:
         """A replica has ended: where nobody asked for that, note why, and when the next may start."""
@@ -384,7 +406,7 @@ class Controller:
                     self._restarts.failed(replica.tag, replica.id, life.READY, replica.ready_at, fault, no_room=False, now=now)
                 else:
                     self._restarts.replaced(replica.tag, fault)
-        self._reconcile()
+        self._reconcile_soon()
 
     def _dismiss(self, replica: Replica | None) -> None:
         """Take a replica out of the table and have it drained."""
@@ -435,6 +457,7 @@ class Controller:
 
     async def _measure(self) -> Measurement:
         counters, routers = await self._routers.measure()
+        self._routers.push()  # what is said here, routers have been told
         table = self._routers.table
         unhealthy = {} if table is None else {tag: entry.fault for tag, entry in table.backends.items() if entry.fault}
         return Measurement(counters, dict(self._fleet.starts), dict(self._fleet.deaths), routers, unhealthy)
@@ -470,6 +493,7 @@ class Controller:
         _log.info("shutting down: new work is refused")
         self._closing = True
         self._publish()
+        self._routers.push()  # before they are asked what they have
         await self._verbs.give_up()  # what had not finished is as if it had not begun
         deadline = self._now() + self._grace_s()
         await self._routers.all_back()  # where an earlier controller has just died
@@ -479,7 +503,8 @@ class Controller:
         self._stopping = True
         for replica in replicas:
             self._fleet.dismiss(replica)
-        self._publish()  # what still waits is refused: nobody will come to take it
+        self._publish()
+        self._routers.push()  # what still waits is refused: nobody will come to take it
         grace_s = max(deadline - self._now(), 0.0)
         await asyncio.gather(*(self._fleet.drain(replica, min(grace_s, replica.config.graceful_shutdown_timeout)) for replica in replicas))
         _log.info("shutting down: stopping %d ingresses", len(self._ingresses.running))

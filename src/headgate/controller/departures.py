@@ -51,6 +51,7 @@ class Departures:
         for replica in replicas:
             self._fleet.dismiss(replica)
         self._publish()
+        self._routers.push()  # before the replicas end
         self._changes.tell()
         grace_s = max(deadline - self._now(), 0.0)
         await asyncio.gather(*(self._fleet.drain(replica, grace_s) for replica in replicas))

@@ -1,21 +1,26 @@
 """Which routers are there, which routing table does each follow, and what have they counted?
 
-Tables are pushed when they have changed. Their versions grow, also over controllers: the upper bits are the controller's
-number, kept in the store.
+Tables are pushed a moment after something has changed, with all that has changed by then: as a whole to a router that has
+connected, and then as changes of what it was sent before. Of backends with very many replicas each ingress is shown its
+own subset. Versions grow, also over controllers: the upper bits are the controller's number, kept in the store.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import msgspec
 
 from headgate.controller.server import Connection
 from headgate.controller.tasks import Changes
-from headgate.core import messages
-from headgate.core.messages import Applied, Count, Counted, Hello, Idle, Message, RoutingTable
+from headgate.core import messages, tables
+from headgate.core.messages import Applied, Count, Counted, Hello, Idle, Message, RoutingTable, SendTable
+from headgate.core.pace import Pace
 from headgate.core.reports import Counters, QueueDepth, RequestCount
+from headgate.core.subsets import TableSubsets
 from headgate.router.control import LONGEST_DELAY_S
 
 CLIENT_PATIENCE_S = 2.0
@@ -30,77 +35,178 @@ _VERSION_BITS = 32
 class _Follower:
     """One router's connection."""
 
-    __slots__ = ("applied", "connection", "idle")
+    __slots__ = ("applied", "behind", "connection", "idle", "sent", "view")
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self.view: RoutingTable | None = None  # the table that it should follow, as far as it concerns this router, and …
+        self.sent: RoutingTable | None = None  # … the one that it was sent last
         self.applied = -1
         self.idle = Idle(-1)
+        self.behind: tuple[bool, int] | None = None  # while it doesn't follow its view: its kind, and how far it has come
 
     @property
     def is_ingress(self) -> bool:
         return self.connection.hello.role == "ingress"
 
+    @property
+    def latest(self) -> int:
+        """The version of its view: what has changed since does not concern it."""
+        return self.view.version if self.view is not None else -1
+
+    def follows(self, version: int) -> bool:
+        """Whether it follows the table of this version, which was pushed already."""
+        return version < 0 or (self.view is not None and self.applied >= min(version, self.latest))
+
+    def is_idle(self, version: int, endpoint: str | None, backend: str | None) -> bool:
+        idle = self.idle
+        return idle.version >= min(version, self.latest) and endpoint not in idle.except_endpoints and backend not in idle.except_backends
+
 
 class Routers:
     """All routers that are connected. `changes` is told whenever one has come, gone, or followed a table.
 
-    Those that are `in_replica` aren't told that the instance is closing: what a replica has admitted may need to call another
-    endpoint before it is answered, however late it does so for the first time.
+    `build` says what there is to route by now; it is asked only when a table is about to be pushed. Those that are `in_replica`
+    aren't told that the instance is closing: what a replica has admitted may need to call another endpoint before it is answered,
+    however late it does so for the first time.
     """
 
-    def __init__(self, changes: Changes, *, in_replica: Callable[[Hello], bool]) -> None:
+    def __init__(self, changes: Changes, *, build: Callable[[], RoutingTable], in_replica: Callable[[Hello], bool]) -> None:
         self.ingresses: set[str] = set()
         """The ids of the ingresses that run, connected or not: a verb is in force only when each of them follows."""
         self.table: RoutingTable | None = None
         self._changes = changes
+        self._build = build
         self._in_replica = in_replica
-        self._encoded = b""
-        self._open = (RoutingTable(version=0), b"")  # the table for those in replicas, and its encoding
+        self._pace = Pace()
+        self._due: asyncio.TimerHandle | asyncio.Handle | None = None  # while something has changed that was not pushed
+        self._reached = self._promised = -1  # versions: of what was pushed, also where it said nothing new; and of what is next
+        self._open = RoutingTable(version=0)  # the table for those in replicas, while the instance closes
+        self._subsets = TableSubsets()
+        self._cut_for: set[str] = set()  # the ingresses that share replicas
+        self._encoded: dict[tuple[int, int], tuple[RoutingTable | None, RoutingTable, bytes]] = {}  # by what was sent, and is to be
         self._followers: dict[Connection, _Follower] = {}
+        self._behind: Counter[tuple[bool, int]] = Counter()
+        self._waiting_for_idle = 0
         self._counts: dict[str, tuple[int, Counters]] = {}  # by the router's id: the number it answered, and what it said
         self._ended: dict[str, None] = {}  # ids in _counts whose routers have gone, oldest first
         self._total = Counters()  # of routers that are forgotten
         self._number = 0
+        self._counted = Changes()
         self._back_at = 0.0
+
+    def begin(self, epoch: int) -> None:
+        """Versions are those of this controller from now on."""
+        self._reached = self._promised = (epoch << _VERSION_BITS) - 1
 
     @property
     def version(self) -> int:
-        """The version of the table that routers should follow now."""
-        return self.table.version if self.table is not None else -1
+        """The version of what routers were told last."""
+        return self._reached
 
-    def publish(self, table: RoutingTable, epoch: int) -> int:
-        """Push this table if it says something new; its version is set here. Returns the version to wait for."""
-        if self.table is not None and msgspec.structs.replace(table, version=self.table.version) == self.table:
-            return self.table.version
-        version = self.table.version + 1 if self.table is not None else epoch << _VERSION_BITS
-        self.table = msgspec.structs.replace(table, version=version)
-        self._encoded = messages.encode(self.table)
-        if table.closing:
-            still_open = msgspec.structs.replace(self.table, closing=False)
-            self._open = (still_open, messages.encode(still_open))
-        for connection in self._followers:
-            self._send(self.table, connection)
-        return version
+    def changed(self) -> int:
+        """What routers go by may have changed: they will be told in a moment. Returns the version to wait for.
+
+        At once where that was not done just now; else with what else will have changed by then.
+        """
+        if self._due is None:
+            loop = asyncio.get_running_loop()
+            self._promised = self._reached + 1
+            delay_s = self._pace.delay_s(loop.time())
+            self._due = loop.call_later(delay_s, self.push) if delay_s else loop.call_soon(self.push)
+        return self._promised
+
+    def push(self) -> None:
+        """Tell routers now what has changed, if anything has."""
+        if self._due is None:
+            return
+        began_at = time.thread_time()
+        self._due.cancel()
+        self._due = None
+        self._reached = version = self._promised
+        built = msgspec.structs.replace(self._build(), version=version)
+        before, table = self.table, built if self.table is None else tables.kept(self.table, built)
+        ingresses = self._known_ingresses()
+        if table is not before or ingresses != self._cut_for:
+            self.table = table = msgspec.structs.replace(table, version=version)  # also where only the ingresses are others
+            self._cut_for = ingresses
+            self._open = msgspec.structs.replace(self.table, closing=False)
+            self._subsets.follow(self.table, ingresses)
+            self._encoded.clear()
+            for follower in self._followers.values():
+                self._show(follower)
+        self._pace.done(time.thread_time() - began_at, asyncio.get_running_loop().time())
+        self._changes.tell()
+
+    def close(self) -> None:
+        """Nothing is pushed any more."""
+        if self._due is not None:
+            self._due.cancel()
 
     def add(self, connection: Connection) -> None:
         """A router has connected; it gets the table, once there is one."""
-        self._followers[connection] = _Follower(connection)
+        follower = self._followers[connection] = _Follower(connection)
         self._ended.pop(connection.hello.id, None)
-        if self.table is not None:
-            self._send(self.table, connection)
+        if self.table is None:  # nor can one be built yet
+            pass
+        elif follower.is_ingress and connection.hello.id not in self._cut_for:  # one more to share with
+            self.changed()
+        else:
+            self._show(follower)
         self._changes.tell()
 
-    def _send(self, table: RoutingTable, connection: Connection) -> None:
-        if table.closing and self._in_replica(connection.hello):
-            connection.send_table(*self._open)
-        else:
-            connection.send_table(table, self._encoded)
+    def _known_ingresses(self) -> set[str]:
+        return self.ingresses | {follower.connection.hello.id for follower in self._followers.values() if follower.is_ingress}
+
+    def _show(self, follower: _Follower) -> None:
+        """Send a router what is new for it."""
+        table = self.table
+        if table is None:
+            return
+        if table.closing and self._in_replica(follower.connection.hello):
+            table = self._open
+        elif follower.is_ingress:
+            table = self._subsets.cut(table, follower.connection.hello.id)
+        before = follower.view
+        if before is None or not tables.alike(before, table):
+            follower.view = table
+            self._note(follower)
+            follower.connection.send_latest(lambda: self._news(follower))
+
+    def _news(self, follower: _Follower) -> bytes:
+        """What makes its view of what a router was sent before; encoded once for all that are alike."""
+        sent, view = follower.sent, follower.view
+        if view is None or view is sent:
+            return b""
+        follower.sent = view
+        key = (id(sent), id(view))
+        if key not in self._encoded:
+            self._encoded[key] = (sent, view, messages.encode(view if sent is None else tables.changes(sent, view)))
+        return self._encoded[key][2]
+
+    def _note(self, follower: _Follower) -> bool:
+        """Note how far it has come, or that it has gone. True where it is the last of its kind that had come no further."""
+        before = follower.behind
+        there = follower.connection in self._followers
+        now = follower.behind = (follower.is_ingress, follower.applied) if there and not follower.follows(follower.latest) else None
+        if now == before:
+            return False
+        if now is not None:
+            self._behind[now] += 1
+        if before is None:
+            return False
+        self._behind[before] -= 1
+        if self._behind[before]:
+            return False
+        del self._behind[before]
+        return True
 
     def lost(self, connection: Connection) -> None:
         """A connection has ended."""
-        if self._followers.pop(connection, None) is None:
+        follower = self._followers.pop(connection, None)
+        if follower is None:
             return
+        self._note(follower)
         id = connection.hello.id
         if id in self._counts and all(follower.connection.hello.id != id for follower in self._followers.values()):
             self._ended[id] = None
@@ -109,21 +215,31 @@ class Routers:
                 del self._ended[oldest]
                 self._total = add_up([self._total, _lasting(self._counts.pop(oldest)[1])])
         self._changes.tell()
+        self._counted.tell()
 
     def received(self, connection: Connection, message: Message) -> bool:
         """Take a message of a router; False if it is not about routing."""
+        # Who waits is told when it may matter, and not by every router: those who wait may be as many.
         follower = self._followers.get(connection)
         if isinstance(message, Applied):
             if follower is not None:
                 follower.applied = max(follower.applied, message.version)
+                if self._note(follower):
+                    self._changes.tell()
+        elif isinstance(message, SendTable):
+            if follower is not None:
+                follower.sent = None
+                connection.send_latest(lambda: self._news(follower))
         elif isinstance(message, Idle):
             if follower is not None and message.version >= follower.idle.version:
                 follower.idle = message
+                if self._waiting_for_idle:
+                    self._changes.tell()
         elif isinstance(message, Counted):
             self._counts[connection.hello.id] = (message.number, message.counters)
+            self._counted.tell()
         else:
             return False
-        self._changes.tell()
         return True
 
     def expect_back(self) -> None:
@@ -153,17 +269,15 @@ class Routers:
         """
 
         def done() -> bool:
-            return self._ingresses_follow(version) and not any(
-                follower.applied >= version
-                and (
-                    follower.idle.version < version
-                    or endpoint in follower.idle.except_endpoints
-                    or backend in follower.idle.except_backends
-                )
-                for follower in self._followers.values()
+            return self._ingresses_follow(version) and all(
+                follower.is_idle(version, endpoint, backend) for follower in self._followers.values() if follower.follows(version)
             )
 
-        return await self._changes.until(done, timeout_s)
+        self._waiting_for_idle += 1
+        try:
+            return await self._changes.until(done, timeout_s)
+        finally:
+            self._waiting_for_idle -= 1
 
     async def measure(self) -> tuple[Counters, int]:
         """Ask all routers for their counters, wait briefly, and add up what is known; also how many answered."""
@@ -187,7 +301,7 @@ class Routers:
         def answered(id: str) -> bool:
             return id in self._counts and self._counts[id][0] >= number
 
-        await self._changes.until(
+        await self._counted.until(
             lambda: all(answered(id) or connection not in self._followers for id, connection in asked.items()), _COUNT_PATIENCE_S
         )
         return [id for id in asked if answered(id)]
@@ -197,11 +311,13 @@ class Routers:
         return any(follower.idle.except_endpoints or follower.idle.except_backends for follower in self._followers.values())
 
     def _ingresses_follow(self, version: int) -> bool:
-        following = {follower.connection.hello.id for follower in self._followers.values() if follower.applied >= version}
+        if version > self._reached:
+            return False
+        following = {follower.connection.hello.id for follower in self._followers.values() if follower.follows(version)}
         return self.ingresses <= following
 
     def _late(self, version: int) -> list[_Follower]:
-        return [follower for follower in self._followers.values() if not follower.is_ingress and follower.applied < version]
+        return [follower for follower in self._followers.values() if not (follower.is_ingress or follower.follows(version))]
 
 
 def add_up(several: Iterable[Counters]) -> Counters:

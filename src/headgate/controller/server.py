@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine
 from typing import Protocol, cast
 
 from headgate.core import messages
-from headgate.core.messages import Hello, Message, RoutingTable
+from headgate.core.messages import Hello, Message
 from headgate.errors import WireError
 from headgate.router.listening import Listening
 from headgate.router.remote import HANDSHAKE_S, Gate, address_of
@@ -58,19 +58,21 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._accepted = False
         self._slow = False
-        self._unsent: tuple[RoutingTable, bytes] | None = None
+        self._unsent: Callable[[], bytes] | None = None
 
     def send(self, message: Message) -> None:
         """Queue a message; never blocks, drops it where the connection is lost."""
         if self._transport is not None:
             self._transport.write(messages.encode(message))
 
-    def send_table(self, table: RoutingTable, encoded: bytes) -> None:
-        """Send a routing table; to a peer that doesn't read only the latest, and only once it reads again."""
+    def send_latest(self, make: Callable[[], bytes]) -> None:
+        """Send what `make` returns; to a peer that doesn't read only for the latest call, and only once it reads again."""
         if self._slow:
-            self._unsent = (table, encoded)
+            self._unsent = make
         elif self._transport is not None:
-            self._transport.write(encoded)
+            data = make()
+            if data:
+                self._transport.write(data)
 
     @property
     def slow(self) -> bool:
@@ -113,9 +115,8 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._slow = False
         if self._unsent is not None:
-            table, encoded = self._unsent
-            self._unsent = None
-            self.send_table(table, encoded)
+            make, self._unsent = self._unsent, None
+            self.send_latest(make)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None

@@ -291,7 +291,7 @@ def routing_table(
     leaving: Mapping[str, Backend],
     base: RoutingTable,
 ) -> RoutingTable:
-    """What routers follow.
+    """What routers follow. Replicas are in the order of their ids.
 
     `base` has what does not depend on the state; by backend, `ready` are the replicas that take calls, and `coming` is how
     many are on their way; `faults` says what is wrong with those that have too few. Those that are `leaving` are in no state.
@@ -299,7 +299,9 @@ def routing_table(
 
     def entries(backends: Mapping[str, Backend]) -> dict[str, BackendEntry]:
         return {
-            tag: _backend_entry(backend, tuple(ready.get(tag, ())), coming.get(tag, 0), faults.get(tag))
+            tag: _backend_entry(
+                backend, tuple(sorted(ready.get(tag, ()), key=lambda replica: replica.id)), coming.get(tag, 0), faults.get(tag)
+            )
             for tag, backend in backends.items()
         }
 
@@ -308,6 +310,10 @@ def routing_table(
         for name, endpoint in state.endpoints.items()
     }
     return msgspec.structs.replace(base, endpoints=endpoints, backends=entries(state.backends), leaving=entries(leaving))
+
+
+def _by_id(replicas: Iterable[ReplicaEntry]) -> tuple[ReplicaEntry, ...]:
+    return tuple(sorted(replicas, key=lambda replica: replica.id))
 
 
 def _backend_entry(backend: Backend, replicas: tuple[ReplicaEntry, ...], starting: int, fault: Fault | None) -> BackendEntry:

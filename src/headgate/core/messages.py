@@ -16,7 +16,7 @@ from headgate.core.reports import Counters
 from headgate.core.specs import Definition
 from headgate.errors import ErrorInfo
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 
 
 # What routers know.
@@ -44,8 +44,8 @@ class BackendEntry(msgspec.Struct, frozen=True):
     idempotent: bool
     http_methods: tuple[str, ...]  # that HTTP clients may name
     methods: tuple[str, ...]  # that Python callers may name; "" is the call itself
-    replicas: tuple[ReplicaEntry, ...]
-    starting: int  # replicas on their way, so that requests may wait for them
+    replicas: tuple[ReplicaEntry, ...]  # ordered by id; of very many, those that this router is to use
+    starting: int  # replicas on their way, so that requests may wait for them; 1 for some, where `replicas` are not all
     fault: str = ""  # why it has fewer replicas than it should, with the last traceback …
     pause_s: float = 0.0  # … and how long after that failure the next one is started
 
@@ -61,7 +61,10 @@ class EndpointEntry(msgspec.Struct, frozen=True):
 
 
 class RoutingTable(msgspec.Struct, frozen=True, tag="table"):
-    """Everything that a router needs; replaced as a whole. A higher version is newer, also over controllers."""
+    """Everything that a router needs. A higher version is newer, also over controllers.
+
+    A router that has connected gets it as a whole, and then `RoutingChanges`. Not every version comes to every router.
+    """
 
     version: int
     endpoints: dict[str, EndpointEntry] = {}
@@ -72,6 +75,39 @@ class RoutingTable(msgspec.Struct, frozen=True, tag="table"):
     num_ingresses: int = 1
     debug: bool = False
     closing: bool = False  # shutting down: everything new is refused
+
+
+class TableHead(msgspec.Struct, frozen=True, array_like=True):
+    """What a routing table has besides endpoints and backends."""
+
+    max_body_bytes: int
+    max_inflight_bytes: int
+    num_ingresses: int
+    debug: bool
+    closing: bool
+
+
+class BackendChange(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is new about one backend."""
+
+    entry: BackendEntry | None = None  # as it is now, but without its replicas; None: as it was
+    starting: int = 0  # as it is now
+    added: tuple[ReplicaEntry, ...] = ()  # also those that are known by another address
+    removed: tuple[str, ...] = ()  # ids
+
+
+class RoutingChanges(msgspec.Struct, frozen=True, tag="changes", omit_defaults=True):
+    """What makes the table `version` of the table `since`; see `core/tables.py`."""
+
+    since: int
+    version: int
+    head: TableHead | None = None  # None: as it was
+    endpoints: dict[str, EndpointEntry] = {}  # new and changed ones
+    endpoints_gone: tuple[str, ...] = ()
+    backends: dict[str, BackendChange] = {}
+    backends_gone: tuple[str, ...] = ()
+    leaving: dict[str, BackendChange] = {}
+    leaving_gone: tuple[str, ...] = ()
 
 
 # Verbs. Those that change something can be repeated under the same id, and are applied once.
@@ -193,6 +229,10 @@ class Applied(msgspec.Struct, frozen=True, tag="applied"):
     version: int
 
 
+class SendTable(msgspec.Struct, frozen=True, tag="send_table"):
+    """A router was told changes of a table that it does not follow: it needs the whole."""
+
+
 class Idle(msgspec.Struct, frozen=True, tag="idle"):
     """A router has nothing left of what the table of this version lets leave or no longer has, except for these, which it still serves.
 
@@ -290,6 +330,7 @@ Message = (
     | VerbCall
     | VerbLeft
     | Applied
+    | SendTable
     | Idle
     | ReplicaReady
     | ReplicaFailed
@@ -305,6 +346,7 @@ Message = (
     | Ping
     | Count
     | RoutingTable
+    | RoutingChanges
 )
 
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

@@ -16,7 +16,22 @@ import ssl
 
 import msgspec
 
-from headgate.core.messages import PROTOCOL, Count, Counted, Drain, Hello, Measure, Message, Ping, Pong, RoutingTable, Unwanted
+from headgate.core import tables
+from headgate.core.messages import (
+    PROTOCOL,
+    Count,
+    Counted,
+    Drain,
+    Hello,
+    Measure,
+    Message,
+    Ping,
+    Pong,
+    RoutingChanges,
+    RoutingTable,
+    SendTable,
+    Unwanted,
+)
 from headgate.core.reports import Measurement
 from headgate.core.specs import IngressSpec
 from headgate.errors import rebuild
@@ -95,9 +110,13 @@ class _Ingress:
         return Hello(PROTOCOL, "ingress", self._spec.id, os.getpid(), self._spec.token, routes=True, address=self._address)
 
     def _received(self, message: Message) -> None:
-        if isinstance(message, RoutingTable):
-            self._service.apply(message)
-            self._router.apply(message)
+        if isinstance(message, RoutingTable | RoutingChanges):
+            table = tables.follow(self._service.table, message)
+            if table is None:
+                self._link.send(SendTable())
+                return
+            self._service.apply(table)
+            self._router.apply(table)
             self._first_table.set()
         elif isinstance(message, Ping):
             self._link.send(Pong(message.number))

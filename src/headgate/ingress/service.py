@@ -136,13 +136,14 @@ class Service:
 
     def apply(self, table: RoutingTable) -> None:
         """Follow this table from the next request on."""
-        self.table = table
-        self.routes = Routes(table.endpoints.values())
+        before, self.table = self.table, table
+        if before is None or table.endpoints is not before.endpoints or table.max_body_bytes != before.max_body_bytes:
+            self.routes = Routes(table.endpoints.values())
+            self.memory.clear()
         self.max_body_bytes = table.max_body_bytes
         self.debug = table.debug
         self.admission.share(table.max_inflight_bytes, table.num_ingresses)
         self.closing = _SHUTTING_DOWN if table.closing or self._draining else None
-        self.memory.clear()
 
     def set_date(self, unix_s: float) -> None:
         """Date all answers from now on."""

@@ -24,8 +24,8 @@ from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any, Final, TypeVar
 
-from headgate.core import messages
-from headgate.core.messages import Count, Counted, Hello, Message, RoutingTable, Verb, Welcome
+from headgate.core import messages, tables
+from headgate.core.messages import Count, Counted, Hello, Message, RoutingChanges, RoutingTable, SendTable, Verb, Welcome
 from headgate.errors import ErrorInfo, HeadgateError, NotRunningError, rebuild
 from headgate.router.borrowing import SharedLoop, Shield
 from headgate.router.call import OVER, Call
@@ -386,8 +386,12 @@ class Connection:
         assert self._router is not None
         assert self._routes is not None
         assert self._changed is not None
-        if isinstance(message, RoutingTable):
-            self._router.apply(message)
+        if isinstance(message, RoutingTable | RoutingChanges):
+            table = tables.follow(self._router.table if self._routed else None, message)
+            if table is None:
+                self._routes.send(SendTable())
+                return
+            self._router.apply(table)
             self._routed = True
             self._changed.set()
             for call in self._take_early():

@@ -76,10 +76,11 @@ class Router:
         for name in [name for name in self._endpoints if name not in table.endpoints]:
             self._old_endpoints.append(self._endpoints.pop(name))
         for tag, entry in table.backends.items():
-            if tag in self._backends:
-                self._backends[tag].update(entry)
-            else:
+            known_backend = self._backends.get(tag)
+            if known_backend is None:
                 self._backends[tag] = BackendRoute(self, entry)
+            elif known_backend.entry is not entry:  # where only changes came, most are the very same
+                known_backend.update(entry)
         for name, endpoint in table.endpoints.items():
             known = self._endpoints.get(name)
             if known is None:
@@ -93,7 +94,8 @@ class Router:
             if leaving is None:
                 self._old_backends.append(self._leaving.pop(tag))
                 leaving = msgspec.structs.replace(backend.entry, replicas=(), starting=0)
-            backend.update(leaving)
+            if leaving is not backend.entry:
+                backend.update(leaving)
         self._drop_shadows(table)
         self.report(Applied(table.version))
         self._report_idle(followed=True)
