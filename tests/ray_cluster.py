@@ -9,7 +9,6 @@ import re
 import signal
 from typing import Any
 
-from headgate.arguments import EXPERIMENTAL_VARIABLE
 from tests.support import leave_out
 
 CLUSTER_VARIABLE = "HEADGATE_TEST_CLUSTER"
@@ -55,7 +54,6 @@ def use_ray() -> None:
     """Have `serve.init` mean the Ray engine where a test doesn't say which, here and in the scripts of tests, which call `join`."""
     import ray
 
-    os.environ[EXPERIMENTAL_VARIABLE] = "ray"
     start(gpus=1)
     os.environ[_ADDRESS_VARIABLE] = ray.get_runtime_context().gcs_address
     join()

@@ -9,16 +9,12 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from headgate.errors import ConfigError, InvalidTypeError, InvalidValueError
 
 if TYPE_CHECKING:
     from headgate.core.specs import InstanceSettings
-
-
-EXPERIMENTAL_VARIABLE: Final = "HEADGATE_EXPERIMENTAL"
-"""Names an engine that isn't finished, to try it all the same."""
 
 
 def settings(
@@ -89,10 +85,6 @@ def settings(
 def _check_ray(resources: object) -> None:
     import importlib.util
 
-    if os.environ.get(EXPERIMENTAL_VARIABLE) != "ray":
-        raise ConfigError(
-            f"engine='ray' is not finished in this version; leave it out to run on this machine, or try it: {EXPERIMENTAL_VARIABLE}=ray"
-        )
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("engine='ray' needs Ray, which isn't installed: pip install 'headgate[ray]'")
     if resources is not None:

@@ -480,8 +480,9 @@ def init(
 
     Args:
         name: None is "default". Instances of other names run side by side.
-        engine: where replicas run: "local", processes of this machine.
-        address: of the cluster, for engines that have one.
+        engine: where replicas run: "local", processes of this machine, or "ray", actors of a cluster, which needs `headgate[ray]`.
+        address: of the cluster: "auto" is the one that this machine belongs to, None the one that this process is connected with,
+            or else the one that `RAY_ADDRESS` names, or else one of this process's own.
         http_host: the address to listen on; a `UserWarning` says what it means where that isn't this machine's own (loopback).
         http_port: 0 takes a free one, and matches any when connecting.
         num_ingresses: processes that share the HTTP port; on a cluster "every_node", "head_only", or on how many nodes one runs.

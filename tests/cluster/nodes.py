@@ -24,7 +24,6 @@ from typing import Any, Final, Self, TypeVar
 import cloudpickle
 import pytest
 
-from headgate.arguments import EXPERIMENTAL_VARIABLE
 from tests.cluster.guard import kill_all_in, processes_in
 from tests.leaks import RUNTIME_VARIABLE
 from tests.support import leave_out
@@ -173,7 +172,6 @@ class Nodes:
         """Of everything that runs on the nodes."""
         return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
             RUNTIME_VARIABLE: self.folder,
-            EXPERIMENTAL_VARIABLE: "ray",
             "PYTHONPATH": f"{_ROOT}:{_ROOT / 'src'}",
             "RAY_AUTH_MODE": "token",  # as on a cluster that others can reach
             "RAY_AUTH_TOKEN": self._token,

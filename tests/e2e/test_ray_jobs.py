@@ -17,7 +17,6 @@ from typing import Self
 import pytest
 
 import headgate
-from headgate.arguments import EXPERIMENTAL_VARIABLE
 from tests.ray_cluster import CLUSTER_VARIABLE
 from tests.support import leave_out, wait_until
 
@@ -98,7 +97,6 @@ class Cluster:
     def environ(self) -> dict[str, str]:
         """The environment of a program that knows the cluster's token, and its address once there is one."""
         environ = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self._token), "PYTHONPATH": SOURCE}
-        environ[EXPERIMENTAL_VARIABLE] = "ray"
         if self._address.exists():
             environ["RAY_ADDRESS"] = self._address.read_text().strip()
         return environ
@@ -143,7 +141,7 @@ def test_a_script_brings_a_cluster_of_its_own() -> None:
     if importlib.util.find_spec("ray") is None:
         leave_out("Ray isn't installed")
     with tempfile.TemporaryDirectory() as folder:
-        environ = {**os.environ, "PYTHONPATH": SOURCE, EXPERIMENTAL_VARIABLE: "ray", CLUSTER_VARIABLE: "1"}
+        environ = {**os.environ, "PYTHONPATH": SOURCE, CLUSTER_VARIABLE: "1"}
         environ.pop("RAY_ADDRESS", None)
         said = run(Path(folder, "script.py"), ON_ITS_OWN, environ).splitlines()
     assert said == ["hello from a script", "3", "[]"]

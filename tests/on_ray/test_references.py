@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from headgate import serve
-from headgate.arguments import EXPERIMENTAL_VARIABLE
 from headgate.errors import DeadlineExceededError, EncodeError, ObjectLostError, RequestCancelledError, UserCodeError
 from headgate.serve import Handle
 from tests.support import wait_until
@@ -23,10 +22,8 @@ pytestmark = pytest.mark.usefixtures("cluster_of_one", "shared_instance")
 
 @pytest.fixture(scope="module")
 def shared_instance(cluster_of_one: None, _nothing_left_by_module: None) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv(EXPERIMENTAL_VARIABLE, "ray")
-        with serve.init("references", engine="ray", http_port=0):
-            yield
+    with serve.init("references", engine="ray", http_port=0):
+        yield
 
 
 def deployed(function: Callable[..., Any], **config: Any) -> Handle:

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from headgate.arguments import EXPERIMENTAL_VARIABLE
 from headgate.router.way import Way
 from tests.certificates import made_for
 from tests.support import leave_out
@@ -29,7 +28,7 @@ def run_with(**variables: str) -> dict[str, Any]:
     root = Path(__file__).parents[2]
     path = os.pathsep.join([str(root / "src"), str(root)])
     environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environ |= {EXPERIMENTAL_VARIABLE: "ray", "PYTHONPATH": path, "PYTHONWARNINGS": "ignore::DeprecationWarning"} | variables
+    environ |= {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore::DeprecationWarning"} | variables
     done = subprocess.run([sys.executable, PROGRAM], env=environ, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     *told, last = done.stdout.splitlines()

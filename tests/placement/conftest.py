@@ -12,7 +12,6 @@ from unittest import mock
 import pytest
 
 from headgate import serve
-from headgate.arguments import EXPERIMENTAL_VARIABLE
 from headgate.serve import Instance
 from tests import ray_cluster
 from tests.leaks import Held
@@ -91,5 +90,5 @@ def _nothing_left_by_module(nodes: Nodes) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def shared_instance(_nothing_left_by_module: None, nodes: Nodes) -> Iterator[Instance]:
-    with mock.patch.dict(os.environ, {EXPERIMENTAL_VARIABLE: "ray"}), serve.init(engine="ray", http_port=0) as instance:
+    with serve.init(engine="ray", http_port=0) as instance:
         yield instance
