@@ -45,7 +45,7 @@ WRONG_VALUES: list[dict[str, object]] = [
     {"name": "a\nb"},
     {"name": "\ud800"},
     {"engine": "kubernetes"},
-    {"engine": "ray"},
+    {"engine": "ray", "resources": {"CPU": 1}},
     {"address": "ray://head:10001"},
     {"http_port": -1},
     {"http_port": 65536},
