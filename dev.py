@@ -19,10 +19,17 @@ PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "headgate-stamp"
 OLDEST = (3, 11)
 
+PYTEST = ("python", "-m", "pytest")
+ALONE = "tests/chaos"  # asserts times
+AT_ONCE = ("--numprocesses=2", "--dist=loadfile", f"--ignore={ALONE}")
+
 # What each command runs, in order, from the environment's `bin`; the user's further arguments go to the last.
 COMMANDS = {
     "demo": ("serve two classifiers of handwritten digits (--check: check and exit)", [["python", "demo/digits.py"]]),
-    "test": ("run the tests; arguments go to pytest", [["python", "-m", "pytest"]]),
+    "test": (
+        "run the tests: what needs the machine for itself last; arguments go to pytest alone",
+        [[*PYTEST, *AT_ONCE], [*PYTEST, ALONE]],
+    ),
     "lint": ("style and format", [["ruff", "check"], ["ruff", "format", "--check"]]),
     "types": ("mypy, strict", [["mypy"]]),
     "imports": ("the layers, and what core/ must not touch", [["lint-imports"]]),
@@ -44,7 +51,8 @@ def main() -> int:
     if problem:
         return _refuse(problem)
     os.chdir(ROOT)
-    steps = [[str(VENV / "bin" / program), *arguments] for program, *arguments in COMMANDS[name][1]]
+    listed = [PYTEST] if name == "test" and rest else COMMANDS[name][1]
+    steps = [[str(VENV / "bin" / program), *arguments] for program, *arguments in listed]
     for step in steps[:-1]:
         status = subprocess.run(step, check=False).returncode
         if status:

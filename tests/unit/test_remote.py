@@ -106,7 +106,16 @@ def test_who_listens_without_knowing_the_secret_is_left() -> None:
     play(scene)
 
 
-@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 10, os.urandom(64), bytes(64), b"\xff" * 63])
+STRANGE = {
+    "nothing": b"",
+    "HTTP": b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 10,
+    "chance": os.urandom(64),
+    "zeros": bytes(64),
+    "ones": b"\xff" * 63,
+}
+
+
+@pytest.mark.parametrize("said", list(STRANGE.values()), ids=list(STRANGE))
 def test_strangers_are_closed_whatever_they_say_and_keep_nobody_out(said: bytes) -> None:
     async def scene(door: Door) -> None:
         with await stranger(door.address) as sock:
