@@ -48,7 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Have instances run on the engine that was asked for."""
     config.addinivalue_line("markers", "local_engine(why): what it tests is the local engine's own")
-    only_deals_out = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")  # pytest-xdist's first process runs no test
+    only_deals_out = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")  # of pytest-xdist's processes
     if config.getoption("--engine") == "ray" and not only_deals_out:
         ray_cluster.use_ray()
 

@@ -9,7 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from headgate.serve import Instance
+from tests import ray_cluster
 from tests.support import under_way, wait_until
+
+REPLACED_WITHIN_S = 10.0 if ray_cluster.in_use() else 1.0
+"""A replica. A process of Ray's takes seconds to start."""
 
 
 def every(period_s: float, seconds: float) -> Iterator[float]:
@@ -63,7 +67,9 @@ def kill_with_clients(pid: int) -> tuple[float, frozenset[int]]:
 def wait_ready(instance: Instance, tag: str, count: int, *, without: int = 0) -> None:
     """Until so many replicas of a backend are ready, and the process `without` is none of them."""
     wait_until(
-        lambda: len(now := ready(instance, tag)) == count and without not in now, what=f"{count} replicas of {tag}, without {without}"
+        lambda: len(now := ready(instance, tag)) == count and without not in now,
+        10.0 * REPLACED_WITHIN_S,
+        f"{count} replicas of {tag}, without {without}",
     )
 
 
