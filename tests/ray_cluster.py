@@ -59,6 +59,11 @@ def use_ray() -> None:
     join()
 
 
+def environ() -> dict[str, str]:
+    """What another program needs to find the cluster that is in use, if one is."""
+    return {_ADDRESS_VARIABLE: os.environ[_ADDRESS_VARIABLE]} if in_use() else {}
+
+
 def in_use() -> bool:
     """Whether `use_ray` was called."""
     return _ADDRESS_VARIABLE in os.environ

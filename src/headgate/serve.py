@@ -406,8 +406,10 @@ class Instance:
             try:
                 self.shutdown()
             except KeyboardInterrupt:
-                # The exit of the interpreter must not wait once more: without this process the instance is killed.
+                # The exit of the interpreter must not wait once more.
                 self._closed = True
+                if self._starter is not None:
+                    self._starter.abandon(self._connection.way)
                 raise
         self._closed = True
         from headgate.router import connections

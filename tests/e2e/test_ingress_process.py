@@ -40,6 +40,8 @@ from headgate.router.way import Way
 from tests.ingress_server import CERTIFICATE, KEY, TABLE, Client
 from tests.support import wait_until
 
+pytestmark = pytest.mark.local_engine("no engine takes part")
+
 M = TypeVar("M", bound=Message)
 TABLE = msgspec.structs.replace(TABLE, backends={}, endpoints={})
 GET = b"GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -48,8 +50,6 @@ import socket, sys, msgspec
 from headgate.core.specs import IngressSpec
 from headgate.ingress.main import run
 from headgate.router.way import Way
-
-pytestmark = pytest.mark.local_engine("no engine takes part")
 run(msgspec.json.decode(sys.argv[1], type=IngressSpec), Way(sys.argv[2]), socket.socket(fileno=int(sys.argv[3])))
 """
 

@@ -279,9 +279,9 @@ def test_a_replica_that_calls_another_endpoint_for_the_first_time_while_the_inst
             if by == "itself":
                 return str(self.inner.remote().result(10))
             code = f"{ON_THE_ENGINE}from headgate import serve; serve.init(); print(serve.get_handle('inner').remote().result(10), end='')"
-            return subprocess.check_output([sys.executable, "-c", code], text=True, env={**os.environ, "PYTHONPATH": search})
+            return subprocess.check_output([sys.executable, "-c", code], text=True, env={**os.environ, **environ, "PYTHONPATH": search})
 
-    search = os.pathsep.join([str(Path(headgate.__file__).parents[1]), str(ROOT)])
+    search, environ = os.pathsep.join([str(Path(headgate.__file__).parents[1]), str(ROOT)]), ray_cluster.environ()
     with serve.init(http_port=0) as instance:
         serve.create_backend("inner", hello)
         serve.create_endpoint("inner", backend="inner")
@@ -922,6 +922,7 @@ with serve.init("theirs", http_port=0):
 """
 
 
+@pytest.mark.local_engine("the driver's variables don't travel to other machines")
 def test_a_variable_that_is_no_text_keeps_nobody_from_creating_a_backend(script: Callable[[str], Script]) -> None:
     assert script(SURROUNDINGS).end() == f"plain {os.path.basename(os.getcwd())}"
 

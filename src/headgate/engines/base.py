@@ -95,6 +95,10 @@ class Starter(Protocol):
         """Whether that instance is gone, be it by a crash."""
         ...
 
+    def abandon(self, way: Way) -> None:
+        """This process, which started that instance, is about to exit and waits no longer: end it now, whatever it is doing."""
+        ...
+
     def leave(self, way: Way) -> None:
         """This process is done with that instance."""
         ...

@@ -77,6 +77,9 @@ class LocalStarter:
         """Whether its supervisor is gone."""
         return has_died(way.folder)
 
+    def abandon(self, way: Way) -> None:
+        """Without this process it is killed by its supervisor."""
+
     def leave(self, way: Way) -> None:
         """Where it has ended by itself, nobody has reaped its supervisor so far."""
         if has_died(way.folder):

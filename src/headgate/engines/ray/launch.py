@@ -126,6 +126,13 @@ class RayStarter:
         assert isinstance(way, RayWay)
         return has_ended(way.name, way.id)
 
+    def abandon(self, way: Way) -> None:
+        """Kill its actors, the controller first, which would start others."""
+        assert isinstance(way, RayWay)
+        if not has_ended(way.name, way.id):
+            _kill_all(way.name)
+            records.delete_all(way.name)
+
     def leave(self, way: Way) -> None:
         """Its connection has left the folder on this node; Ray sees to the rest."""
 
@@ -179,6 +186,6 @@ def actors(name: str) -> list[str]:
 
 
 def _kill_all(name: str) -> None:
-    for actor in actors(name):
+    for actor in sorted(actors(name), key=lambda actor: actor != CONTROLLER):
         with contextlib.suppress(Exception):
             ray.kill(ray.get_actor(actor, namespace=namespace(name)), no_restart=True)
