@@ -123,6 +123,8 @@ def test_init_returns_once_http_answers_and_says_where() -> None:
         assert instance.http_url == f"http://127.0.0.1:{port}"
         assert instance.http_urls == (instance.http_url,)
         assert instance.http_url in repr(instance)
+        own = {"controller", "ingress"} if ray_cluster.in_use() else {"supervisor", "controller", "ingress"}
+        assert {process.role for process in instance.status().processes} == own
         assert requests.get(f"{instance.http_url}/-/healthz", timeout=5).status_code == 200
     assert "over" in repr(instance)
     with pytest.raises(requests.ConnectionError):

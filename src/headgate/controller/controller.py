@@ -448,6 +448,7 @@ class Controller:
             self._verbs.state,
             self._fleet.all(),
             self._ingresses.running,
+            supervisor=self._engine.supervisor(),
             updating=self._rollouts.updating,
             faults=self._restarts.faults(),
             waiting=self._waits.found(),

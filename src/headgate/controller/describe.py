@@ -21,6 +21,7 @@ def description(
     replicas: Iterable[Replica],
     ingresses: Iterable[Running],
     *,
+    supervisor: int | None,
     updating: Iterable[str],
     faults: Mapping[str, Fault],
     waiting: Mapping[str, Waiting],
@@ -32,7 +33,8 @@ def description(
     `faults` are those of backends, `waiting` what has no room, `resources` what there is and what is free.
     """
     by_tag: dict[str, list[Replica]] = {}
-    processes = [_process("supervisor", "supervisor", os.getppid()), _process("controller", "controller", os.getpid())]
+    processes = [] if supervisor is None else [_process("supervisor", "supervisor", supervisor)]
+    processes.append(_process("controller", "controller", os.getpid()))
     processes += [_process("ingress", ingress.id, ingress.pid) for ingress in ingresses if ingress.pid is not None]
     for replica in replicas:
         by_tag.setdefault(replica.tag, []).append(replica)

@@ -150,6 +150,10 @@ class Engine(Protocol):
         """Where clients reach the ingresses."""
         ...
 
+    def supervisor(self) -> int | None:
+        """The process that keeps all others of the instance on this machine, where there is one."""
+        ...
+
     def serving(self) -> None:
         """The owner says that HTTP answers now: every ingress follows a routing table. Whoever waits for the start goes on."""
         ...

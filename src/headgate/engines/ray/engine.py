@@ -142,6 +142,10 @@ class RayEngine(Members[_Actor]):
                 found.append(f"{scheme}://{join(self._cluster.host(place) if host in _ALL else host, port)}")
         return tuple(dict.fromkeys(found))
 
+    def supervisor(self) -> int | None:
+        """Ray's own processes keep those of the instance, and are not part of it."""
+        return None
+
     def serving(self) -> None:
         """HTTP answers now: the driver that started the instance goes on."""
         self._spawn(self._tell_serving())
