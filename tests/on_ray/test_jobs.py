@@ -96,7 +96,8 @@ class Cluster:
 
     def environ(self) -> dict[str, str]:
         """The environment of a program that knows the cluster's token, and its address once there is one."""
-        environ = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self._token), "PYTHONPATH": SOURCE}
+        environ = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # which may be another one's
+        environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self._token), "PYTHONPATH": SOURCE}
         if self._address.exists():
             environ["RAY_ADDRESS"] = self._address.read_text().strip()
         return environ
@@ -121,7 +122,8 @@ def test_a_detached_instance_outlives_its_job_and_another_program_connects_by_na
     folder.mkdir()
     (folder / "app.py").write_text(SERVES)
     command = ["job", "submit", f"--address={cluster.dashboard}", f"--working-dir={folder}", "--", sys.executable, "app.py"]
-    environ = {name: value for name, value in cluster.environ().items() if name != "RAY_ADDRESS"}  # it knows by itself
+    environ = cluster.environ()
+    del environ["RAY_ADDRESS"]  # the job's is the cluster's own
 
     def submitted() -> str:
         """What the job has said, once the cluster takes jobs."""
