@@ -102,6 +102,7 @@ class Process:
         self.frozen = False
         self.busy_endpoints: tuple[str, ...] = ()
         self.busy_backends: tuple[str, ...] = ()
+        self._old_endpoints: set[str] = set()  # busy ones that were deleted, whether or not others have their names by now
         self.counters = Counters()
         hello = Hello(messages.PROTOCOL, role, id, os.getpid(), token, routes, replica=replica, owner=owner)
         self.link = ControlLink(way, lambda: hello, self._received)
@@ -117,6 +118,7 @@ class Process:
 
     def is_idle(self, version: int | None = None) -> None:
         self.busy_endpoints = self.busy_backends = ()
+        self._old_endpoints.clear()
         self.link.send(Idle(self.table.version if version is None else version))
 
     def _received(self, message: Message) -> None:
@@ -127,7 +129,8 @@ class Process:
             self.tables.append(table)
             if not self.frozen:
                 self.link.send(Applied(table.version))
-                gone = tuple(name for name in self.busy_endpoints if name not in table.endpoints)
+                self._old_endpoints.update(name for name in self.busy_endpoints if name not in table.endpoints)
+                gone = tuple(self._old_endpoints)
                 self.link.send(Idle(table.version, gone, tuple(tag for tag in self.busy_backends if tag not in table.backends)))
         elif isinstance(message, Count) and not self.frozen:
             self.link.send(Counted(message.number, self.counters))

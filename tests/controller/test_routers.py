@@ -330,6 +330,21 @@ def test_an_ingress_that_joins_or_leaves_has_the_others_share_anew():
     run(play_it)
 
 
+def test_nothing_is_kept_of_what_an_ingress_was_sent_over_a_connection_that_has_ended():
+    async def play_it(scene: Scene) -> None:
+        ingresses = [scene.peer(f"i{n:02}") for n in range(30)]
+        await pushed(scene, scene.backend("b", [f"r{n:03}" for n in range(400)]))
+        before = len(scene.routers._encoded)
+        for _ in range(5):
+            for ingress in ingresses:
+                scene.routers.lost(cast(Connection, ingress))
+            ingresses = [scene.peer(ingress.hello.id) for ingress in ingresses]
+        assert all(FEWEST_ROUTERS <= len(ingress.replicas("b")) < 400 for ingress in ingresses)
+        assert len(scene.routers._encoded) <= before
+
+    run(play_it)
+
+
 def test_routers_are_asked_for_their_counters_whatever_else_is_waited_for():
     async def play_it(scene: Scene) -> None:
         ingress = scene.peer("i1")

@@ -179,6 +179,8 @@ class Routers:
         if view is None or view is sent:
             return b""
         follower.sent = view
+        if view is not self.table and view is not self._open:  # a subset, or out of date: nobody else's
+            return messages.encode(view if sent is None else tables.changes(sent, view))
         key = (id(sent), id(view))
         if key not in self._encoded:
             self._encoded[key] = (sent, view, messages.encode(view if sent is None else tables.changes(sent, view)))
