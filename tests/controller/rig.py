@@ -94,7 +94,16 @@ class Process:
     """A process with a router, or a driver without one; it follows tables unless it is `frozen`."""
 
     def __init__(
-        self, way: Way, role: str, id: str, token: str = "", *, routes: bool = True, replica: str = "", owner: bool = False
+        self,
+        way: Way,
+        role: str,
+        id: str,
+        token: str = "",
+        *,
+        routes: bool = True,
+        replica: str = "",
+        owner: bool = False,
+        place: str = "",
     ) -> None:
         self.id = id
         self.tables: list[RoutingTable] = []
@@ -104,7 +113,7 @@ class Process:
         self.busy_backends: tuple[str, ...] = ()
         self._old_endpoints: set[str] = set()  # busy ones that were deleted, whether or not others have their names by now
         self.counters = Counters()
-        hello = Hello(messages.PROTOCOL, role, id, os.getpid(), token, routes, replica=replica, owner=owner)
+        hello = Hello(messages.PROTOCOL, role, id, os.getpid(), token, routes, replica=replica, owner=owner, place=place)
         self.link = ControlLink(way, lambda: hello, self._received)
         self.link.start()
 
@@ -268,7 +277,7 @@ class Rig:
         while True:
             for id, found in self.engine.running().items():
                 if isinstance(found.spec, IngressSpec) and id not in self._ingresses:
-                    self._ingresses[id] = Process(self.way, "ingress", id, found.spec.token)
+                    self._ingresses[id] = Process(self.way, "ingress", id, found.spec.token, place=found.spec.place)
             for id in [id for id in self._ingresses if id not in self.engine.running()]:
                 await self._ingresses.pop(id).link.close()
             await asyncio.sleep(0.002)

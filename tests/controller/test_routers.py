@@ -35,8 +35,8 @@ from tests.support import until
 class Peer:
     """A router, as its connection shows it. It follows what it is sent when it is told to."""
 
-    def __init__(self, id: str, role: str = "ingress") -> None:
-        self.hello = Hello(messages.PROTOCOL, role, id, 1, routes=True)
+    def __init__(self, id: str, role: str = "ingress", place: str = "") -> None:
+        self.hello = Hello(messages.PROTOCOL, role, id, 1, routes=True, place=place or id if role == "ingress" else "")
         self.arrived: list[Message] = []
         self.table: RoutingTable | None = None
         self.slow = False
@@ -79,11 +79,11 @@ class Scene:
         self.built += 1
         return self.table
 
-    def peer(self, id: str, role: str = "ingress") -> Peer:
-        peer = Peer(id, role)
+    def peer(self, id: str, role: str = "ingress", place: str = "") -> Peer:
+        peer = Peer(id, role, place)
         self.peers.append(peer)
         if role == "ingress":
-            self.routers.ingresses.add(id)
+            self.routers.ingresses[id] = peer.hello.place
         self.routers.add(cast(Connection, peer))
         return peer
 
@@ -319,13 +319,29 @@ def test_an_ingress_that_joins_or_leaves_has_the_others_share_anew():
         everyone = [*ingresses, newcomer]
         assert all(sum(name in peer.replicas("b") for peer in everyone) == FEWEST_ROUTERS for name in names)
         scene.follow()
-        scene.routers.ingresses.discard("new")
+        del scene.routers.ingresses["new"]
         scene.routers.lost(cast(Connection, newcomer))
         version = scene.routers.changed()
         await pushed(scene, version)
         assert all(sum(name in peer.replicas("b") for peer in ingresses) == FEWEST_ROUTERS for name in names)
         scene.follow(*ingresses)
         assert await scene.routers.in_force(version) == ()
+
+    run(play_it)
+
+
+def test_the_successor_of_an_ingress_has_its_share_and_no_other_is_told_anything():
+    async def play_it(scene: Scene) -> None:
+        ingresses = [scene.peer(f"i{n:02}", place=f"node{n:02}") for n in range(30)]
+        await pushed(scene, scene.backend("b", [f"r{n:03}" for n in range(400)]))
+        scene.follow()
+        dead = ingresses.pop()
+        del scene.routers.ingresses[dead.hello.id]
+        scene.routers.lost(cast(Connection, dead))
+        successor = scene.peer("another", place=dead.hello.place)
+        await pushed(scene, scene.routers.changed())
+        assert successor.replicas("b") == dead.replicas("b")
+        assert all(len(ingress.arrived) == 1 for ingress in ingresses)
 
     run(play_it)
 
