@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -28,7 +29,7 @@ from headgate.core.messages import (
 from headgate.core.reports import Counters
 from headgate.core.subsets import FEWEST_ROUTERS
 from headgate.engines.base import IngressSpec
-from tests.controller.rig import Rig, play
+from tests.controller.rig import Process, Rig, play
 from tests.support import until
 
 
@@ -372,6 +373,26 @@ def test_routers_are_asked_for_their_counters_whatever_else_is_waited_for():
         assert (counters.retried, answered) == (3, 1)
 
     run(play_it)
+
+
+def test_where_ingresses_leave_for_good_those_that_stay_take_over_their_share():
+    async def scene(rig: Rig) -> None:
+        def ingresses() -> list[Process]:
+            return [process for id, process in rig._ingresses.items() if id in rig.engine.running()]
+
+        rig.engine.set_places(*map(str, range(40)))
+        await until(lambda: len(ingresses()) == 40, "all are there")
+        await rig.create("v1", num_replicas=200)
+        rig.engine.set_places(*map(str, range(18)))
+        await until(lambda: len(ingresses()) == 18, "those are left that are to stay")
+
+        def all_shared() -> bool:
+            seen = Counter(id for process in ingresses() for id in process.replicas("v1"))
+            return all(seen[id] >= FEWEST_ROUTERS for id in rig.replicas("v1"))
+
+        await until(all_shared, "each replica has as many ingresses as before")
+
+    play(scene, resources={"CPU": 400.0})
 
 
 def test_many_ingresses_share_many_replicas_of_a_running_instance():

@@ -60,6 +60,7 @@ class Ingresses:
         if self._closing:
             return
         places = self._engine.places()
+        self._routers.places = frozenset(places)
         for place in self._keepers.keys() - places:
             self._keepers.pop(place).cancel()
             running = self._running.pop(place, None)
@@ -123,6 +124,7 @@ class Ingresses:
                     self._ended.discard(spec.id)
                     self._failures, self.failure = self._failures + 1, error
                     self._changes.tell()
+                    self._routers.changed()  # until one starts there the others take its share
                     _log.error("ingress %s could not be started: %s", place, error)
             started_at = loop.time()
             while not await self._changes.until(lambda: place not in self._running, _CHECK_PERIOD_S):

@@ -74,6 +74,8 @@ class Routers:
     def __init__(self, changes: Changes, *, build: Callable[[], RoutingTable], in_replica: Callable[[Hello], bool]) -> None:
         self.ingresses: dict[str, str] = {}
         """The places of the ingresses that run, connected or not, by id: a verb is in force only when each of them follows."""
+        self.places: frozenset[str] = frozenset()
+        """Where ingresses are to run."""
         self.table: RoutingTable | None = None
         self._changes = changes
         self._build = build
@@ -211,6 +213,8 @@ class Routers:
         if follower is None:
             return
         self._note(follower)
+        if self.table is not None and follower.is_ingress and connection.hello.place not in self.places:
+            self.changed()  # no successor comes: the others take its share
         id = connection.hello.id
         if id in self._counts and all(follower.connection.hello.id != id for follower in self._followers.values()):
             self._ended[id] = None
