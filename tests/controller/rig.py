@@ -94,7 +94,16 @@ class Process:
     """A process with a router, or a driver without one; it follows tables unless it is `frozen`."""
 
     def __init__(
-        self, way: Way, role: str, id: str, token: str = "", *, routes: bool = True, replica: str = "", owner: bool = False
+        self,
+        way: Way,
+        role: str,
+        id: str,
+        token: str = "",
+        *,
+        routes: bool = True,
+        replica: str = "",
+        owner: bool = False,
+        place: str = "",
     ) -> None:
         self.id = id
         self.tables: list[RoutingTable] = []
@@ -102,8 +111,9 @@ class Process:
         self.frozen = False
         self.busy_endpoints: tuple[str, ...] = ()
         self.busy_backends: tuple[str, ...] = ()
+        self._old_endpoints: set[str] = set()  # busy ones that were deleted, whether or not others have their names by now
         self.counters = Counters()
-        hello = Hello(messages.PROTOCOL, role, id, os.getpid(), token, routes, replica=replica, owner=owner)
+        hello = Hello(messages.PROTOCOL, role, id, os.getpid(), token, routes, replica=replica, owner=owner, place=place)
         self.link = ControlLink(way, lambda: hello, self._received)
         self.link.start()
 
@@ -117,6 +127,7 @@ class Process:
 
     def is_idle(self, version: int | None = None) -> None:
         self.busy_endpoints = self.busy_backends = ()
+        self._old_endpoints.clear()
         self.link.send(Idle(self.table.version if version is None else version))
 
     def _received(self, message: Message) -> None:
@@ -127,7 +138,8 @@ class Process:
             self.tables.append(table)
             if not self.frozen:
                 self.link.send(Applied(table.version))
-                gone = tuple(name for name in self.busy_endpoints if name not in table.endpoints)
+                self._old_endpoints.update(name for name in self.busy_endpoints if name not in table.endpoints)
+                gone = tuple(self._old_endpoints)
                 self.link.send(Idle(table.version, gone, tuple(tag for tag in self.busy_backends if tag not in table.backends)))
         elif isinstance(message, Count) and not self.frozen:
             self.link.send(Counted(message.number, self.counters))
@@ -265,7 +277,7 @@ class Rig:
         while True:
             for id, found in self.engine.running().items():
                 if isinstance(found.spec, IngressSpec) and id not in self._ingresses:
-                    self._ingresses[id] = Process(self.way, "ingress", id, found.spec.token)
+                    self._ingresses[id] = Process(self.way, "ingress", id, found.spec.token, place=found.spec.place)
             for id in [id for id in self._ingresses if id not in self.engine.running()]:
                 await self._ingresses.pop(id).link.close()
             await asyncio.sleep(0.002)

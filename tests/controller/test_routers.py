@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -28,15 +29,15 @@ from headgate.core.messages import (
 from headgate.core.reports import Counters
 from headgate.core.subsets import FEWEST_ROUTERS
 from headgate.engines.base import IngressSpec
-from tests.controller.rig import Rig, play
+from tests.controller.rig import Process, Rig, play
 from tests.support import until
 
 
 class Peer:
     """A router, as its connection shows it. It follows what it is sent when it is told to."""
 
-    def __init__(self, id: str, role: str = "ingress") -> None:
-        self.hello = Hello(messages.PROTOCOL, role, id, 1, routes=True)
+    def __init__(self, id: str, role: str = "ingress", place: str = "") -> None:
+        self.hello = Hello(messages.PROTOCOL, role, id, 1, routes=True, place=place or id if role == "ingress" else "")
         self.arrived: list[Message] = []
         self.table: RoutingTable | None = None
         self.slow = False
@@ -79,11 +80,11 @@ class Scene:
         self.built += 1
         return self.table
 
-    def peer(self, id: str, role: str = "ingress") -> Peer:
-        peer = Peer(id, role)
+    def peer(self, id: str, role: str = "ingress", place: str = "") -> Peer:
+        peer = Peer(id, role, place)
         self.peers.append(peer)
         if role == "ingress":
-            self.routers.ingresses.add(id)
+            self.routers.ingresses[id] = peer.hello.place
         self.routers.add(cast(Connection, peer))
         return peer
 
@@ -319,13 +320,44 @@ def test_an_ingress_that_joins_or_leaves_has_the_others_share_anew():
         everyone = [*ingresses, newcomer]
         assert all(sum(name in peer.replicas("b") for peer in everyone) == FEWEST_ROUTERS for name in names)
         scene.follow()
-        scene.routers.ingresses.discard("new")
+        del scene.routers.ingresses["new"]
         scene.routers.lost(cast(Connection, newcomer))
         version = scene.routers.changed()
         await pushed(scene, version)
         assert all(sum(name in peer.replicas("b") for peer in ingresses) == FEWEST_ROUTERS for name in names)
         scene.follow(*ingresses)
         assert await scene.routers.in_force(version) == ()
+
+    run(play_it)
+
+
+def test_the_successor_of_an_ingress_has_its_share_and_no_other_is_told_anything():
+    async def play_it(scene: Scene) -> None:
+        ingresses = [scene.peer(f"i{n:02}", place=f"node{n:02}") for n in range(30)]
+        await pushed(scene, scene.backend("b", [f"r{n:03}" for n in range(400)]))
+        scene.follow()
+        dead = ingresses.pop()
+        del scene.routers.ingresses[dead.hello.id]
+        scene.routers.lost(cast(Connection, dead))
+        successor = scene.peer("another", place=dead.hello.place)
+        await pushed(scene, scene.routers.changed())
+        assert successor.replicas("b") == dead.replicas("b")
+        assert all(len(ingress.arrived) == 1 for ingress in ingresses)
+
+    run(play_it)
+
+
+def test_nothing_is_kept_of_what_an_ingress_was_sent_over_a_connection_that_has_ended():
+    async def play_it(scene: Scene) -> None:
+        ingresses = [scene.peer(f"i{n:02}") for n in range(30)]
+        await pushed(scene, scene.backend("b", [f"r{n:03}" for n in range(400)]))
+        before = len(scene.routers._encoded)
+        for _ in range(5):
+            for ingress in ingresses:
+                scene.routers.lost(cast(Connection, ingress))
+            ingresses = [scene.peer(ingress.hello.id) for ingress in ingresses]
+        assert all(FEWEST_ROUTERS <= len(ingress.replicas("b")) < 400 for ingress in ingresses)
+        assert len(scene.routers._encoded) <= before
 
     run(play_it)
 
@@ -341,6 +373,26 @@ def test_routers_are_asked_for_their_counters_whatever_else_is_waited_for():
         assert (counters.retried, answered) == (3, 1)
 
     run(play_it)
+
+
+def test_where_ingresses_leave_for_good_those_that_stay_take_over_their_share():
+    async def scene(rig: Rig) -> None:
+        def ingresses() -> list[Process]:
+            return [process for id, process in rig._ingresses.items() if id in rig.engine.running()]
+
+        rig.engine.set_places(*map(str, range(40)))
+        await until(lambda: len(ingresses()) == 40, "all are there")
+        await rig.create("v1", num_replicas=200)
+        rig.engine.set_places(*map(str, range(18)))
+        await until(lambda: len(ingresses()) == 18, "those are left that are to stay")
+
+        def all_shared() -> bool:
+            seen = Counter(id for process in ingresses() for id in process.replicas("v1"))
+            return all(seen[id] >= FEWEST_ROUTERS for id in rig.replicas("v1"))
+
+        await until(all_shared, "each replica has as many ingresses as before")
+
+    play(scene, resources={"CPU": 400.0})
 
 
 def test_many_ingresses_share_many_replicas_of_a_running_instance():

@@ -612,3 +612,45 @@ def test_a_verb_sent_again_is_applied_once_and_gets_the_same_answer():
         assert await rig.repeat("id-2", verb) == refused
 
     play(scene)
+
+
+def rest(rig: Rig) -> None:
+    """The controller has just pushed a table, and that was much work: the next push waits."""
+    rig._controller._routers._pace.done(1.0, asyncio.get_running_loop().time())
+
+
+def test_routers_are_told_of_a_replica_that_has_no_grace_before_it_ends():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1", num_replicas=2, graceful_shutdown_timeout=0)
+        stop, told = rig.engine.stop, []
+
+        async def stopped(id: str, grace_s: float) -> None:
+            table = rig._controller._routers.table
+            assert table is not None
+            told.append(id not in {replica.id for replica in table.backends["v1"].replicas})
+            await stop(id, grace_s)
+
+        rig.engine.stop = stopped  # type: ignore[method-assign]
+        rest(rig)
+        await rig.verb(UpdateBackendConfig("v1", {"num_replicas": 1}, None))
+        assert told == [True]
+
+    play(scene)
+
+
+def test_what_an_endpoint_had_is_waited_for_though_another_of_its_name_comes_at_once():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1")
+        await rig.endpoint("e", "v1")
+        rig.ingress.busy_endpoints = ("e",)
+        rest(rig)
+        deletion = asyncio.create_task(rig.verb(DeleteEndpoint("e")))
+        await asyncio.sleep(0)  # it has been sent
+        await rig.endpoint("e", "v1")
+        await rig.endpoint("f")  # a whole turn of everything
+        assert not deletion.done()
+        rig.ingress.is_idle()
+        await deletion
+        assert "e" in rig.ingress.table.endpoints
+
+    play(scene)

@@ -18,9 +18,9 @@ def ids(prefix: str, count: int) -> list[str]:
     return [f"{prefix}{number:05}" for number in range(count)]
 
 
-def links(subsets: Subsets, replicas: list[str], routers: list[str]) -> set[tuple[str, str]]:
+def links(subsets: Subsets, replicas: list[str], routers: list[str], homes: dict[str, str] | None = None) -> set[tuple[str, str]]:
     """All pairs of router and replica."""
-    places = subsets.of(replicas, routers)
+    places = subsets.of(replicas, routers, homes or {})
     if places is None:
         return {(router, replica) for router in routers for replica in replicas}
     return {(router, replicas[place]) for router, found in places.items() for place in found}
@@ -56,6 +56,37 @@ def test_what_is_remembered_makes_no_difference(steps: list[tuple[set[int], set[
         assert links(remembering, replicas, routers) == links(Subsets(), replicas, routers)
 
 
+@given(
+    homes=st.lists(st.integers(0, 39), min_size=FEWEST_REPLICAS + 1, max_size=120),
+    steps=st.lists(st.sets(st.integers(0, 39), min_size=FEWEST_ROUTERS + 1), min_size=1, max_size=5),
+)
+@settings(max_examples=30, deadline=None)  # as above
+def test_the_router_of_its_own_node_links_to_a_replica_before_all_others(homes: list[int], steps: list[set[int]]) -> None:
+    replicas = ids("r", len(homes))
+    nodes = {replica: f"i{home:02}" for replica, home in zip(replicas, homes, strict=True)}
+    remembering = Subsets()
+    for of_routers in steps:
+        routers = [f"i{n:02}" for n in sorted(of_routers)]
+        found = links(remembering, replicas, routers, nodes)
+        assert found == links(Subsets(), replicas, routers, nodes)
+        of_replica = Counter(replica for _, replica in found)
+        for replica, node in nodes.items():
+            assert node not in routers or (node, replica) in found
+            assert of_replica[replica] >= routers_each(len(replicas), len(routers))
+
+
+def test_a_table_is_cut_so_that_each_node_has_its_own_replicas() -> None:
+    routers = [f"node{n:02}" for n in range(40)]
+    replicas = tuple(ReplicaEntry(id, f"{routers[n % 40]} 10.0.0.1:{4000 + n} /tmp/{id}", "t") for n, id in enumerate(ids("r", 400)))
+    table = RoutingTable(1, {}, {"b": BackendEntry("b", 1, 1, False, 0.0, None, 10, None, False, (), ("",), replicas, 0)})
+    subsets = TableSubsets()
+    subsets.follow(table, routers)
+    for router in routers:
+        mine = subsets.cut(table, router).backends["b"].replicas
+        assert {replica for replica in replicas if replica.node == router} <= set(mine)
+        assert len(mine) < 400
+
+
 def test_the_load_is_even() -> None:
     replicas, routers = ids("r", 1000), ids("i", 100)
     found = Subsets().of(replicas, routers)
@@ -77,14 +108,16 @@ def test_a_replica_that_goes_concerns_its_own_routers_alone() -> None:
     assert links(subsets, replicas[1:], routers) == {link for link in before if link[1] != replicas[0]}
 
 
-def test_a_router_that_goes_or_comes_moves_its_share_alone() -> None:
+@pytest.mark.parametrize("at_home", [False, True])
+def test_a_router_that_goes_or_comes_moves_its_share_alone(at_home: bool) -> None:
     subsets, replicas, routers = Subsets(), ids("r", 500), ids("i", 100)
-    before = links(subsets, replicas, routers)
-    after = links(subsets, replicas, routers[1:])
+    homes = {replica: routers[n % 100] for n, replica in enumerate(replicas)} if at_home else {}
+    before = links(subsets, replicas, routers, homes)
+    after = links(subsets, replicas, routers[1:], homes)
     lost = {link for link in before if link[0] == routers[0]}
     assert before - after == lost
     assert len(after - before) == len(lost)
-    assert links(subsets, replicas, routers) == before
+    assert links(subsets, replicas, routers, homes) == before
 
 
 @pytest.mark.parametrize(

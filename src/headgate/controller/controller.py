@@ -425,6 +425,7 @@ class Controller:
                     await self._routers.in_force(version)
             except TimeoutError:
                 _log.warning("replica %s of backend %r: some router still uses it after %g s", replica.id, replica.tag, grace_s)
+                self._routers.push()  # where it has little grace they may not have been told at all
         await self._fleet.drain(replica, max(deadline - self._now(), 0.0))
 
     # Questions.

@@ -60,11 +60,12 @@ class Ingresses:
         if self._closing:
             return
         places = self._engine.places()
+        self._routers.places = frozenset(places)
         for place in self._keepers.keys() - places:
             self._keepers.pop(place).cancel()
             running = self._running.pop(place, None)
             if running is not None:
-                self._routers.ingresses.discard(running.id)
+                self._routers.ingresses.pop(running.id, None)
                 self._tasks.spawn(self._engine.stop(running.id, _LEAVES_WITHIN_S), f"stop of {running.id}")
         for place in places:
             if place not in self._keepers:
@@ -93,7 +94,7 @@ class Ingresses:
         for place, running in list(self._running.items()):
             if running.id == ended.id:
                 del self._running[place]
-                self._routers.ingresses.discard(ended.id)
+                self._routers.ingresses.pop(ended.id, None)
                 if not self._closing:
                     _log.warning("ingress %s (%s) ended: %s; it is started again", place, ended.id, ended.reason)
         self._changes.tell()
@@ -123,6 +124,7 @@ class Ingresses:
                     self._ended.discard(spec.id)
                     self._failures, self.failure = self._failures + 1, error
                     self._changes.tell()
+                    self._routers.changed()  # until one starts there the others take its share
                     _log.error("ingress %s could not be started: %s", place, error)
             started_at = loop.time()
             while not await self._changes.until(lambda: place not in self._running, _CHECK_PERIOD_S):
@@ -145,5 +147,5 @@ class Ingresses:
             self._ended.discard(running.id)
             return
         self._running[place] = running
-        self._routers.ingresses.add(running.id)
+        self._routers.ingresses[running.id] = place
         self._changes.tell()

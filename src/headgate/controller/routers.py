@@ -72,8 +72,10 @@ class Routers:
     """
 
     def __init__(self, changes: Changes, *, build: Callable[[], RoutingTable], in_replica: Callable[[Hello], bool]) -> None:
-        self.ingresses: set[str] = set()
-        """The ids of the ingresses that run, connected or not: a verb is in force only when each of them follows."""
+        self.ingresses: dict[str, str] = {}
+        """The places of the ingresses that run, connected or not, by id: a verb is in force only when each of them follows."""
+        self.places: frozenset[str] = frozenset()
+        """Where ingresses are to run."""
         self.table: RoutingTable | None = None
         self._changes = changes
         self._build = build
@@ -83,7 +85,7 @@ class Routers:
         self._reached = self._promised = -1  # versions: of what was pushed, also where it said nothing new; and of what is next
         self._open = RoutingTable(version=0)  # the table for those in replicas, while the instance closes
         self._subsets = TableSubsets()
-        self._cut_for: set[str] = set()  # the ingresses that share replicas
+        self._cut_for: set[str] = set()  # the places whose ingresses share replicas
         self._encoded: dict[tuple[int, int], tuple[RoutingTable | None, RoutingTable, bytes]] = {}  # by what was sent, and is to be
         self._followers: dict[Connection, _Follower] = {}
         self._behind: Counter[tuple[bool, int]] = Counter()
@@ -126,12 +128,12 @@ class Routers:
         self._reached = version = self._promised
         built = msgspec.structs.replace(self._build(), version=version)
         before, table = self.table, built if self.table is None else tables.kept(self.table, built)
-        ingresses = self._known_ingresses()
-        if table is not before or ingresses != self._cut_for:
-            self.table = table = msgspec.structs.replace(table, version=version)  # also where only the ingresses are others
-            self._cut_for = ingresses
+        places = self._places()
+        if table is not before or places != self._cut_for:
+            self.table = table = msgspec.structs.replace(table, version=version)  # also where only the places are others
+            self._cut_for = places
             self._open = msgspec.structs.replace(self.table, closing=False)
-            self._subsets.follow(self.table, ingresses)
+            self._subsets.follow(self.table, places)
             self._encoded.clear()
             for follower in self._followers.values():
                 self._show(follower)
@@ -149,14 +151,16 @@ class Routers:
         self._ended.pop(connection.hello.id, None)
         if self.table is None:  # nor can one be built yet
             pass
-        elif follower.is_ingress and connection.hello.id not in self._cut_for:  # one more to share with
+        elif follower.is_ingress and connection.hello.place not in self._cut_for:  # one more to share with
             self.changed()
         else:
             self._show(follower)
         self._changes.tell()
 
-    def _known_ingresses(self) -> set[str]:
-        return self.ingresses | {follower.connection.hello.id for follower in self._followers.values() if follower.is_ingress}
+    def _places(self) -> set[str]:
+        """Where ingresses are. The successor of one that died has its place, and so the same subsets: nobody else's change."""
+        connected = {follower.connection.hello.place for follower in self._followers.values() if follower.is_ingress}
+        return connected.union(self.ingresses.values())
 
     def _show(self, follower: _Follower) -> None:
         """Send a router what is new for it."""
@@ -166,7 +170,7 @@ class Routers:
         if table.closing and self._in_replica(follower.connection.hello):
             table = self._open
         elif follower.is_ingress:
-            table = self._subsets.cut(table, follower.connection.hello.id)
+            table = self._subsets.cut(table, follower.connection.hello.place)
         before = follower.view
         if before is None or not tables.alike(before, table):
             follower.view = table
@@ -179,6 +183,8 @@ class Routers:
         if view is None or view is sent:
             return b""
         follower.sent = view
+        if view is not self.table and view is not self._open:  # a subset, or out of date: nobody else's
+            return messages.encode(view if sent is None else tables.changes(sent, view))
         key = (id(sent), id(view))
         if key not in self._encoded:
             self._encoded[key] = (sent, view, messages.encode(view if sent is None else tables.changes(sent, view)))
@@ -207,6 +213,8 @@ class Routers:
         if follower is None:
             return
         self._note(follower)
+        if self.table is not None and follower.is_ingress and connection.hello.place not in self.places:
+            self.changed()  # no successor comes: the others take its share
         id = connection.hello.id
         if id in self._counts and all(follower.connection.hello.id != id for follower in self._followers.values()):
             self._ended[id] = None
@@ -314,7 +322,7 @@ class Routers:
         if version > self._reached:
             return False
         following = {follower.connection.hello.id for follower in self._followers.values() if follower.follows(version)}
-        return self.ingresses <= following
+        return self.ingresses.keys() <= following
 
     def _late(self, version: int) -> list[_Follower]:
         return [follower for follower in self._followers.values() if not (follower.is_ingress or follower.follows(version))]

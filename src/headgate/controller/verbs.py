@@ -225,6 +225,9 @@ class Verbs:
     def _commit(self, id: str, state: State) -> None:
         """Make it what is asked for, durably and together with the verb's result, and begin to act on it."""
         self._store.finish(VerbDone(id), self.state, state)
+        told = self._routers.table
+        if told is not None and not told.endpoints.keys().isdisjoint(state.endpoints.keys() - self.state.endpoints.keys()):
+            self._routers.push()  # else a router wouldn't see that this endpoint is another than the one just deleted
         for tag in self.state.backends.keys() - state.backends.keys():
             self._departures.begin(self.state.backends[tag])
         self.state = state

@@ -29,6 +29,11 @@ class ReplicaEntry(msgspec.Struct, frozen=True, array_like=True):
     address: str  # see `router/remote.py`
     token: str
 
+    @property
+    def node(self) -> str:
+        """Where it runs; empty where all of the instance is on one machine."""
+        return "" if self.address.startswith("/") else self.address.partition(" ")[0]
+
 
 class BackendEntry(msgspec.Struct, frozen=True):
     """What a router has to know of a backend."""
@@ -210,6 +215,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     gpus: tuple[str, ...] = ()  # … the devices of a replica
     replica: str = ""  # a client's: the id of the replica that it is in, or that has started its process
     owner: bool = False  # the instance is to end with this process
+    place: str = ""  # an ingress': its spec's
 
 
 class VerbCall(msgspec.Struct, frozen=True, tag="verb"):

@@ -2,7 +2,8 @@
 
 Each replica draws the routers that link to it, by rendezvous hashing: those that score highest with it. So every replica has
 equally many, a replica that comes or goes concerns only these, and a router that comes or goes takes only its share. The other
-way round, with routers that draw replicas, some replicas would have many and some none.
+way round, with routers that draw replicas, some replicas would have many and some none. A router on a replica's own node comes
+before all others: it prefers that replica, as nothing between the two goes over the network.
 
 Small backends, and all where routers are few, are linked to by every router.
 """
@@ -10,7 +11,7 @@ Small backends, and all where routers are few, are linked to by every router.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import blake2b
 from typing import Final
 
@@ -23,6 +24,7 @@ FEWEST_REPLICAS: Final = 64
 FEWEST_ROUTERS: Final = 16
 """A replica has as many at least, so that what one router has too much another has too little."""
 
+NOWHERE: Final[Mapping[str, str]] = {}
 _MASK: Final = (1 << 64) - 1
 _ODD: Final = 0x9E3779B97F4A7C15  # of the golden ratio, as in Fibonacci hashing
 
@@ -42,15 +44,18 @@ class Subsets:
         self._each = 0
         self._drawn: dict[str, _Drawn] = {}  # by replica
 
-    def of(self, replicas: Sequence[str], routers: Collection[str]) -> dict[str, list[int]] | None:
-        """By router the places in `replicas` of those that it links to, in order; None where it is all of them for every router."""
+    def of(self, replicas: Sequence[str], routers: Collection[str], homes: Mapping[str, str] = NOWHERE) -> dict[str, list[int]] | None:
+        """By router the places in `replicas` of those that it links to, in order; None where it is all of them for every router.
+
+        `homes` says for replicas which router is on their node, if it is there; that doesn't change while a replica lives.
+        """
         each = routers_each(len(replicas), len(routers))
         if each >= len(routers):
             self._drawn.clear()
             return None
         self._follow(set(routers), each)
         seeds, drawn = self._seeds, self._drawn
-        self._drawn = {replica: drawn.get(replica) or _Drawn(replica, seeds, each) for replica in replicas}
+        self._drawn = {replica: drawn.get(replica) or _Drawn(replica, seeds, each, homes.get(replica, "")) for replica in replicas}
         places: dict[str, list[int]] = {router: [] for router in seeds}
         for place, found in enumerate(self._drawn.values()):
             for router in found.routers:
@@ -70,7 +75,9 @@ class Subsets:
             self._drawn = {
                 replica: drawn
                 for replica, drawn in self._drawn.items()
-                if gone.isdisjoint(drawn.routers) and not any(_score(drawn.seed ^ seed) >= drawn.lowest for seed in seeds)
+                if drawn.home not in come
+                and gone.isdisjoint(drawn.routers)
+                and not any(_score(drawn.seed ^ seed) >= drawn.lowest for seed in seeds)
             }
         if gone or come:
             self._seeds = {router: _seed(router) for router in sorted(routers)}
@@ -78,7 +85,7 @@ class Subsets:
 
 
 class TableSubsets:
-    """What each of some routers is to see of a routing table."""
+    """What each of some routers is to see of a routing table. Routers go by their places: on a cluster these are nodes."""
 
     def __init__(self) -> None:
         self._subsets: dict[str, Subsets] = {}  # by backend
@@ -93,7 +100,8 @@ class TableSubsets:
             if before is not None and before[0].replicas is entry.replicas and before[1] == routers:
                 cut[tag] = (entry, routers, before[2])
                 continue
-            places = self._subsets.setdefault(tag, Subsets()).of([replica.id for replica in entry.replicas], routers)
+            ids, homes = [replica.id for replica in entry.replicas], {replica.id: replica.node for replica in entry.replicas}
+            places = self._subsets.setdefault(tag, Subsets()).of(ids, routers, homes)
             shares = None
             if places is not None:
                 shares = {router: tuple([entry.replicas[place] for place in of_router]) for router, of_router in places.items()}
@@ -121,12 +129,16 @@ class TableSubsets:
 class _Drawn:
     """What one replica has drawn."""
 
-    __slots__ = ("lowest", "routers", "seed")
+    __slots__ = ("home", "lowest", "routers", "seed")
 
-    def __init__(self, replica: str, seeds: dict[str, int], count: int) -> None:
+    def __init__(self, replica: str, seeds: dict[str, int], count: int, home: str) -> None:
+        self.home = home
         self.seed = seed = _seed(replica)
         # `_score`, without the call, which takes most of the time where routers are very many.
         by_score = {((x := (seed ^ other) * _ODD & _MASK) ^ x >> 32) * _ODD & _MASK: router for router, other in seeds.items()}
+        if home in seeds:
+            del by_score[_score(seed ^ seeds[home])]
+            by_score[_MASK + 1] = home  # more than any other's
         best = sorted(by_score)[-count:]
         self.routers = tuple([by_score[score] for score in best])
         self.lowest = best[0]
