@@ -45,6 +45,7 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     address: str = ""
     gpus: tuple[str, ...] = ()
+    node: str = ""  # where it runs, as far as that is known; empty where there is only one
     spec: ReplicaSpec | IngressSpec | None = None
 
 

@@ -107,7 +107,8 @@ class _Ingress:
         await self._link.close()
 
     def _hello(self) -> Hello:
-        return Hello(PROTOCOL, "ingress", self._spec.id, os.getpid(), self._spec.token, routes=True, address=self._address)
+        spec, node = self._spec, self._way.node
+        return Hello(PROTOCOL, "ingress", spec.id, os.getpid(), spec.token, routes=True, address=self._address, node=node)
 
     def _received(self, message: Message) -> None:
         if isinstance(message, RoutingTable | RoutingChanges):
