@@ -115,6 +115,12 @@ class InstanceStartError(HeadgateError, RuntimeError):
     """The processes of an instance could not be started; nothing is left running."""
 
 
+class ClusterUnreachableError(HeadgateError, ConnectionError):
+    """There is no cluster at that address, or it doesn't let this process in."""
+
+    retry = True
+
+
 class InsufficientResourcesError(HeadgateError, RuntimeError):
     """What was asked for does not fit into what is free now."""
 

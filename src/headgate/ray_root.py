@@ -8,8 +8,9 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import time
 import traceback
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import ray
@@ -20,6 +21,9 @@ from headgate.engines.ray.actors import Actor, acting
 from headgate.engines.ray.engine import RayEngine
 from headgate.engines.ray.records import InstanceRecord
 from headgate.engines.ray.way import RayWay
+
+_CLEANS_UP_WITHIN_S: Final = 10.0
+"""So long after a start has failed, the driver that waited for it has cleaned up, or has died."""
 
 
 def _keep(key: str, state: bytes) -> None:
@@ -49,7 +53,7 @@ class Ingress(Actor):
         from headgate.ingress.main import run
 
         with acting(name, id, IngressSpec) as (settings, spec, way):
-            run(spec, way, listen(settings, spec))
+            run(spec, way, listen(settings, spec, way.host))
 
 
 class _Actors:
@@ -60,8 +64,9 @@ class _Actors:
 class Controller:
     """The actor of the controller. Ray makes it again after a crash."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, id: str) -> None:
         self._name = name
+        self._id = id
         self._report: Report | None = None
         self._reported = threading.Event()
         threading.Thread(target=self._run, name="headgate controller", daemon=True).start()
@@ -72,18 +77,34 @@ class Controller:
         return msgspec.msgpack.encode(self._report)
 
     def _run(self) -> None:
+        from headgate.errors import HeadgateError, InstanceStartError, describe
+
+        is_start = False
+        try:
+            record = records.read_as(records.instance_key(self._name), InstanceRecord)
+            if record is not None and record.settings.id == self._id:  # else it has ended while Ray made this one
+                is_start = not record.serving
+                if is_start:
+                    threading.Thread(target=self._see_to_the_start, name="headgate start", daemon=True).start()
+                self._live(record)
+        except BaseException as error:  # noqa: BLE001  # the root of this thread
+            goes_on = self._reported.is_set() or not is_start
+            if goes_on or not isinstance(error, HeadgateError):  # which its driver raises
+                traceback.print_exc()
+            if goes_on:
+                os._exit(1)  # Ray starts the next one, which does
+            self._tell(Report(error=describe(error if isinstance(error, HeadgateError) else InstanceStartError(repr(error)))))
+            return  # who waits for the start cleans up
+        launch.end_controller()
+
+    def _live(self, record: InstanceRecord) -> None:
+        """Be the controller until the instance is shut down."""
         from headgate.controller.main import run
         from headgate.controller.store import Store
         from headgate.engines.local.folders import check_state_dir, hold_state
-        from headgate.errors import HeadgateError, InstanceStartError, describe
 
-        record = records.read_as(records.instance_key(self._name), InstanceRecord)
-        if record is None:  # it has ended while Ray made this one
-            launch.end_controller()
-            return
-        settings, is_first = record.settings, not record.controller
+        settings = record.settings
         engine = RayEngine(settings, _Actors(), on_serving=lambda: self._tell(Report()))
-        way: RayWay | None = None
 
         def store() -> Store:
             if settings.state_kept:
@@ -93,19 +114,23 @@ class Controller:
             key = records.state_key(settings.name)
             return Store.in_memory(records.read(key), functools.partial(_keep, key))
 
+        way = RayWay(record)
         try:
-            way = RayWay(record)
             run(settings, engine, way, store)
-        except BaseException as error:  # noqa: BLE001  # the root of this thread
-            traceback.print_exc()
-            if self._reported.is_set() or not is_first:
-                os._exit(1)  # Ray starts the next one, which goes on
-            self._tell(Report(error=describe(error if isinstance(error, HeadgateError) else InstanceStartError(repr(error)))))
-            return  # who waits for the start cleans up
         finally:
-            if way is not None:
-                way.leave()
-        launch.end_controller()
+            way.leave()
+
+    def _see_to_the_start(self) -> None:
+        """Where it has not succeeded, and the driver that would clean up has died, do that."""
+        if self._reported.wait(launch.START_TIMEOUT_S) and self._serves():
+            return
+        time.sleep(_CLEANS_UP_WITHIN_S)
+        if not self._serves():
+            launch.remove(self._name, self._id, but=launch.CONTROLLER)
+            launch.end_controller()
+
+    def _serves(self) -> bool:
+        return self._report is not None and self._report.error is None
 
     def _tell(self, report: Report) -> None:
         self._report = report

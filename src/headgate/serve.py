@@ -483,8 +483,8 @@ def init(
     Args:
         name: None is "default". Instances of other names run side by side.
         engine: where replicas run: "local", processes of this machine, or "ray", actors of a cluster, which needs `headgate[ray]`.
-        address: of the cluster: "auto" is the one that this machine belongs to, None the one that this process is connected with,
-            or else the one that `RAY_ADDRESS` names, or else one of this process's own.
+        address: of the cluster: "auto" is the one that `RAY_ADDRESS` names, or else the one that this machine belongs to; None the one
+            that this process is connected with, or else the same as "auto", or else one of this process's own.
         http_host: the address to listen on; a `UserWarning` says what it means where that isn't this machine's own (loopback).
         http_port: 0 takes a free one, and matches any when connecting.
         num_ingresses: processes that share the HTTP port; on a cluster "every_node", "head_only", or on how many nodes one runs.
@@ -493,15 +493,15 @@ def init(
         resources: what the engine has, where that differs from what it finds, such as `{"CPU": 8, "GPU": 2, "tpu": 1}`.
         state_dir: keeps backends, endpoints and traffic in this folder; the next `init` on it restores them, whether the
             instance was shut down or crashed. None: nothing outlives the instance.
-        detached: the instance outlives this process; its output goes to the file `log` in `state_dir` or its own folder.
+        detached: the instance outlives this process; on one machine its output goes to the file `log` in `state_dir` or its own folder.
             `shutdown()` from any process of the same user ends it.
         debug: clients see tracebacks of user code.
         ssl_certfile: certificate chain, for HTTPS.
         ssl_keyfile: its private key, where it isn't in the same file.
 
     Raises `InvalidTypeError` (`TypeError`), `InvalidValueError` (`ValueError`), `ConfigError` (`ValueError`) naming each
-    argument in which the running instance differs; and, with nothing left running, `AddressInUseError`,
-    `StateDirInUseError` (`OSError`), `StateDirUnsafeError` (`PermissionError`), `InstanceStartError` (`RuntimeError`).
+    argument in which the running instance differs; `ClusterUnreachableError` (`ConnectionError`); and, with nothing left running,
+    `AddressInUseError`, `StateDirInUseError` (`OSError`), `StateDirUnsafeError` (`PermissionError`), `InstanceStartError` (`RuntimeError`).
 
     In a replica the instance is there already, and is returned.
     """

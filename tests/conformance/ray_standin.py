@@ -41,7 +41,7 @@ class Ingress(Actor):
         """Be it until it is drained."""
         with acting(name, id, IngressSpec) as (settings, spec, way):
             _scratch(name)
-            standin.ingress(spec, way, listen(settings, spec))
+            standin.ingress(spec, way, listen(settings, spec, way.host))
 
 
 class Actors:

@@ -17,6 +17,7 @@ from headgate.engines.ray.cluster import Cluster, Seen
 from headgate.scheduling import LabelMatch, NodeAffinity, NodeLabels
 from tests.controller.rig import settings_in
 
+HEAD: dict[str, Any] = {cluster.HEAD: 1}
 ONE_CPU = ReplicaOptions(num_cpus=1)
 
 
@@ -52,6 +53,27 @@ class Books:
                 for id, one in self.nodes.items()
             }
             self.cluster.take_note(Seen(list(self.nodes.values()), free, placed or {}, self.at))
+
+
+def test_ingresses_stay_on_their_nodes_when_others_join() -> None:
+    books = Books(node("m", CPU=1), node("x", CPU=1, **HEAD))
+    books.cluster._settings = msgspec.structs.replace(books.cluster._settings, num_ingresses=2)
+    assert books.cluster.places() == ["x", "m"]
+    books.nodes["a"] = node("a", CPU=1)
+    books.look()
+    assert books.cluster.places() == ["x", "m"]
+    del books.nodes["m"]
+    books.look()
+    assert books.cluster.places() == ["x", "a"]
+
+
+def test_ingresses_stay_on_their_nodes_under_the_next_controller() -> None:
+    books = Books(node("a", CPU=1), node("m", CPU=1), node("x", CPU=1, **HEAD))
+    books.cluster._settings = msgspec.structs.replace(books.cluster._settings, num_ingresses=2)
+    books.cluster.has_ingresses(["m", "x"])
+    assert books.cluster.places() == ["x", "m"]
+    books.look()
+    assert books.cluster.places() == ["x", "m"]
 
 
 @pytest.fixture(autouse=True)

@@ -51,7 +51,7 @@ from headgate.core.pace import Pace
 from headgate.core.reconcile import Wanted
 from headgate.core.reports import Description, Measurement
 from headgate.engines.base import Ended, Engine, InstanceSettings, ReplicaSpec, Running
-from headgate.errors import AddressInUseError, HeadgateError, InstanceStartError
+from headgate.errors import AddressInUseError, HeadgateError, InstanceStartError, InvalidValueError
 from headgate.router.way import Way
 
 _log = logging.getLogger("headgate.controller")
@@ -69,6 +69,7 @@ class Controller:
     def __init__(self, settings: InstanceSettings, engine: Engine, way: Way, store: Store) -> None:
         self._settings = settings
         self._engine = engine
+        self._node = way.node
         self._changes = Changes()
         self._tasks = Tasks()
         self._fleet = Fleet(engine, settings, self._tasks, self._changes, changed=self._publish, over=self._replica_over)
@@ -146,8 +147,8 @@ class Controller:
         """See `Owner`."""
         if hello.role in ("replica", "ingress"):
             if not self._engine.connected(hello, connection):
-                _log.warning("refused process %d: there is no %s %r, or its token is wrong", hello.pid, hello.role, hello.id)
                 if self._adopted.is_set():  # else it may be about to be taken over
+                    _log.warning("refused process %d: there is no %s %r, or its token is wrong", hello.pid, hello.role, hello.id)
                     connection.send(Unwanted())
                 return False
         elif hello.role != "client":
@@ -160,7 +161,7 @@ class Controller:
             self._lease.taken()
         replica = self._fleet.get(hello.id) if hello.role == "replica" else None
         if replica is not None:
-            replica.pid = hello.pid
+            replica.pid, replica.node = hello.pid, hello.node
             if hello.state == life.READY:  # it was out of reach, and may have missed a change
                 self._fleet.configure([replica], replica.config)
         return True
@@ -286,8 +287,8 @@ class Controller:
         if not self._ingresses.complete:
             failure = self._ingresses.failure
             assert failure is not None  # it has failed
-            in_use = isinstance(failure, AddressInUseError)
-            self._fatal = failure if in_use else InstanceStartError(f"HTTP could not be served: {failure.message}")
+            is_asked_wrongly = isinstance(failure, AddressInUseError | InvalidValueError)
+            self._fatal = failure if is_asked_wrongly else InstanceStartError(f"HTTP could not be served: {failure.message}")
             self._shut_down.set()
             return
         await self._routers.in_force(self._publish())
@@ -449,11 +450,11 @@ class Controller:
             self._verbs.state,
             self._fleet.all(),
             self._ingresses.running,
-            supervisor=self._engine.supervisor(),
             updating=self._rollouts.updating,
             faults=self._restarts.faults(),
             waiting=self._waits.found(),
             resources=self._engine.resources(),
+            node=self._node,
             now=self._now(),
         )
 

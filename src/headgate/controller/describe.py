@@ -21,25 +21,30 @@ def description(
     replicas: Iterable[Replica],
     ingresses: Iterable[Running],
     *,
-    supervisor: int | None,
     updating: Iterable[str],
     faults: Mapping[str, Fault],
     waiting: Mapping[str, Waiting],
     resources: tuple[dict[str, float], dict[str, float]],
+    node: str,
     now: float,
 ) -> Description:
     """The whole instance at this moment.
 
-    `faults` are those of backends, `waiting` what has no room, `resources` what there is and what is free.
+    `faults` are those of backends, `waiting` what has no room, `resources` what there is and what is free, `node` where
+    this is, if there are several.
     """
     by_tag: dict[str, list[Replica]] = {}
-    processes = [] if supervisor is None else [_process("supervisor", "supervisor", supervisor)]
-    processes.append(_process("controller", "controller", os.getpid()))
-    processes += [_process("ingress", ingress.id, ingress.pid) for ingress in ingresses if ingress.pid is not None]
+    processes = [] if node else [_process("supervisor", "supervisor", os.getppid())]
+    processes.append(_process("controller", "controller", os.getpid(), node, is_here=True))
+    processes += [
+        _process("ingress", ingress.id, ingress.pid, ingress.node, is_here=ingress.node == node)
+        for ingress in ingresses
+        if ingress.pid is not None
+    ]
     for replica in replicas:
         by_tag.setdefault(replica.tag, []).append(replica)
         if replica.pid is not None:
-            processes.append(_process("replica", replica.id, replica.pid))
+            processes.append(_process("replica", replica.id, replica.pid, replica.node, is_here=replica.node == node))
     backends = {
         tag: _backend(backend, by_tag.get(tag, []), updating=tag in updating, fault=faults.get(tag), waiting=waiting.get(tag), now=now)
         for tag, backend in state.backends.items()
@@ -83,10 +88,12 @@ def _backend(
     )
 
 
-def _process(role: str, id: str, pid: int) -> ProcessInfo:
+def _process(role: str, id: str, pid: int, node: str = "", *, is_here: bool = True) -> ProcessInfo:
+    if not is_here:
+        return ProcessInfo(role, id, pid, node=node)
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:
             rss = int(file.read().split()[1]) * _PAGE_BYTES
     except OSError:  # it has just ended
         rss = 0
-    return ProcessInfo(role, id, pid, rss)
+    return ProcessInfo(role, id, pid, rss, node)

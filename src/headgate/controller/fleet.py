@@ -42,6 +42,7 @@ class Replica:
         self.since = now  # of its state
         self.ready_at: float | None = None
         self.pid: int | None = None
+        self.node = ""
         self.gpus: tuple[str, ...] = ()
         self.address = ""
         self.answered = 0
@@ -143,7 +144,7 @@ class Fleet:
         if running.state == life.READY:
             self._ready(replica, running)
         else:
-            replica.pid, replica.gpus = running.pid, running.gpus
+            replica.pid, replica.node, replica.gpus = running.pid, running.node, running.gpus
         if running.state == life.DRAINING:
             replica.move(life.CONSTRUCTED, self._now())
             self.dismiss(replica)
@@ -243,7 +244,7 @@ class Fleet:
     # Inside.
 
     def _ready(self, replica: Replica, running: Running) -> None:
-        replica.pid, replica.gpus, replica.address = running.pid, running.gpus, running.address
+        replica.pid, replica.node, replica.gpus, replica.address = running.pid, running.node, running.gpus, running.address
         replica.move(life.CONSTRUCTED, self._now())
         if replica.state == life.READY:
             replica.ready_at = self._now()

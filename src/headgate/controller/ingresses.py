@@ -9,7 +9,7 @@ import secrets
 from headgate.controller.routers import Routers
 from headgate.controller.tasks import Changes, Tasks, in_time
 from headgate.engines.base import Ended, Engine, IngressSpec, InstanceSettings, Running
-from headgate.errors import AddressInUseError, HeadgateError, NotFoundError
+from headgate.errors import AddressInUseError, HeadgateError, InvalidValueError, NotFoundError
 
 _log = logging.getLogger("headgate.controller")
 
@@ -40,7 +40,8 @@ class Ingresses:
         self._failures = 0  # starts in a row that failed
         self.failure: HeadgateError | None = None
         """Why the last start that failed did."""
-        self._ended: set[str] = set()  # an end may be told before the start has returned
+        self._starting: set[str] = set()
+        self._ended: set[str] = set()  # of those that start: an end may be told before the start has returned
         self._closing = False
 
     def start(self, adopted: list[Running]) -> None:
@@ -80,7 +81,7 @@ class Ingresses:
     @property
     def given_up(self) -> bool:
         """Whether it is no use to try to start them any longer, where none has run before."""
-        return self._failures >= _MOST_FAILURES or isinstance(self.failure, AddressInUseError)
+        return self._failures >= _MOST_FAILURES or isinstance(self.failure, AddressInUseError | InvalidValueError)
 
     @property
     def complete(self) -> bool:
@@ -89,14 +90,14 @@ class Ingresses:
 
     def ended(self, ended: Ended) -> None:
         """The engine says that one has ended."""
-        if all(running.id != ended.id for running in self._running.values()):
-            self._ended.add(ended.id)  # its start has not returned yet
+        if ended.id in self._starting:
+            self._ended.add(ended.id)
         for place, running in list(self._running.items()):
             if running.id == ended.id:
                 del self._running[place]
                 self._routers.ingresses.pop(ended.id, None)
                 if not self._closing:
-                    _log.warning("ingress %s (%s) ended: %s; it is started again", place, ended.id, ended.reason)
+                    _log.warning("ingress %s ended: %s; it is started again", ended.id, ended.reason)
         self._changes.tell()
 
     async def stop(self, grace_s: float) -> None:
@@ -117,15 +118,18 @@ class Ingresses:
                     ssl_certfile=self._settings.ssl_certfile,
                     ssl_keyfile=self._settings.ssl_keyfile,
                 )
+                self._starting.add(spec.id)
                 try:
                     self._add(place, await self._engine.start_ingress(spec))
                     self._failures = 0
                 except HeadgateError as error:
-                    self._ended.discard(spec.id)
                     self._failures, self.failure = self._failures + 1, error
                     self._changes.tell()
                     self._routers.changed()  # until one starts there the others take its share
-                    _log.error("ingress %s could not be started: %s", place, error)
+                    _log.error("ingress %s could not be started: %s", spec.id, error)
+                finally:
+                    self._starting.discard(spec.id)
+                    self._ended.discard(spec.id)
             started_at = loop.time()
             while not await self._changes.until(lambda: place not in self._running, _CHECK_PERIOD_S):
                 await self._check(self._running[place])
@@ -144,7 +148,6 @@ class Ingresses:
 
     def _add(self, place: str, running: Running) -> None:
         if running.id in self._ended:
-            self._ended.discard(running.id)
             return
         self._running[place] = running
         self._routers.ingresses[running.id] = place

@@ -44,12 +44,16 @@ class EndpointInfo(msgspec.Struct, frozen=True):
 
 
 class ProcessInfo(msgspec.Struct, frozen=True):
-    """One process of the instance; `rss_bytes` is the memory that it has resident, 0 where it has just ended."""
+    """One process of the instance, on a cluster with its `node`.
+
+    `rss_bytes` is the memory that it has resident, 0 where it has just ended, or isn't on the controller's node.
+    """
 
     role: str
     id: str
     pid: int
     rss_bytes: int = 0
+    node: str = ""
 
 
 class Waiting(msgspec.Struct, frozen=True):

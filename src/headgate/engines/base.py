@@ -45,6 +45,7 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     address: str = ""
     gpus: tuple[str, ...] = ()
+    node: str = ""  # where it runs, as far as that is known; empty where there is only one
     spec: ReplicaSpec | IngressSpec | None = None
 
 
@@ -148,10 +149,6 @@ class Engine(Protocol):
 
     def http_urls(self) -> tuple[str, ...]:
         """Where clients reach the ingresses."""
-        ...
-
-    def supervisor(self) -> int | None:
-        """The process that keeps all others of the instance on this machine, where there is one."""
         ...
 
     def serving(self) -> None:

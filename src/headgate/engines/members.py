@@ -32,6 +32,7 @@ class Member:
         self.role = REPLICA if isinstance(spec, ReplicaSpec) else INGRESS
         self.gpus = spec.gpus if isinstance(spec, ReplicaSpec) else ()
         self.pid: int | None = None
+        self.node = ""
         self.address = ""
         self.state = life.STARTING
         self.asked_for = False
@@ -44,7 +45,16 @@ class Member:
 
     def running(self) -> Running:
         """What the owner is told of it."""
-        return Running(id=self.id, role=self.role, pid=self.pid, state=self.state, address=self.address, gpus=self.gpus, spec=self.spec)
+        return Running(
+            id=self.id,
+            role=self.role,
+            pid=self.pid,
+            state=self.state,
+            address=self.address,
+            gpus=self.gpus,
+            node=self.node,
+            spec=self.spec,
+        )
 
     def adopt(self, state: str, address: str) -> None:
         """An engine before this one had started it, and it had come so far."""

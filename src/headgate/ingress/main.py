@@ -107,8 +107,9 @@ class _Ingress:
         await self._link.close()
 
     def _hello(self) -> Hello:
-        spec = self._spec
-        return Hello(PROTOCOL, "ingress", spec.id, os.getpid(), spec.token, routes=True, address=self._address, place=spec.place)
+        spec, node = self._spec, self._way.node
+        hello = Hello(PROTOCOL, "ingress", spec.id, os.getpid(), spec.token, routes=True, address=self._address)
+        return msgspec.structs.replace(hello, place=spec.place, node=node)
 
     def _received(self, message: Message) -> None:
         if isinstance(message, RoutingTable | RoutingChanges):

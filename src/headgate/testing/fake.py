@@ -195,10 +195,6 @@ class FakeEngine:
         """Nothing listens there."""
         return ("http://127.0.0.1:1234",)
 
-    def supervisor(self) -> int | None:
-        """Nobody."""
-        return None
-
     def serving(self) -> None:
         """Remembered in `is_serving`."""
         self.is_serving = True

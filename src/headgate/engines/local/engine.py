@@ -87,10 +87,6 @@ class LocalEngine(Members[Member]):
         """Where clients reach the ingresses."""
         return self._http_urls
 
-    def supervisor(self) -> int | None:
-        """The parent of all others."""
-        return os.getppid()
-
     def serving(self) -> None:
         """HTTP answers now: the driver that started the instance goes on."""
         self._tell(Serving())

@@ -91,7 +91,7 @@ class Cluster:
 
     def __init__(self, settings: InstanceSettings) -> None:
         self._settings = settings
-        self._nodes: dict[str, _Node] = {}  # the head first, then by id
+        self._nodes: dict[str, _Node] = {}  # the head first, then by age, so that ingresses stay where they are
         self._holders: dict[str, _Holder] = {}
         self._grows = False  # by an autoscaler
         self._asks_again_at = 0.0
@@ -124,7 +124,8 @@ class Cluster:
         self._take_out_own(taken)
         for node in nodes:
             node.see(taken[node.id])
-        nodes.sort(key=lambda node: (not node.is_head, node.id))
+        known = {id: place for place, id in enumerate(self._nodes)}
+        nodes.sort(key=lambda node: (not node.is_head, known.get(node.id, len(known)), node.id))
         self._nodes = {node.id: node for node in nodes}
         self._presume()
 
@@ -135,6 +136,10 @@ class Cluster:
         if wanted == EVERY_NODE:
             return ids
         return ids[: 1 if wanted == HEAD_ONLY else int(wanted)]
+
+    def has_ingresses(self, nodes: Collection[str]) -> None:
+        """An engine before this one has started some there, where they are to stay."""
+        self._nodes = dict(sorted(self._nodes.items(), key=lambda entry: (not entry[1].is_head, entry[0] not in nodes)))
 
     def host(self, node: str) -> str:
         """The address of a node; empty for one that is gone."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Protocol, TypeVar
@@ -31,6 +32,7 @@ from headgate.engines.ray.records import ActorRecord
 from headgate.errors import (
     AddressInUseError,
     InsufficientResourcesError,
+    InvalidValueError,
     ReplicaStartError,
     in_one_line,
 )
@@ -45,6 +47,8 @@ _LOOK_S: Final = 0.5
 _BEGUN_WITHIN_S: Final = 20.0
 """Where there is room, the process of a replica has so long at least until it is heard of."""
 _ALL: Final = ("0.0.0.0", "::", "")  # what is listened on is the user's choice; this is how it is told from an address
+_EXIT: Final = re.compile(r"Worker exit detail: (.*?)\.? *(?:Some common causes|$)", re.MULTILINE)
+"""Where Ray says how the process of an actor has ended."""
 T = TypeVar("T")
 
 
@@ -66,7 +70,6 @@ class _Actor(Member):
     def __init__(self, spec: ReplicaSpec | IngressSpec, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(spec, loop)
         self.handle: Any = None
-        self.node = ""
         self.placed: asyncio.Future[None] = loop.create_future()  # done when it has room
 
 
@@ -91,7 +94,9 @@ class RayEngine(Members[_Actor]):
         """Begin, and return what runs already, started by an engine before this one; what was still starting goes on."""
         self._loop = asyncio.get_running_loop()
         await self._look()
-        for spec, record, handle in await _in_thread(self._find):
+        found = await _in_thread(self._find)
+        self._cluster.has_ingresses([spec.place for spec, _, _ in found if isinstance(spec, IngressSpec)])
+        for spec, record, handle in found:
             actor = _Actor(spec, self._loop)
             actor.handle = handle
             actor.pid, actor.node, actor.gpus = record.pid, record.node, record.gpus
@@ -121,7 +126,8 @@ class RayEngine(Members[_Actor]):
     async def start_ingress(self, spec: IngressSpec) -> Running:
         """Start an ingress; return when it has said hello.
 
-        Raises `AddressInUseError`, or `ReplicaStartError` where it ends before that.
+        Raises `AddressInUseError`, `InvalidValueError` where its node has no such address, or `ReplicaStartError` where it ends
+        before that.
         """
         self._check_new(spec.id)
         shared = [self._cluster.host(place) for place in self._cluster.places()].count(self._cluster.host(spec.place)) > 1
@@ -141,10 +147,6 @@ class RayEngine(Members[_Actor]):
                 host, port = split(addresses[place])
                 found.append(f"{scheme}://{join(self._cluster.host(place) if host in _ALL else host, port)}")
         return tuple(dict.fromkeys(found))
-
-    def supervisor(self) -> int | None:
-        """Ray's own processes keep those of the instance, and are not part of it."""
-        return None
 
     def serving(self) -> None:
         """HTTP answers now: the driver that started the instance goes on."""
@@ -201,6 +203,8 @@ class RayEngine(Members[_Actor]):
                 ray.kill(handle)
             else:
                 found.append((spec, record or ActorRecord(state=life.STARTING), handle))
+        for id in records.ids(self._settings.name) - {spec.id for spec, _, _ in found}:  # they ended while there was no controller
+            self._forget(id, None)
         return found
 
     def _make(self, spec: ReplicaSpec | IngressSpec) -> _Actor:
@@ -258,8 +262,9 @@ class RayEngine(Members[_Actor]):
         def tell(future: Any) -> None:
             error = future.exception()
             reason = "exit status 0" if error is None else _reason(error)
-            if isinstance(error, AddressInUseError):
-                actor.failure = AddressInUseError(error.message)
+            for kind in (AddressInUseError, InvalidValueError):
+                if isinstance(error, kind):  # Ray's own class for it is one of both
+                    actor.failure = kind(error.message)
             with contextlib.suppress(RuntimeError):  # the controller has ended
                 self._loop.call_soon_threadsafe(self._hear_of_end, actor.id, reason)
 
@@ -370,12 +375,15 @@ class RayEngine(Members[_Actor]):
 
 
 def _reason(error: BaseException) -> str:
-    """The first words of what Ray says of a death."""
+    """What is known of a death, from all that Ray says of it."""
     cause = getattr(error, "cause", None)
     if isinstance(error, RayTaskError) and isinstance(cause, BaseException):
         return in_one_line(cause)[:300]
     text = str(error) if isinstance(error, RayError) else repr(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    why = _EXIT.search(text)
+    if why is not None and why[1]:  # the rest is advice
+        lines = [f"its process has died: {why[1]}"]
     return lines[0][:300] if lines else type(error).__name__
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import os
 import secrets
+import signal
+import socket
 import time
 from typing import Any, Final
 
 import msgspec
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import ActorAlreadyExistsError, GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from headgate.engines.base import InstanceSettings, Report
@@ -21,7 +24,7 @@ from headgate.engines.ray.engine import namespace
 from headgate.engines.ray.options import LIGHT
 from headgate.engines.ray.records import InstanceRecord
 from headgate.engines.ray.way import RayWay
-from headgate.errors import InstanceStartError, rebuild
+from headgate.errors import ClusterUnreachableError, ConfigError, InstanceStartError, rebuild
 from headgate.router.way import Way
 
 START_TIMEOUT_S: Final = 60.0
@@ -29,15 +32,59 @@ _POLL_S: Final = 0.02
 _ASK_S: Final = 1.0
 _MADE_WITHIN_S: Final = 5.0
 """So long after it has written that an instance starts, a driver has made its controller, or has died."""
+_HEAD_WITHIN_S: Final = 5.0
+_HEAD_POLL_S: Final = 0.2
+_GONE_WITHIN_S: Final = 3.0
+"""So long after an instance has ended, its controller has answered those who asked for that, and is gone."""
 CONTROLLER: Final = "controller"
 """The name of the controller's actor."""
 ROOT: Final = "headgate.ray_root"
+_ADDRESS: Final = "RAY_ADDRESS"
 
 
 def connect(address: str | None) -> None:
-    """Have this process connected with the cluster, as it may be already."""
-    if not ray.is_initialized():
+    """Have this process connected with the cluster, as it may be already.
+
+    Raises `ClusterUnreachableError`, or `ConfigError` for an address that isn't that of the cluster it is connected with.
+    """
+    given = address if address not in (None, "auto") else os.environ.get(_ADDRESS, "")
+    if given.startswith("ray://"):
+        raise ConfigError(f"address={given!r} is for Ray's client, which is no node of the cluster; run this on one, with address='auto'")
+    if ray.is_initialized():
+        current = ray.get_runtime_context().gcs_address
+        if address not in (None, "auto", current):
+            raise ConfigError(f"address={address!r}, and this process is connected with the cluster at {current}; leave the address out")
+        return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        _wait_for_head(given)
         ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
+    except OSError as error:  # of ours, and Ray's `ConnectionError`
+        where = f"at {given!r}" if given else "on this machine"
+        raise ClusterUnreachableError(
+            f"no Ray cluster answers {where} ({error}); start one with `ray start --head`, or give its address; where it asks for a token, "
+            "set RAY_AUTH_MODE=token, and have the token where Ray looks for it"
+        ) from error
+    finally:
+        with contextlib.suppress(ValueError, TypeError):  # not the main thread, or a handler that isn't Python's
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own writes the machine's stack, and exits with 15
+
+
+def _wait_for_head(address: str) -> None:
+    """Wait until something listens there, which may just be starting. Where nothing does, Ray would end the program after a minute or more.
+
+    Raises `OSError`.
+    """
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + _HEAD_WITHIN_S
+    while host and port.isdecimal():  # else Ray looks for it itself
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _HEAD_WITHIN_S).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_HEAD_POLL_S)
 
 
 def find(name: str) -> RayWay | None:
@@ -68,14 +115,7 @@ def launch(settings: InstanceSettings) -> bool:
         time.sleep(_POLL_S)
     actor: Any = None
     try:
-        actor = controller.options(
-            name=CONTROLLER,
-            namespace=namespace(settings.name),
-            lifetime="detached",
-            max_restarts=-1,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(_head(), soft=True),
-            **LIGHT,
-        ).remote(settings.name)
+        actor = _make_controller(controller, settings, deadline)
         report = _wait_for_report(actor.report.remote(), deadline)
         if report.error is not None:
             raise rebuild(report.error)
@@ -83,10 +123,30 @@ def launch(settings: InstanceSettings) -> bool:
         if actor is not None:
             with contextlib.suppress(Exception):
                 ray.kill(actor, no_restart=True)
-        _kill_all(settings.name)
-        records.delete_all(settings.name)
+        remove(settings.name, settings.id)
         raise
     return True
+
+
+def _make_controller(controller: Any, settings: InstanceSettings, deadline: float) -> Any:
+    """Make its actor. That of an instance of this name which has just ended may need a moment to be gone."""
+    began = time.monotonic()
+    while True:
+        try:
+            return controller.options(
+                name=CONTROLLER,
+                namespace=namespace(settings.name),
+                lifetime="detached",
+                max_restarts=-1,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(_head(), soft=True),
+                **LIGHT,
+            ).remote(settings.name, settings.id)
+        except ActorAlreadyExistsError as error:
+            if time.monotonic() > deadline:
+                raise InstanceStartError(f"the controller of an earlier instance {settings.name!r} doesn't end") from error
+            if time.monotonic() - began > _GONE_WITHIN_S:
+                _kill_all(settings.name)
+            time.sleep(_POLL_S)
 
 
 def _head() -> str:
@@ -127,11 +187,9 @@ class RayStarter:
         return has_ended(way.name, way.id)
 
     def abandon(self, way: Way) -> None:
-        """Kill its actors, the controller first, which would start others."""
+        """Kill its actors."""
         assert isinstance(way, RayWay)
-        if not has_ended(way.name, way.id):
-            _kill_all(way.name)
-            records.delete_all(way.name)
+        remove(way.name, way.id)
 
     def leave(self, way: Way) -> None:
         """Its connection has left the folder on this node; Ray sees to the rest."""
@@ -140,11 +198,15 @@ class RayStarter:
 def wait_ended(name: str, id: str, timeout_s: float) -> bool:
     """Wait until that instance has ended and left nothing; False where it has not after `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
-    while not has_ended(name, id) or actors(name):
+    while True:
+        record = records.read_as(records.instance_key(name), InstanceRecord)
+        if record is not None and record.settings.id != id:
+            return True  # the next one of that name, which began after it, and has actors of its own
+        if record is None and not actors(name):
+            return True
         if time.monotonic() > deadline:
             return False
         time.sleep(_POLL_S)
-    return True
 
 
 def has_ended(name: str, id: str) -> bool:
@@ -175,6 +237,13 @@ def _bury(name: str, since_s: float) -> None:
         records.delete(records.burial_key(name))
 
 
+def remove(name: str, id: str, but: str = "") -> None:
+    """Remove what there is of that instance, `but` that actor. If it has ended, what there is belongs to the next one of its name."""
+    if not has_ended(name, id):
+        _kill_all(name, but)
+        records.delete_all(name)
+
+
 def end_controller() -> None:
     """In the controller's actor, when all is done: end it for good."""
     ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
@@ -185,7 +254,8 @@ def actors(name: str) -> list[str]:
     return [named["name"] for named in ray.util.list_named_actors(all_namespaces=True) if named["namespace"] == namespace(name)]
 
 
-def _kill_all(name: str) -> None:
-    for actor in sorted(actors(name), key=lambda actor: actor != CONTROLLER):
+def _kill_all(name: str, but: str = "") -> None:
+    """All actors that an instance has, the controller first, which would start others."""
+    for actor in sorted({*actors(name)} - {but}, key=lambda actor: actor != CONTROLLER):
         with contextlib.suppress(Exception):
             ray.kill(ray.get_actor(actor, namespace=namespace(name)), no_restart=True)

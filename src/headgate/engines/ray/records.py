@@ -8,6 +8,7 @@ it, and it ends with the head, unless Ray keeps it in Redis.
 from __future__ import annotations
 
 from typing import Any, Final, TypeVar
+from urllib.parse import quote
 
 import msgspec
 from ray.experimental import internal_kv
@@ -41,29 +42,40 @@ class ActorRecord(msgspec.Struct, frozen=True, kw_only=True):
     gpus: tuple[str, ...] = ()
 
 
+def _folder(name: str) -> str:
+    """Of all keys of an instance: no name, whatever is in it, lies within another's."""
+    return quote(name, safe="")
+
+
 def instance_key(name: str) -> str:
     """Of the instance of that name."""
-    return f"{name}/instance"
+    return f"{_folder(name)}/instance"
 
 
 def state_key(name: str) -> str:
     """Of what its controllers keep."""
-    return f"{name}/state"
+    return f"{_folder(name)}/state"
 
 
 def spec_key(name: str, id: str) -> str:
     """Of what one of its actors is started from."""
-    return f"{name}/spec/{id}"
+    return f"{_folder(name)}/spec/{id}"
 
 
 def actor_key(name: str, id: str) -> str:
     """Of how far one of its actors has come."""
-    return f"{name}/actor/{id}"
+    return f"{_folder(name)}/actor/{id}"
 
 
 def burial_key(name: str) -> str:
     """There while a process removes what an instance that died has left."""
-    return f"{name}/burial"
+    return f"{_folder(name)}/burial"
+
+
+def ids(name: str) -> set[str]:
+    """Of all actors of an instance of which it is kept what they were started from."""
+    prefix = spec_key(name, "").encode()
+    return {key[len(prefix) :].decode() for key in internal_kv._internal_kv_list(prefix, namespace=_NAMESPACE)}
 
 
 def read(key: str) -> bytes | None:
@@ -109,5 +121,5 @@ def delete(key: str) -> None:
 def delete_all(name: str) -> None:
     """Remove everything of an instance: its own record last, by which others see that it has ended."""
     for kind in ("spec/", "actor/", "state"):
-        internal_kv._internal_kv_del(f"{name}/{kind}".encode(), del_by_prefix=True, namespace=_NAMESPACE)
+        internal_kv._internal_kv_del(f"{_folder(name)}/{kind}".encode(), del_by_prefix=True, namespace=_NAMESPACE)
     delete(instance_key(name))
