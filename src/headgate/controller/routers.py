@@ -35,10 +35,11 @@ _VERSION_BITS = 32
 class _Follower:
     """One router's connection."""
 
-    __slots__ = ("applied", "behind", "connection", "idle", "sent", "view")
+    __slots__ = ("applied", "behind", "connection", "idle", "in_replica", "sent", "view")
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self.in_replica = False  # as far as is known; it stays so when that replica has ended
         self.view: RoutingTable | None = None  # the table that it should follow, as far as it concerns this router, and …
         self.sent: RoutingTable | None = None  # … the one that it was sent last
         self.applied = -1
@@ -148,6 +149,7 @@ class Routers:
     def add(self, connection: Connection) -> None:
         """A router has connected; it gets the table, once there is one."""
         follower = self._followers[connection] = _Follower(connection)
+        follower.in_replica = self._in_replica(connection.hello)
         self._ended.pop(connection.hello.id, None)
         if self.table is None:  # nor can one be built yet
             pass
@@ -167,7 +169,8 @@ class Routers:
         table = self.table
         if table is None:
             return
-        if table.closing and self._in_replica(follower.connection.hello):
+        if table.closing and (follower.in_replica or self._in_replica(follower.connection.hello)):
+            follower.in_replica = True
             table = self._open
         elif follower.is_ingress:
             table = self._subsets.cut(table, follower.connection.hello.place)
