@@ -88,8 +88,9 @@ class Replica:
         if self.user_loop is None:
             self.runner.run()
         else:
-            self.user_loop.run_until_complete(self.runner.run_async())
-            self.user_loop.close()
+            loop = self.user_loop
+            with asyncio.Runner(loop_factory=lambda: loop) as runner:  # ends what is left, as a replica's process does
+                runner.run(self.runner.run_async())
 
     @property
     def entry(self) -> ReplicaEntry:
