@@ -315,6 +315,7 @@ class ControlCases:
         elif kind == 3:
             role = chance.choice(["ingress", "replica"])
             data, then = messages.encode(messages.Hello(messages.PROTOCOL, role, "1", 1, "no token", routes=True)), "wait"
+            judge = _is_told_to_end
         elif kind == 4:
             data, then = messages.encode(messages.Hello(messages.PROTOCOL + 1, "client", "x", 1)) + ask, "wait"
         elif kind == 5:
@@ -328,6 +329,10 @@ class ControlCases:
 
 def _is_told_nothing(case: Case) -> None:
     assert not case.got, case
+
+
+def _is_told_to_end(case: Case) -> None:
+    assert case.got in (b"", messages.encode(messages.Unwanted())), case
 
 
 def _is_told_anything(case: Case) -> None:
