@@ -75,7 +75,7 @@ class Cluster:
         port = self.dashboard.rpartition(":")[2]
         command = [
             *("start", "--head", "--block", "--port=0", f"--dashboard-port={port}", f"--temp-dir={self._temp.name}", "--num-cpus=2"),
-            *("--object-store-memory=100000000", "--disable-usage-stats"),
+            *("--object-store-memory=100000000", "--disable-usage-stats", "--dashboard-agent-listen-port=0"),  # beside other clusters
         ]
         # Its processes are told from what instances leave behind by a variable.
         environ = {**self.environ(), CLUSTER_VARIABLE: "1"}
