@@ -89,10 +89,7 @@ REFUSED_OPTIONS = frozenset(
 )
 """Actor options that Headgate sets itself."""
 
-_CLUSTER_OPTIONS: Final = (
-    "scheduling_strategy",
-    "label_selector",
-    "fallback_strategy",
+HANDED_ON: Final = (
     "accelerator_type",
     "object_store_memory",
     "enable_task_events",
@@ -100,6 +97,8 @@ _CLUSTER_OPTIONS: Final = (
     "max_pending_calls",
     "allow_out_of_order_execution",
 )
+"""Options that a cluster's own scheduler gets as they were given."""
+_CLUSTER_OPTIONS: Final = ("scheduling_strategy", "label_selector", "fallback_strategy", *HANDED_ON)
 RUNTIME_ENV_KEYS: Final = (
     "env_vars",
     "working_dir",

@@ -165,8 +165,7 @@ class Instance:
         that is taken or no name, and for arguments to a function; `InvalidTypeError` (`TypeError`) for what isn't callable;
         `ConfigError` (`ValueError`), for a wrong type `ConfigTypeError` (also a `TypeError`); `InsufficientResourcesError`
         at once where the replicas don't fit, on a cluster where they still don't after `startup_timeout`, unless they never
-        could; `ReplicaStartError` with the remote traceback where a constructor raises or
-        takes longer than `startup_timeout`.
+        could; `ReplicaStartError` with the remote traceback where a constructor raises or takes longer than `startup_timeout`.
         """
         from headgate.core.messages import CreateBackend
         from headgate.replica import definition

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from headgate.config import BackendConfig, ReplicaOptions
 from headgate.core.messages import PROTOCOL, Hello, Message, Ping, Pong
-from headgate.core.specs import IngressSpec
+from headgate.core.specs import Definition, IngressSpec, ReplicaSpec
 from headgate.engines.members import Member, Members
+from headgate.errors import InsufficientResourcesError
 
 
 class Engine(Members[Member]):
@@ -42,5 +46,42 @@ def test_a_ping_that_was_lost_with_a_connection_goes_over_the_next_one():
         assert first.sent == second.sent == [Ping(1)]
         engine.received("i", Pong(1))
         assert await answer == Pong(1)
+
+    asyncio.run(scene())
+
+
+class FullEngine(Members[Member]):
+    """Has room for nobody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loop = asyncio.get_running_loop()
+        self.ended: list[str] = []
+
+    async def _has_place(self, member: Member, limit_s: float) -> None:
+        member.failure = InsufficientResourcesError("no room")
+
+    async def _end(self, member: Member) -> None:
+        self.ended.append(member.id)
+
+    async def start(self, spec: ReplicaSpec) -> None:
+        await self._constructed(Member(spec, self._loop))
+
+
+def test_who_has_waited_for_room_in_vain_is_not_waited_for_once_more():
+    async def scene() -> None:
+        engine = FullEngine()
+        spec = ReplicaSpec(
+            id="r",
+            token="token",
+            backend="b",
+            definition=Definition(b"", "f"),
+            config=BackendConfig(startup_timeout=600),
+            options=ReplicaOptions(),
+            instance="x",
+        )
+        with pytest.raises(InsufficientResourcesError):
+            await asyncio.wait_for(engine.start(spec), 10)
+        assert engine.ended == ["r"]
 
     asyncio.run(scene())

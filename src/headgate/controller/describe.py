@@ -35,7 +35,7 @@ def description(
     """
     by_tag: dict[str, list[Replica]] = {}
     processes = [] if node else [_process("supervisor", "supervisor", os.getppid())]
-    processes.append(_process("controller", "controller", os.getpid(), node, is_here=True))
+    processes.append(_process("controller", "controller", os.getpid(), node))
     processes += [
         _process("ingress", ingress.id, ingress.pid, ingress.node, is_here=ingress.node == node)
         for ingress in ingresses

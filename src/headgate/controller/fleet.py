@@ -46,9 +46,9 @@ class Replica:
         self.gpus: tuple[str, ...] = ()
         self.address = ""
         self.answered = 0
-        self.fault = ""  # why it is killed, or how it ended …
         self.no_room = False  # it did not fit into what was free
         self.given_up = ""  # why it need not wait for room any longer
+        self.fault = ""  # why it is killed, or how it ended …
         self.failure = ""  # … and with the remote traceback, if it did not start
         self.watch: asyncio.Task[None] | None = None
 

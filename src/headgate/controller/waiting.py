@@ -63,7 +63,7 @@ class WaitsForRoom:
 
     def faults(self) -> dict[str, Fault]:
         """Why backends have too few replicas, for their routers."""
-        return {tag: Fault(waiting.text, _RETRY_AFTER_S) for tag, waiting in self.found().items()}
+        return {tag: Fault(waiting.lasting_text, _RETRY_AFTER_S) for tag, waiting in self.found().items()}
 
     def _tell(self) -> None:
         found = self.found()

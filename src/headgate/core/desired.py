@@ -299,9 +299,7 @@ def routing_table(
 
     def entries(backends: Mapping[str, Backend]) -> dict[str, BackendEntry]:
         return {
-            tag: _backend_entry(
-                backend, tuple(sorted(ready.get(tag, ()), key=lambda replica: replica.id)), coming.get(tag, 0), faults.get(tag)
-            )
+            tag: _backend_entry(backend, _by_id(ready.get(tag, ())), coming.get(tag, 0), faults.get(tag))
             for tag, backend in backends.items()
         }
 

@@ -67,8 +67,16 @@ class Waiting(msgspec.Struct, frozen=True):
     @property
     def text(self) -> str:
         """All of it, for people."""
-        who = "1 replica waits" if self.replicas == 1 else f"{self.replicas} replicas wait"
-        return f"{who} for room, since {self.since_s:.0f} s: {self.reason}"
+        return f"{self._who} for room, since {self.since_s:.0f} s: {self.reason}"
+
+    @property
+    def lasting_text(self) -> str:
+        """What stays true while nothing changes, so that routers need not be told again."""
+        return f"{self._who} for room: {self.reason}"
+
+    @property
+    def _who(self) -> str:
+        return "1 replica waits" if self.replicas == 1 else f"{self.replicas} replicas wait"
 
 
 class Description(msgspec.Struct, frozen=True):

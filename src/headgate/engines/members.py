@@ -7,9 +7,10 @@ a member, its messages and pings, how it becomes ready, fails or drains, and wha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, Generic, TypeVar
 
 import msgspec
@@ -217,16 +218,13 @@ class Members(Generic[M]):
         if not isinstance(member.spec, ReplicaSpec):
             raise InvalidValueError(f"{member.id!r} is an ingress; only a replica is constructed")
         limit_s = member.spec.config.startup_timeout
-        try:
+        async with self._ended_if_cancelled(member):
             await self._has_place(member, limit_s)
-            await asyncio.wait([member.started], timeout=limit_s)
+            if member.failure is None:
+                await asyncio.wait([member.started], timeout=limit_s)
             late = not member.started.done() and member.failure is None
             if late or member.failure is not None:
                 await self._end(member)
-        except asyncio.CancelledError:
-            member.asked_for = True
-            await self._end(member)
-            raise
         if member.failure is not None:
             raise member.failure
         backend = member.spec.backend
@@ -241,17 +239,23 @@ class Members(Generic[M]):
 
     async def _serves(self, member: M) -> Running:
         """An ingress has said hello. Raises `ReplicaStartError` where it ends before that, or the failure that was found."""
-        try:
+        async with self._ended_if_cancelled(member):
             await asyncio.wait([member.started])
-        except asyncio.CancelledError:
-            member.asked_for = True
-            await self._end(member)
-            raise
         if member.failure is not None:
             raise member.failure
         if member.ended.done():
             raise ReplicaStartError(f"ingress {member.id} ended while it started ({member.ended.result()}); its output says why")
         return member.running()
+
+    @contextlib.asynccontextmanager
+    async def _ended_if_cancelled(self, member: M) -> AsyncIterator[None]:
+        """Nothing is left of a start that nobody waits for any more."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            member.asked_for = True
+            await self._end(member)
+            raise
 
     def _is_ready(self, member: M, address: str) -> None:
         if member.state != life.STARTING:

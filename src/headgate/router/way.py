@@ -11,11 +11,11 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from headgate.config import ReplicaOptions, refuse_for_one_machine
+
 if TYPE_CHECKING:
     from headgate.router.references import Objects
     from headgate.router.tls import Tls
-
-from headgate.config import ReplicaOptions, refuse_for_one_machine
 
 
 class Way:

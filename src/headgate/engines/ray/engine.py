@@ -49,6 +49,7 @@ _BEGUN_WITHIN_S: Final = 20.0
 _ALL: Final = ("0.0.0.0", "::", "")  # what is listened on is the user's choice; this is how it is told from an address
 _EXIT: Final = re.compile(r"Worker exit detail: (.*?)\.? *(?:Some common causes|$)", re.MULTILINE)
 """Where Ray says how the process of an actor has ended."""
+
 T = TypeVar("T")
 
 

@@ -231,8 +231,7 @@ def _bury(name: str, since_s: float) -> None:
     try:
         record = records.read_as(records.instance_key(name), InstanceRecord)
         if record is not None and (record.serving or since_s > _MADE_WITHIN_S) and not _has_controller(name):
-            _kill_all(name)
-            records.delete_all(name)
+            remove(name, record.settings.id)
     finally:
         records.delete(records.burial_key(name))
 

@@ -14,7 +14,7 @@ from ray.runtime_env import RuntimeEnv
 from ray.util import scheduling_strategies as strategies
 from ray.util.placement_group import PlacementGroup
 
-from headgate.config import RUNTIME_ENV_KEYS, ReplicaOptions, refuse_unknown
+from headgate.config import HANDED_ON, RUNTIME_ENV_KEYS, ReplicaOptions, refuse_unknown
 from headgate.engines.ray import placement
 from headgate.errors import ConfigError
 from headgate.scheduling import InPlacementGroup, LabelMatch, NodeAffinity, NodeLabels
@@ -23,14 +23,6 @@ SPREAD: Final = "SPREAD"
 LIGHT: Final = {"num_cpus": 0, "memory": 1}
 """What an actor asks for that takes nothing. One that asked for nothing at all would be started by way of a node that Ray draws, be it
 one that has just been lost; one that asks for a byte, by way of the node of who starts it."""
-_AS_GIVEN: Final = (
-    "accelerator_type",
-    "object_store_memory",
-    "enable_task_events",
-    "enable_tensor_transport",
-    "max_pending_calls",
-    "allow_out_of_order_execution",
-)
 _OWN_KEYS: Final = ("_ray_commit", "_ray_release")
 """What Ray notes in a runtime environment for itself. It says so again, where it may be of another version by then."""
 
@@ -63,7 +55,7 @@ def actor_options(options: ReplicaOptions) -> dict[str, Any]:
     if options.fallback_strategy:
         asked["fallback_strategy"] = list(options.fallback_strategy)
     default = ReplicaOptions()
-    for name in _AS_GIVEN:
+    for name in HANDED_ON:
         if getattr(options, name) != getattr(default, name):
             asked[name] = getattr(options, name)
     return asked
