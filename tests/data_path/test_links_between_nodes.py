@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import threading
 from pathlib import Path
@@ -150,23 +149,34 @@ def test_nothing_starts_that_came_from_a_router_which_is_silent(tmp_path: Path, 
     play(scene)
 
 
-def test_a_replica_that_nobody_can_reach_is_tried_until_it_can_be_reached(tmp_path: Path) -> None:
-    async def scene() -> None:
-        async with Rig(tmp_path, lambda: "fine") as rig:
-            await rig.linked()
-            gate = rig.replicas[0].links._gate
-            assert gate is not None
-            address = rig.replicas[0].links.address
-            assert await asyncio.to_thread(lambda: rig.replicas[0].on_io(_close(gate))) is None
-            before = link_of(rig)
-            cut(before)
-            await until(lambda: link_of(rig) is not before)
-            call = rig.ask()
-            rig.replicas[0].on_io(_open(gate, remote.split(remote.as_seen_from("elsewhere", address))[1]))
-            await call.done
-            assert call.value == "fine"
+def test_a_replica_that_nobody_can_reach_is_tried_until_it_can_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = remote.connect
+    with socket.socket() as silent:  # bound, so that nobody else takes its port; as it doesn't listen, who connects is refused
+        silent.bind(("127.0.0.1", 0))
+        nowhere = remote.join(*silent.getsockname())
+        refused: list[str] = []
 
-    play(scene)
+        async def astray(address: str, secret: bytes, *, tls: bool = False) -> socket.socket:
+            try:
+                return await connect(nowhere, secret, tls=tls)
+            except ConnectionRefusedError:
+                refused.append(address)
+                raise
+
+        async def scene() -> None:
+            async with Rig(tmp_path, lambda: "fine") as rig:
+                await rig.linked()
+                monkeypatch.setattr(remote, "connect", astray)
+                before = link_of(rig)
+                cut(before)
+                await until(lambda: link_of(rig) is not before)
+                call = rig.ask()
+                await until(lambda: len(refused) > 2, "it goes on trying")
+                monkeypatch.setattr(remote, "connect", connect)
+                await call.done
+                assert call.value == "fine"
+
+        play(scene)
 
 
 def test_a_router_without_a_certificate_of_the_cluster_is_told_and_the_replica_is_not_taken_for_broken(
@@ -190,11 +200,3 @@ def test_a_router_without_a_certificate_of_the_cluster_is_told_and_the_replica_i
             assert call.value == "fine"
 
     play(scene)
-
-
-async def _close(gate: remote.Gate) -> None:
-    gate.close()
-
-
-async def _open(gate: remote.Gate, port: int) -> None:
-    gate.open(port)

@@ -167,3 +167,9 @@ def test_an_address_is_seen_as_a_path_from_its_own_node_alone() -> None:
 @pytest.mark.parametrize(("host", "port"), [("10.0.0.1", 1), ("::1", 65535), ("fe80::1%eth0", 80), ("a.b", 443)])
 def test_host_and_port_come_back(host: str, port: int) -> None:
     assert remote.split(remote.join(host, port)) == (host, port)
+
+
+def test_a_gate_that_can_not_be_opened_leaves_no_socket() -> None:
+    gate = remote.Gate("203.0.113.1", b"secret", 1, lambda sock: None)  # no machine has that address
+    with pytest.raises(OSError, match="assign"):
+        gate.open()

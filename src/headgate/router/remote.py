@@ -83,11 +83,15 @@ class Gate:
         self._listening: Listening | None = None
         self._strangers: set[asyncio.Task[None]] = set()
 
-    def open(self, port: int = 0) -> str:
-        """Take connections from now on, at a free port or this one; returns host and port."""
+    def open(self) -> str:
+        """Take connections from now on, at a free port; returns host and port."""
         listener = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET, socket.SOCK_STREAM)
-        listener.bind((self._host, port))
-        listener.listen(self._backlog)
+        try:
+            listener.bind((self._host, 0))
+            listener.listen(self._backlog)
+        except OSError:
+            listener.close()
+            raise
         self._listening = Listening(listener, self._meet)
         return join(*listener.getsockname()[:2])
 
