@@ -22,7 +22,7 @@ OLDEST = (3, 11)
 PYTEST = ("python", "-m", "pytest")
 ALONE = "tests/chaos"  # asserts times
 # Ray leaves connections of its own in a process that was connected with a cluster, so these have processes to themselves.
-ON_RAY = ("tests/on_ray", "tests/placement", "tests/cluster", "tests/conformance/test_ray_engine.py")
+ON_RAY = ("tests/on_ray", "tests/conformance/test_ray_engine.py")
 AT_ONCE = ("--numprocesses=2", "--dist=loadfile")
 TEST = [
     [*PYTEST, *AT_ONCE, *(f"--ignore={path}" for path in (ALONE, *ON_RAY))],

@@ -44,10 +44,11 @@ def start(*, gpus: int, **resources: float) -> None:
 
 
 def stop() -> None:
-    """End it."""
+    """End it. It is in use no more: Ray would look for it, for minutes."""
     import ray
 
     ray.shutdown()
+    os.environ.pop(_ADDRESS_VARIABLE, None)
 
 
 def use_ray() -> None:

@@ -1,4 +1,4 @@
-"""The program of a `tests.cluster.nodes.Driver`: it joins the cluster, and calls what it is sent.
+"""The program of a `tests.on_ray.cluster.nodes.Driver`: it joins the cluster, and calls what it is sent.
 
 Run with the cluster's address, and the descriptor of the pipe. It ends when the pipe does.
 """

@@ -21,7 +21,7 @@ from headgate.engines.local.surroundings import THREAD_VARIABLES
 from headgate.errors import ConfigError, InsufficientResourcesError
 from headgate.serve import Instance
 from tests import ray_cluster
-from tests.placement.conftest import Nodes
+from tests.on_ray.placement.conftest import Nodes
 from tests.support import wait_until
 
 pytestmark = pytest.mark.timeout(180)

@@ -14,9 +14,9 @@ import requests
 
 from headgate.core.reports import Description
 from tests.chaos.workers import begun
-from tests.cluster import programs
-from tests.cluster.load import Loads
-from tests.cluster.nodes import GPUS, Driver, Node, Nodes
+from tests.on_ray.cluster import programs
+from tests.on_ray.cluster.load import Loads
+from tests.on_ray.cluster.nodes import GPUS, Driver, Node, Nodes
 from tests.figures import Figures
 from tests.support import wait_until
 

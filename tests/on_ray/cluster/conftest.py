@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.nodes import Nodes
+from tests.on_ray.cluster.nodes import Nodes
 
 
 @pytest.fixture(scope="package")

@@ -9,8 +9,8 @@ import pytest
 import requests
 
 from headgate.controller.lease import AWAY_S
-from tests.cluster import programs
-from tests.cluster.nodes import Nodes
+from tests.on_ray.cluster import programs
+from tests.on_ray.cluster.nodes import Nodes
 from tests.figures import Figures
 from tests.support import wait_until
 

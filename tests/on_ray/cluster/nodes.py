@@ -24,7 +24,7 @@ from typing import Any, Final, Self, TypeVar
 import cloudpickle
 import pytest
 
-from tests.cluster.guard import kill_all_in, processes_in
+from tests.on_ray.cluster.guard import kill_all_in, processes_in
 from tests.leaks import RUNTIME_VARIABLE
 from tests.support import leave_out
 
@@ -87,7 +87,7 @@ class Nodes:
 
     def __enter__(self) -> Self:
         self._guard = subprocess.Popen(
-            [sys.executable, "-m", "tests.cluster.guard", ",".join(node.namespace for node in self.all), self._bridge, self.folder],
+            [sys.executable, "-m", "tests.on_ray.cluster.guard", ",".join(node.namespace for node in self.all), self._bridge, self.folder],
             stdin=subprocess.PIPE,
             cwd=_ROOT,
             start_new_session=True,
@@ -159,7 +159,7 @@ class Nodes:
     def driver(self, node: Node | None = None) -> Driver:
         """A process on a node, the head unless one is given, that is connected with the cluster."""
         node = node or self.head
-        command = [*self.run_in(node), sys.executable, "-m", "tests.cluster.driver", self.address]
+        command = [*self.run_in(node), sys.executable, "-m", "tests.on_ray.cluster.driver", self.address]
         driver = Driver(command, self.environment(), f"{self.folder}/driver-{len(self._drivers)}.log")
         self._drivers.append(driver)
         return driver
