@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from headgate.errors import ConfigError, InvalidTypeError, InvalidValueError
 
 if TYPE_CHECKING:
     from headgate.core.specs import InstanceSettings
+
+
+LOG_FORMATS: Final = ("text", "json")
 
 
 def settings(
@@ -33,6 +36,8 @@ def settings(
     debug: object,
     ssl_certfile: object,
     ssl_keyfile: object,
+    log_format: object,
+    log_dir: object,
 ) -> InstanceSettings:
     """The settings of an instance, from the arguments of `init`. Raises `ConfigError` also for what contradicts another."""
     instance = text("an instance's name", name)
@@ -54,6 +59,11 @@ def settings(
         if file is not None and not os.access(file, os.R_OK):
             raise ConfigError(f"{what}={file!r} can't be read")
     kept = _path("state_dir", state_dir)
+    if log_format not in LOG_FORMATS:
+        raise InvalidValueError(f"log_format must be {' or '.join(map(repr, LOG_FORMATS))}, got {log_format!r}")
+    logs = _path("log_dir", log_dir)
+    if logs is not None and engine == "ray":
+        raise ConfigError("log_dir: on a cluster Ray keeps what its actors write, on each node; leave it out")
 
     from headgate.core.specs import InstanceSettings
     from headgate.engines.local import launch, machine
@@ -64,6 +74,8 @@ def settings(
         leased=engine != "local" and not detached,
         folder=folder,
         state_dir=folder if kept is None else kept,
+        log_format=str(log_format),
+        log_dir=logs or (f"{kept or folder}/logs" if detached and engine == "local" else ""),
         state_kept=kept is not None,
         http_host=text("http_host", http_host),
         http_port=_whole("http_port", http_port, 0, 65535),

@@ -102,8 +102,10 @@ class Controller:
         from headgate.controller.main import run
         from headgate.controller.store import Store
         from headgate.engines.local.folders import check_state_dir, hold_state
+        from headgate.logs.begin import begin
 
         settings = record.settings
+        begin(settings.log, launch.CONTROLLER)
         engine = RayEngine(settings, _Actors(), on_serving=lambda: self._tell(Report()))
 
         def store() -> Store:

@@ -1,7 +1,7 @@
 """The composition root: which programs make an instance of the local engine?
 
 `python -m headgate.root` is what a driver executes; it reads a `Boot` from its standard input and supervises. With the
-arguments `replica <spec file>` it runs one replica, in an interpreter of its own.
+arguments `replica <spec file> <log format> <log folder>` it runs one replica, in an interpreter of its own.
 """
 
 from __future__ import annotations

@@ -472,6 +472,8 @@ def init(
     debug: bool = False,
     ssl_certfile: str | os.PathLike[str] | None = None,
     ssl_keyfile: str | os.PathLike[str] | None = None,
+    log_format: str = "text",
+    log_dir: str | os.PathLike[str] | None = None,
 ) -> Instance:
     """Start the instance of that name, or connect to the one that runs; returns once HTTP answers.
 
@@ -492,11 +494,14 @@ def init(
         resources: what the engine has, where that differs from what it finds, such as `{"CPU": 8, "GPU": 2, "tpu": 1}`.
         state_dir: keeps backends, endpoints and traffic in this folder; the next `init` on it restores them, whether the
             instance was shut down or crashed. None: nothing outlives the instance.
-        detached: the instance outlives this process; on one machine its output goes to the file `log` in `state_dir` or its own folder.
-            `shutdown()` from any process of the same user ends it.
+        detached: the instance outlives this process; on one machine its output goes to files, see `log_dir`. `shutdown()` from any
+            process of the same user ends it.
         debug: clients see tracebacks of user code.
         ssl_certfile: certificate chain, for HTTPS.
         ssl_keyfile: its private key, where it isn't in the same file.
+        log_format: how lines of the log look on the terminal: "text" or "json", a line of JSON each, as in files.
+        log_dir: the folder in which each process has a file of its own, put aside when it has 10 MiB; not on a cluster, where Ray
+            keeps the log. None: the terminal; where `detached`, the folder `logs` in `state_dir` or in the instance's own folder.
 
     Raises `InvalidTypeError` (`TypeError`), `InvalidValueError` (`ValueError`), `ConfigError` (`ValueError`) naming each
     argument in which the running instance differs; `ClusterUnreachableError` (`ConnectionError`); and, with nothing left running,
@@ -522,6 +527,8 @@ def init(
         debug=debug,
         ssl_certfile=ssl_certfile,
         ssl_keyfile=ssl_keyfile,
+        log_format=log_format,
+        log_dir=log_dir,
     )
     starter = _starter(engine, address)
     for attempt in range(_ATTEMPTS):

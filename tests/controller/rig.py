@@ -73,6 +73,8 @@ def settings_in(folder: str, **changes: Any) -> InstanceSettings:
         "debug": False,
         "ssl_certfile": None,
         "ssl_keyfile": None,
+        "log_format": "text",
+        "log_dir": "",
         "driver_pid": os.getpid(),
     }
     return InstanceSettings(**given | changes)

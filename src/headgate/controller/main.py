@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import sys
 from collections.abc import Callable
 
 from headgate.controller.controller import Controller
@@ -23,21 +21,9 @@ def run(settings: InstanceSettings, engine: Engine, way: Way, store: Callable[[]
     import uvloop
 
     os.umask(0o077)
-    _log_to_stderr(settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_live(settings, engine, way, store))
 
 
 async def _live(settings: InstanceSettings, engine: Engine, way: Way, store: Callable[[], Store]) -> None:
     await Controller(settings, engine, way, store()).run()
-
-
-def _log_to_stderr(settings: InstanceSettings) -> None:
-    """One line per event: trouble always, and with `debug`, or where nobody watches, everything."""
-    logger = logging.getLogger("headgate")
-    if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s headgate: %(message)s" if settings.detached else "headgate: %(message)s"))
-        logger.addHandler(handler)
-        logger.propagate = False
-    logger.setLevel(logging.INFO if settings.debug or settings.detached else logging.WARNING)

@@ -10,6 +10,14 @@ import msgspec
 from headgate.config import BackendConfig, ReplicaOptions
 
 
+class LogSettings(msgspec.Struct, frozen=True):
+    """What an instance was told of its log."""
+
+    format: str  # of lines on a terminal: "text" or "json"; in files they are JSON
+    folder: str  # where each process has a file of its own; empty: it writes to the terminal that it has inherited
+    verbose: bool = False  # tell also what is no trouble
+
+
 class InstanceSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What an instance was started with; the same for its whole life."""
 
@@ -27,9 +35,16 @@ class InstanceSettings(msgspec.Struct, frozen=True, kw_only=True):
     debug: bool
     ssl_certfile: str | None
     ssl_keyfile: str | None
+    log_format: str  # of lines on the terminal: "text" or "json"
+    log_dir: str  # where each process has a file of its own; empty: the terminal
     driver_pid: int
     leased: bool = False  # it ends when nobody who owns it is connected, since its engine doesn't see their end
     id: str = ""  # drawn at each start: tells instances of one name apart
+
+    @property
+    def log(self) -> LogSettings:
+        """What its processes have to know of the log."""
+        return LogSettings(self.log_format, self.log_dir, verbose=self.debug or self.detached)
 
 
 class Parameter(msgspec.Struct, frozen=True, array_like=True):

@@ -30,6 +30,7 @@ from headgate.errors import (
     describe_user_error,
     in_one_line,
 )
+from headgate.logs.capture import finish
 from headgate.replica import response
 from headgate.replica.member import Member, Stream
 from headgate.replica.request import PlaceholderRequest, Request
@@ -501,7 +502,6 @@ def _exit(error: SystemExit) -> None:
 def exit_now(code: int) -> None:
     """End this process, whatever its threads are at; what was printed comes out."""
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        finish()
     finally:
         os._exit(code & 0xFF)

@@ -76,6 +76,16 @@ class CallFacts(msgspec.Struct, Generic[Member_co]):
     """What it has asked of others through handles and was not answered yet; None until it asks."""
 
     @property
+    def endpoint(self) -> str:
+        """The name that its first member was addressed to."""
+        return self.members[0].endpoint
+
+    @property
+    def request_ids(self) -> tuple[str, ...]:
+        """Of its members."""
+        return tuple([member.request_id for member in self.members])
+
+    @property
     def gone(self) -> bool:
         """Whether nobody waits for any of its members any more."""
         return all(member.cancelled for member in self.members)

@@ -50,6 +50,8 @@ def settings(name: str, http_port: int = 0) -> Any:
         debug=False,
         ssl_certfile=None,
         ssl_keyfile=None,
+        log_format="text",
+        log_dir=None,
     )
     return msgspec.structs.replace(given, detached=True)
 

@@ -14,6 +14,7 @@ import sys
 
 import msgspec
 
+from headgate.core.specs import LogSettings
 from headgate.engines.base import REPLICA
 from headgate.engines.local import sigterm, surroundings
 from headgate.engines.local.programs import Programs, read_replica_spec, run_replica
@@ -22,15 +23,15 @@ from headgate.engines.local.supervisor import supervise
 
 
 def main(programs: Programs) -> None:
-    """Supervise as told on standard input; with the arguments `replica <spec file>`, run that replica instead."""
+    """Supervise as told on standard input; with the arguments `replica <spec file> <log format> <log folder>`, run that replica instead."""
     _lines_at_once()
     faulthandler.enable()  # a crash in native code leaves a traceback on the terminal
     if sys.argv[1:2] == [REPLICA]:
         sigterm.stay()
         spec = read_replica_spec(sys.argv[2])
         # The supervisor has chosen the variables; only PYTHONPATH differs, which had to lead to Headgate.
-        surroundings.enter(surroundings.environment(spec, os.environ), spec.definition.cwd)
-        run_replica(programs, spec, os.path.dirname(sys.argv[2]))
+        environ = surroundings.environment(spec, os.environ)
+        run_replica(programs, spec, os.path.dirname(sys.argv[2]), environ, LogSettings(sys.argv[3], sys.argv[4]))
     gc.disable()  # nothing that is imported now will ever be freed
     try:
         boot, report_to = _receive()

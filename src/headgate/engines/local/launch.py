@@ -22,6 +22,7 @@ from headgate.engines.local import folders
 from headgate.engines.local.folders import LocalWay, find, folder_for, has_died
 from headgate.engines.local.protocol import Boot
 from headgate.errors import InstanceStartError, rebuild
+from headgate.logs.output import path_of
 from headgate.router.way import Way
 
 __all__ = ["LocalStarter", "find", "folder_for", "has_died", "launch", "reap", "wait_ended"]
@@ -123,12 +124,12 @@ def _wait_free(folder: str, timeout_s: float) -> bool:
 def _start(boot: Boot, timeout_s: float) -> None:
     settings = boot.settings
     log: int | None = None
-    log_path = f"{settings.state_dir}/log"
+    log_path = path_of(settings.log_dir, "supervisor") if settings.log_dir else ""
     log_begins = 0
     ours, theirs = socket.socketpair()
     pid: int | None = None
     try:
-        if settings.detached:
+        if log_path:
             log = os.open(log_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             log_begins = os.fstat(log).st_size
         pid = _execute(boot, theirs, log)

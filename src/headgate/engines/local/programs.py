@@ -13,7 +13,8 @@ from typing import NoReturn
 
 import msgspec
 
-from headgate.engines.base import REPLICA, IngressSpec, InstanceSettings, ReplicaSpec
+from headgate.core.specs import LogSettings
+from headgate.engines.base import INGRESS, REPLICA, IngressSpec, InstanceSettings, ReplicaSpec
 from headgate.engines.local import protocol, surroundings
 from headgate.engines.local.folders import LocalWay
 from headgate.engines.local.protocol import Channel, Failed
@@ -35,6 +36,10 @@ class Programs(msgspec.Struct, frozen=True):
 def run_controller(programs: Programs, settings: InstanceSettings, sock: socket.socket, http_urls: tuple[str, ...]) -> NoReturn:
     """Run the controller to its end; an error of Headgate's own is told to the supervisor at the other end of `sock`."""
 
+    from headgate.logs.begin import begin
+
+    begin(settings.log, "controller")
+
     def program() -> None:
         last_words = sock.dup()
         try:
@@ -47,17 +52,25 @@ def run_controller(programs: Programs, settings: InstanceSettings, sock: socket.
     _end_with(program)
 
 
-def run_ingress(programs: Programs, spec: IngressSpec, folder: str, listener: socket.socket) -> NoReturn:
+def run_ingress(programs: Programs, spec: IngressSpec, folder: str, listener: socket.socket, log: LogSettings) -> NoReturn:
     """Run an ingress to its end."""
+    from headgate.logs.begin import begin
+
+    begin(log, INGRESS, spec.id)
     _end_with(lambda: programs.ingress(spec, LocalWay(folder), listener))
 
 
-def run_replica(programs: Programs, spec: ReplicaSpec, folder: str) -> NoReturn:
-    """Run a replica to its end; what user code registered with `atexit` runs, too."""
+def run_replica(programs: Programs, spec: ReplicaSpec, folder: str, environ: Mapping[str, str], log: LogSettings) -> NoReturn:
+    """Run a replica to its end, in these surroundings; what user code registered with `atexit` runs, too."""
+    from headgate.logs.begin import begin
+    from headgate.router.context import current_call
+
+    begin(log, REPLICA, spec.id, backend=spec.backend, call=current_call)
+    surroundings.enter(environ, spec.definition.cwd)
     _end_with(lambda: programs.replica(spec, LocalWay(folder)), atexit._run_exitfuncs)
 
 
-def become_replica(programs: Programs, path: str, root: str, started_with: Mapping[str, str]) -> NoReturn:
+def become_replica(programs: Programs, path: str, root: str, started_with: Mapping[str, str], log: LogSettings) -> NoReturn:
     """Run the replica of the spec at `path`, in its own surroundings.
 
     Where they have variables that act only when a program starts, other than those that this one was `started_with`, that
@@ -66,9 +79,8 @@ def become_replica(programs: Programs, path: str, root: str, started_with: Mappi
     spec = read_replica_spec(path)
     environ = surroundings.environment(spec, started_with)
     if surroundings.needs_exec(environ, started_with):
-        _execute_replica(root, path, environ)
-    surroundings.enter(environ, spec.definition.cwd)
-    run_replica(programs, spec, os.path.dirname(path))
+        _execute_replica(root, [REPLICA, path, log.format, log.folder], environ)
+    run_replica(programs, spec, os.path.dirname(path), environ, log)
 
 
 def read_replica_spec(path: str) -> ReplicaSpec:
@@ -99,14 +111,15 @@ def _end_with(program: Callable[[], None], afterwards: Callable[[], None] | None
                 afterwards()
         finally:
             with contextlib.suppress(OSError, ValueError):
-                sys.stdout.flush()
-                sys.stderr.flush()
+                from headgate.logs.capture import finish
+
+                finish()
             os._exit(status & 0xFF)
 
 
-def _execute_replica(root: str, path: str, environ: dict[str, str]) -> NoReturn:
+def _execute_replica(root: str, arguments: list[str], environ: dict[str, str]) -> NoReturn:
     """Go on in a fresh interpreter. Its PYTHONPATH leads to Headgate first; it puts back what the user wants to see there."""
     found = [os.path.abspath(entry) for entry in sys.path]
     own = environ.get("PYTHONPATH")
     run_with = {**environ, "PYTHONPATH": os.pathsep.join([*([own] if own else []), *found])}
-    os.execve(sys.executable, [sys.executable, "-P", "-m", root, REPLICA, path], run_with)
+    os.execve(sys.executable, [sys.executable, "-P", "-m", root, *arguments], run_with)

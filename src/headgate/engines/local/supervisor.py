@@ -48,6 +48,8 @@ from headgate.engines.local.protocol import (
     ToSupervisor,
 )
 from headgate.errors import HeadgateError, InstanceStartError, describe, rebuild
+from headgate.logs.entry import Entry
+from headgate.logs.output import output_of
 from headgate.router.way import link_path
 
 CONTROLLER: Final = "controller"
@@ -117,6 +119,7 @@ class _Supervisor:
         self._held = held
         self._driver = driver
         self._urls = urls(boot.settings, listeners)
+        self._output = output_of(boot.settings.log, "supervisor")
         self._environ = dict(os.environ)  # what this process was started with
         self._pid = os.getpid()
         self._children: dict[int, _Child] = {}  # by pid
@@ -179,7 +182,7 @@ class _Supervisor:
         if self._look_at is not None and now >= self._look_at:
             self._look(now)
         if self._leave_by is not None and now >= self._leave_by:
-            _say("the controller did not end the instance in time; ending it at once")
+            self._say("the controller did not end the instance in time; ending it at once")
             self._over = True
 
     # What happens.
@@ -227,7 +230,7 @@ class _Supervisor:
             waited_s = self._patience_s
             again = now - self._started_at < _PATIENCE_HOLDS * waited_s
             self._patience_s = min(2 * waited_s, _LONGEST_PATIENCE_S) if again else 2 * STUCK_AFTER_S
-            _say(f"the controller gave no sign of life for {waited_s:g} s; killing it. The next one gets {self._patience_s:g} s")
+            self._say(f"the controller gave no sign of life for {waited_s:g} s; killing it. The next one gets {self._patience_s:g} s")
             processes.kill(self._controller.pid)
 
     def _obey(self, record: ToSupervisor) -> None:
@@ -332,7 +335,7 @@ class _Supervisor:
             return
         lived_s = time.monotonic() - self._started_at
         self._delay_s = 0.0 if lived_s >= STEADY_AFTER_S else min(max(2 * self._delay_s, FIRST_DELAY_S), LONGEST_DELAY_S)
-        _say(f"the controller ended ({reason}); starting another in {self._delay_s:g} s")
+        self._say(f"the controller ended ({reason}); starting another in {self._delay_s:g} s")
         self._start_again_at = time.monotonic() + self._delay_s
 
     def _drop_channel(self) -> None:
@@ -366,7 +369,7 @@ class _Supervisor:
             except ChildProcessError:
                 break
             if time.monotonic() > deadline:
-                _say("processes that were killed are still there; leaving them to the kernel")
+                self._say("processes that were killed are still there; leaving them to the kernel")
                 break
             time.sleep(0.002)
         folders.remove_instance(self._settings.folder)
@@ -428,9 +431,9 @@ class _Supervisor:
                 ingress = programs.read_ingress_spec(path)
                 listener = self._listeners[int(ingress.place)]
                 self._close_listeners(listener)
-                programs.run_ingress(self._programs, ingress, self._settings.folder, listener)
+                programs.run_ingress(self._programs, ingress, self._settings.folder, listener, self._settings.log)
             self._close_listeners()
-            programs.become_replica(self._programs, path, self._boot.root, self._environ)
+            programs.become_replica(self._programs, path, self._boot.root, self._environ, self._settings.log)
         except BaseException:  # noqa: BLE001  # the root of a fork: nothing may run on as a second supervisor
             traceback.print_exc()
         finally:
@@ -454,6 +457,10 @@ class _Supervisor:
             if listener is not keep:
                 listener.close()
 
+    def _say(self, text: str) -> None:
+        """Past `logging`, which would be copied into every fork."""
+        self._output.write(Entry(time=time.time(), role="supervisor", level="WARNING", text=text))
+
     def _send(self, record: protocol.ToEngine) -> None:
         if self._channel is not None and not self._channel.send(record):
             self._selector.modify(self._channel.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, self._controller_speaks)
@@ -464,11 +471,6 @@ def _tell(sock: socket.socket, error: Exception | None) -> None:
     with contextlib.suppress(OSError):
         sock.sendall(msgspec.msgpack.encode(report))
     sock.close()
-
-
-def _say(text: str) -> None:
-    with contextlib.suppress(OSError):
-        print(f"headgate: {text}", file=sys.stderr, flush=True)  # noqa: T201  # the supervisor has no logging: it would be copied into every fork
 
 
 def _do_nothing(number: int, frame: object) -> None:

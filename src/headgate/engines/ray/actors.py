@@ -9,10 +9,12 @@ from typing import TypeVar
 import msgspec
 import ray
 
-from headgate.engines.base import IngressSpec, InstanceSettings, ReplicaSpec
+from headgate.engines.base import INGRESS, REPLICA, IngressSpec, InstanceSettings, ReplicaSpec
 from headgate.engines.ray import records, surroundings
 from headgate.engines.ray.records import InstanceRecord
 from headgate.engines.ray.way import RayWay
+from headgate.logs.begin import begin
+from headgate.router.context import current_call
 
 S = TypeVar("S", ReplicaSpec, IngressSpec)
 
@@ -44,6 +46,10 @@ def acting(name: str, id: str, of: type[S]) -> Iterator[tuple[InstanceSettings, 
     if isinstance(spec, ReplicaSpec):
         spec = msgspec.structs.replace(spec, gpus=tuple(map(str, ray.get_gpu_ids())), definition=surroundings.enter(spec))
     way = RayWay(record)
+    if isinstance(spec, ReplicaSpec):
+        begin(record.settings.log, REPLICA, id, backend=spec.backend, call=current_call)
+    else:
+        begin(record.settings.log, INGRESS, id)
     try:
         yield record.settings, spec, way
     finally:

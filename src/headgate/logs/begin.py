@@ -1,0 +1,30 @@
+"""How does a process begin to log?"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from headgate.core.specs import LogSettings
+from headgate.logs.capture import Call, Handler, Speaker, capture
+from headgate.logs.output import output_of
+
+
+def begin(settings: LogSettings, role: str, id: str = "", *, backend: str = "", call: Callable[[], Call | None] | None = None) -> Speaker:
+    """Have this process write entries of its own, with `call` also what is printed and logged in it.
+
+    Args:
+        settings: what the instance was told.
+        role: what the process is.
+        id: which one of these.
+        backend: whose code it runs.
+        call: the call that is being answered in this thread or task.
+    """
+    speaker = Speaker(output_of(settings, role, id), role, id, backend, call or (lambda: None))
+    logger = logging.getLogger("headgate")
+    logger.handlers[:] = [Handler(speaker)]
+    logger.propagate = False
+    logger.setLevel(logging.INFO if settings.verbose else logging.WARNING)
+    if call is not None:
+        capture(speaker)
+    return speaker

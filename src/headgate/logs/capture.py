@@ -1,0 +1,173 @@
+"""How does what code prints or logs become entries that say which request it was for?
+
+`sys.stdout` and `sys.stderr` of a process are replaced. Text is kept until its line ends, apart for each call and thread, so
+that lines of calls that run at the same time don't mix. `logging` is left to the user: a handler that writes to
+`sys.stderr`, as by `logging.basicConfig`, is covered by that; what nobody has configured says its level and logger.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from headgate.logs.entry import Entry
+from headgate.logs.output import Output
+
+MAX_LINE: Final = 65536
+"""Characters after which a line is written though it hasn't ended."""
+
+
+class Call(Protocol):
+    """A call that is being answered."""
+
+    over: bool
+    """It has been answered."""
+
+    @property
+    def endpoint(self) -> str:
+        """The name that its first request was addressed to."""
+        ...
+
+    @property
+    def request_ids(self) -> tuple[str, ...]:
+        """The ids of its requests; several in a batch."""
+        ...
+
+
+class Speaker:
+    """Who says what is said in this process: it makes entries of it, and writes them."""
+
+    def __init__(self, output: Output, role: str, id: str, backend: str = "", call: Callable[[], Call | None] = lambda: None) -> None:
+        self._output = output
+        self._role = role
+        self._id = id
+        self._backend = backend
+        self.call = call
+        """The call that is being answered in this thread or task."""
+
+    def say(self, text: str, call: Call | None, *, descriptor: int = 2, stream: str = "", level: str = "", logger: str = "") -> None:
+        """Write one entry, of a call or of none."""
+        entry = Entry(
+            time=time.time(),
+            role=self._role,
+            id=self._id,
+            backend=self._backend,
+            endpoint="" if call is None else call.endpoint,
+            request_ids=() if call is None else call.request_ids,
+            stream=stream,
+            level=level,
+            logger=logger,
+            text=text,
+        )
+        self._output.write(entry, descriptor)
+
+
+class _Unfinished(msgspec.Struct):
+    """A line that hasn't ended yet."""
+
+    call: Call | None
+    thread: int
+    text: str
+
+
+class Stream(io.TextIOBase):
+    """What `sys.stdout` or `sys.stderr` is from now on. What isn't written through it, such as by `buffer`, goes where it did."""
+
+    def __init__(self, original: Any, name: str, descriptor: int, speaker: Speaker) -> None:
+        self._original = original
+        self._name = name
+        self._descriptor = descriptor
+        self._speaker = speaker
+        self._lock = threading.RLock()  # a signal handler may print, too
+        self._unfinished: list[_Unfinished] = []
+
+    def write(self, text: str, /) -> int:
+        """Keep it until the line ends."""
+        call, thread = self._speaker.call(), threading.get_ident()
+        with self._lock:
+            self._end_lines_of_calls_that_are_over()
+            mine = next((each for each in self._unfinished if each.call is call and each.thread == thread), None)
+            if mine is None:
+                mine = _Unfinished(call, thread, "")
+                self._unfinished.append(mine)
+            mine.text += text
+            if mine.text.endswith(("\n", "\r")) or len(mine.text) > MAX_LINE:
+                self._end(mine)
+        return len(text)
+
+    def flush(self) -> None:
+        """End the line of this call and thread."""
+        call, thread = self._speaker.call(), threading.get_ident()
+        with self._lock:
+            for each in [each for each in self._unfinished if each.call is call and each.thread == thread]:
+                self._end(each)
+        self._original.flush()
+
+    def finish(self) -> None:
+        """End every line: this process is about to."""
+        with self._lock:
+            for each in list(self._unfinished):
+                self._end(each)
+
+    def _end_lines_of_calls_that_are_over(self) -> None:
+        for each in [each for each in self._unfinished if each.call is not None and each.call.over]:
+            self._end(each)
+
+    def _end(self, line: _Unfinished) -> None:
+        self._unfinished.remove(line)
+        text = line.text.strip("\r\n")
+        if text or line.text.endswith("\n"):
+            self._speaker.say(text, line.call, descriptor=self._descriptor, stream=self._name)
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def isatty(self) -> bool:
+        """As the original."""
+        return bool(self._original.isatty())
+
+    def fileno(self) -> int:
+        """As the original."""
+        return int(self._original.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+
+class Handler(logging.Handler):
+    """Makes entries of what is logged."""
+
+    def __init__(self, speaker: Speaker, level: int = logging.NOTSET) -> None:
+        super().__init__(level)
+        self._speaker = speaker
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write it, with its traceback."""
+        try:
+            self._speaker.say(self.format(record), self._speaker.call(), level=record.levelname, logger=record.name)
+        except Exception:  # noqa: BLE001  # as every handler of logging: a message that can't be formatted is told, not raised
+            self.handleError(record)
+
+
+def finish() -> None:
+    """Write also the lines that haven't ended: this process is about to end."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, Stream):
+            stream.finish()
+        else:
+            stream.flush()
+
+
+def capture(speaker: Speaker) -> None:
+    """Have this process's output go through `speaker`: what is printed, and what is logged where nobody has configured that."""
+    sys.stdout = Stream(sys.stdout, "stdout", 1, speaker)
+    sys.stderr = Stream(sys.stderr, "stderr", 2, speaker)
+    logging.lastResort = Handler(speaker, logging.WARNING)

@@ -1,0 +1,106 @@
+"""What does one entry of the log say, and how is it written: for people, or as JSON?"""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import msgspec
+
+IDS_SHOWN = 3
+"""Of the requests of a batch, in a line for people; JSON has all."""
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something that a process has to say, at one moment, of one call or of none.
+
+    What user code prints has a `stream`; what is logged has a `level` and the name of its `logger`.
+    """
+
+    time: float  # seconds since 1970
+    role: str  # supervisor, controller, ingress, replica
+    id: str = ""  # of the process, such as `replica`'s
+    backend: str = ""
+    endpoint: str = ""
+    request_ids: tuple[str, ...] = ()  # several in a batch
+    stream: str = ""  # stdout or stderr
+    level: str = ""
+    logger: str = ""
+    text: str
+
+
+class _Written(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """As JSON: the time as others write it, and one request under the name that everybody looks for."""
+
+    time: str
+    level: str = ""
+    role: str
+    id: str = ""
+    backend: str = ""
+    endpoint: str = ""
+    request_id: str = ""
+    request_ids: tuple[str, ...] = ()
+    stream: str = ""
+    logger: str = ""
+    text: str
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(_Written)
+
+
+def as_json(entry: Entry) -> bytes:
+    """One line of JSON, its time in UTC by RFC 3339."""
+    several = len(entry.request_ids) > 1
+    written = _Written(
+        time=dt.datetime.fromtimestamp(entry.time, dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        level=entry.level,
+        role=entry.role,
+        id=entry.id,
+        backend=entry.backend,
+        endpoint=entry.endpoint,
+        request_id="" if several or not entry.request_ids else entry.request_ids[0],
+        request_ids=entry.request_ids if several else (),
+        stream=entry.stream,
+        logger=entry.logger,
+        text=entry.text,
+    )
+    return _encoder.encode(written) + b"\n"
+
+
+def from_json(line: bytes) -> Entry | None:
+    """What `as_json` wrote; None for any other line, such as what a library in C prints."""
+    try:
+        written = _decoder.decode(line)
+        time = dt.datetime.fromisoformat(written.time).timestamp()
+    except (msgspec.MsgspecError, ValueError):
+        return None
+    return Entry(
+        time=time,
+        role=written.role,
+        id=written.id,
+        backend=written.backend,
+        endpoint=written.endpoint,
+        request_ids=written.request_ids or ((written.request_id,) if written.request_id else ()),
+        stream=written.stream,
+        level=written.level,
+        logger=written.logger,
+        text=written.text,
+    )
+
+
+def as_text(entry: Entry, *, time: bool = False) -> str:
+    """For people, each of its lines with whose it is; without a line end. Local time, where it is wanted."""
+    at = f"{dt.datetime.fromtimestamp(entry.time).astimezone():%Y-%m-%d %H:%M:%S.%f}"[:-3] + " " if time else ""
+    begins = f"{at}{_whose(entry)}{f'{entry.level} ' if entry.level else ''}"
+    return "\n".join(begins + line for line in (entry.text.splitlines() or [""]))
+
+
+def _whose(entry: Entry) -> str:
+    if entry.role != "replica":
+        return "headgate: "
+    what = [f"{entry.backend}/{entry.id}"]
+    if entry.request_ids:
+        shown = ",".join(entry.request_ids[:IDS_SHOWN])
+        more = len(entry.request_ids) - IDS_SHOWN
+        what += [entry.endpoint, shown if more <= 0 else f"{shown},+{more}"]
+    return f"[{' '.join(what)}] "

@@ -1,0 +1,92 @@
+"""Where do the entries of a process go, and when does a file of them come to an end?
+
+An instance that somebody watches writes to the terminal that it was started from. Else each process has a file of its own,
+which takes also what is written past Python, such as by a library in C: descriptors 1 and 2 lead there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+from typing import Final
+
+from headgate.core.specs import LogSettings
+from headgate.logs.entry import Entry, as_json, as_text
+
+MAX_BYTES: Final = 10 << 20
+"""A file that has become longer is put aside; so an instance's log stays bounded."""
+KEPT: Final = 4
+"""So many files of a process are kept that were put aside."""
+_TERMINAL: Final = 2
+
+
+def path_of(folder: str, role: str, id: str = "") -> str:
+    """The file of a process."""
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    return f"{folder}/{role}-{id}.log" if id else f"{folder}/{role}.log"
+
+
+def output_of(settings: LogSettings, role: str, id: str = "") -> Output:
+    """Where a process writes."""
+    return File(path_of(settings.folder, role, id)) if settings.folder else Output(json=settings.format == "json")
+
+
+class Output:
+    """Entries, written for people or as JSON. Any thread may write; nobody waits for more than the write itself."""
+
+    def __init__(self, *, json: bool, descriptor: int = _TERMINAL) -> None:
+        self._json = json
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+
+    def write(self, entry: Entry, descriptor: int | None = None) -> None:
+        """Write an entry, to another descriptor where one is given. Nobody is left to tell where that fails."""
+        data = as_json(entry) if self._json else as_text(entry).encode("utf-8", "replace") + b"\n"
+        with self._lock, contextlib.suppress(OSError):
+            self._write(self._descriptor if descriptor is None else descriptor, data)
+
+    def _write(self, descriptor: int, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[os.write(descriptor, left) :]
+            except BlockingIOError:  # a terminal that another program has set so
+                select.select([], [descriptor], [])
+
+
+class File(Output):
+    """A file of one process; what was in it when it has become too long is in `<path>.1`, and what was in that in `<path>.2`, …"""
+
+    def __init__(self, path: str, *, max_bytes: int = MAX_BYTES, kept: int = KEPT) -> None:
+        super().__init__(json=True, descriptor=1)
+        self._path = path
+        self._max_bytes = max_bytes
+        self._kept = kept
+        self._open()
+
+    def write(self, entry: Entry, descriptor: int | None = None) -> None:
+        """As `Output`; all descriptors lead to the file."""
+        super().write(entry)
+
+    def _write(self, descriptor: int, data: bytes) -> None:
+        if self._bytes() > self._max_bytes:
+            self._begin_the_next()
+        super()._write(descriptor, data)
+
+    def _bytes(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def _open(self) -> None:
+        opened = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        for descriptor in (1, 2):
+            os.dup2(opened, descriptor)
+        os.close(opened)
+
+    def _begin_the_next(self) -> None:
+        for number in range(self._kept, 0, -1):
+            older = self._path if number == 1 else f"{self._path}.{number - 1}"
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(older, f"{self._path}.{number}")
+        self._open()
