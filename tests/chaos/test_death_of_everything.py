@@ -103,7 +103,7 @@ def do_while(step: Step, instance: Instance, offset_s: float, happens: Callable[
     return verb
 
 
-@pytest.mark.timeout(2400)
+@pytest.mark.timeout(10_800)  # the long form
 def test_everything_dies_at_any_moment_of_a_verb_and_the_next_init_has_the_state_before_or_after_it(
     tmp_path: Path, figure: Figures, long: bool
 ):
@@ -156,7 +156,7 @@ def test_everything_dies_at_any_moment_of_a_verb_and_the_next_init_has_the_state
     figure("from its begin until every endpoint had answered", max(answers_s), at_most_s=5.0)
 
 
-@pytest.mark.timeout(2400)
+@pytest.mark.timeout(10_800)  # the long form
 def test_a_controller_dies_at_any_moment_of_a_verb_which_is_applied_once_and_returns(tmp_path: Path, figure: Figures, long: bool):
     state_dir, journal = tmp_path / "state", str(tmp_path / "journal")
     verbs = steps(journal)

@@ -310,7 +310,7 @@ def test_a_detached_instance_outlives_its_driver_and_logs_to_a_file(tmp_path: Pa
     folder = launch.find("test")
     assert folder is not None
     assert fetch() == "ingress-0"
-    assert os.readlink(f"/proc/{pid_of('ingress-0')}/fd/1") == f"{folder}/log"
+    assert os.readlink(f"/proc/{pid_of('ingress-0')}/fd/1") == f"{folder}/logs/ingress-ingress-0.log"
     shut_down(settings_for("test"))
 
 

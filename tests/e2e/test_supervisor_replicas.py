@@ -148,7 +148,9 @@ def _environ() -> dict[str, str]:
 def test_what_user_code_prints_is_on_the_drivers_terminal_and_a_constructors_traceback_too(tmp_path: Path) -> None:
     done = subprocess.run(_script(tmp_path, "http_port=0"), env=_environ(), capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["constructing", "called", "constructing"]
+    said = [line.partition("] ") for line in done.stdout.splitlines()]
+    assert [text for _, _, text in said] == ["constructing", "called", "constructing"]
+    assert all(whose.startswith(f"[{tag}/") for (whose, _, _), tag in zip(said, ("loud", "loud", "failing"), strict=True))
     assert "ValueError: the model is not there" in done.stderr
     assert 'script.py", line' in done.stderr
     assert not processes()
@@ -163,9 +165,10 @@ def test_what_a_detached_instance_prints_is_in_its_log(tmp_path: Path) -> None:
     serve.init("side")
     serve.shutdown()
     assert not processes()
-    log = (state_dir / "log").read_text()
-    assert "constructing\ncalled\n" in log
-    assert "ValueError: the model is not there" in log
+    logs = {path: path.read_text() for path in (state_dir / "logs").glob("replica-*.log")}
+    assert [sum(said in log for log in logs.values()) for said in ('"text":"called"', "ValueError: the model is not there")] == [1, 1]
+    assert all('"text":"constructing"' in log for log in logs.values())
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in logs)
     assert not done.stdout
 
 

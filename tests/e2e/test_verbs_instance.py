@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -70,11 +71,11 @@ class Script:
         )
 
     def line(self) -> str:
-        """The next line that it, or a replica, says."""
+        """The next line that it, or a replica, says; without whose it is."""
         assert self.process.stdout is not None
         while line := self.process.stdout.readline():
             if said := ray_cluster.said(line).strip():
-                return said
+                return re.sub(r"^\[[^]]*\] ", "", said)
         return ""
 
     def tell(self, text: str = "") -> None:

@@ -22,6 +22,7 @@ from headgate.engines.local import folders
 from headgate.engines.local.folders import LocalWay, find, folder_for, has_died
 from headgate.engines.local.protocol import Boot
 from headgate.errors import InstanceStartError, rebuild
+from headgate.logs.entry import as_text, from_json
 from headgate.logs.output import path_of
 from headgate.router.way import Way
 
@@ -124,14 +125,12 @@ def _wait_free(folder: str, timeout_s: float) -> bool:
 def _start(boot: Boot, timeout_s: float) -> None:
     settings = boot.settings
     log: int | None = None
-    log_path = path_of(settings.log_dir, "supervisor") if settings.log_dir else ""
-    log_begins = 0
+    log_begins = _sizes(settings.log_dir)
     ours, theirs = socket.socketpair()
     pid: int | None = None
     try:
-        if log_path:
-            log = os.open(log_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            log_begins = os.fstat(log).st_size
+        if settings.log_dir:
+            log = os.open(path_of(settings.log_dir, "supervisor"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         pid = _execute(boot, theirs, log)
         theirs.close()
         ours.settimeout(timeout_s)
@@ -139,13 +138,14 @@ def _start(boot: Boot, timeout_s: float) -> None:
         ours.shutdown(socket.SHUT_WR)
         report = _read_report(ours, pid, timeout_s)
         if report.error is not None:
-            raise _with_log(rebuild(report.error), log, log_begins, log_path)
+            raise _with_log(rebuild(report.error), log_begins)
     except BaseException as error:
         if pid is not None:
             _end(pid)
+        told = _with_log(InstanceStartError(str(error)), log_begins) if isinstance(error, _DiedError) else None
         folders.remove_instance(settings.folder, is_starter=True)
-        if isinstance(error, _DiedError):
-            raise _with_log(InstanceStartError(str(error)), log, log_begins, log_path) from None
+        if told is not None:
+            raise told from None
         raise
     finally:
         ours.close()
@@ -205,14 +205,30 @@ def _read_report(sock: socket.socket, pid: int, timeout_s: float) -> Report:
     return msgspec.msgpack.decode(data, type=Report)
 
 
-def _with_log(error: Exception, log: int | None, begins: int, path: str) -> Exception:
-    """The error with what the processes wrote last; without a log they wrote to this terminal."""
-    if log is None or not isinstance(error, InstanceStartError):
+def _sizes(log_dir: str) -> dict[str, int]:
+    """How long the files are to which those write that start an instance."""
+    paths = [path_of(log_dir, role) for role in ("supervisor", "controller")] if log_dir else []
+    return {path: os.path.getsize(path) if os.path.exists(path) else 0 for path in paths}
+
+
+def _with_log(error: Exception, begins: dict[str, int]) -> Exception:
+    """The error with what was written to these files since they were so long; without files that was on this terminal."""
+    if not isinstance(error, InstanceStartError):
         return error
-    size = os.fstat(log).st_size
-    start = max(begins, size - _LOG_TAIL_BYTES)
-    tail = os.pread(log, size - start, start).decode("utf-8", "replace").strip()
-    return InstanceStartError(f"{error.message}\n\nThe end of its log ({path}):\n{tail}") if tail else error
+    said = [f"The end of {path}:\n{text}" for path, size in begins.items() if (text := _tail(path, size))]
+    return InstanceStartError("\n\n".join([error.message, *said]))
+
+
+def _tail(path: str, begins: int) -> str:
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(begins, size - _LOG_TAIL_BYTES))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return ""
+    entries = [(line, from_json(line)) for line in lines]
+    return "\n".join(line.decode("utf-8", "replace") if entry is None else as_text(entry) for line, entry in entries).strip()
 
 
 def _end(pid: int) -> None:
