@@ -124,34 +124,29 @@ def _wait_free(folder: str, timeout_s: float) -> bool:
 
 def _start(boot: Boot, timeout_s: float) -> None:
     settings = boot.settings
-    log: int | None = None
-    log_begins = _sizes(settings.log_dir)
+    logs = _Logs(settings.log_dir)
     ours, theirs = socket.socketpair()
     pid: int | None = None
     try:
-        if settings.log_dir:
-            log = os.open(path_of(settings.log_dir, "supervisor"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        pid = _execute(boot, theirs, log)
+        pid = _execute(boot, theirs, logs.of_supervisor)
         theirs.close()
         ours.settimeout(timeout_s)
         ours.sendall(msgspec.msgpack.encode(boot))
         ours.shutdown(socket.SHUT_WR)
         report = _read_report(ours, pid, timeout_s)
         if report.error is not None:
-            raise _with_log(rebuild(report.error), log_begins)
+            raise logs.with_tail(rebuild(report.error))
     except BaseException as error:
         if pid is not None:
             _end(pid)
-        told = _with_log(InstanceStartError(str(error)), log_begins) if isinstance(error, _DiedError) else None
         folders.remove_instance(settings.folder, is_starter=True)
-        if told is not None:
-            raise told from None
+        if isinstance(error, _DiedError):
+            raise logs.with_tail(InstanceStartError(str(error))) from None
         raise
     finally:
         ours.close()
         theirs.close()
-        if log is not None:
-            os.close(log)
+        logs.close()
     with _supervisors_lock:
         _supervisors[settings.folder] = pid
 
@@ -205,30 +200,38 @@ def _read_report(sock: socket.socket, pid: int, timeout_s: float) -> Report:
     return msgspec.msgpack.decode(data, type=Report)
 
 
-def _sizes(log_dir: str) -> dict[str, int]:
-    """How long the files are to which those write that start an instance."""
-    paths = [path_of(log_dir, role) for role in ("supervisor", "controller")] if log_dir else []
-    return {path: os.path.getsize(path) if os.path.exists(path) else 0 for path in paths}
+class _Logs:
+    """The files to which those write that start an instance. Open, so that they can be read when the instance's folder is gone."""
 
+    def __init__(self, folder: str) -> None:
+        self._files = {}
+        for role in ("supervisor", "controller") if folder else ():
+            path = path_of(folder, role)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self._files[path] = (descriptor, os.fstat(descriptor).st_size)
 
-def _with_log(error: Exception, begins: dict[str, int]) -> Exception:
-    """The error with what was written to these files since they were so long; without files that was on this terminal."""
-    if not isinstance(error, InstanceStartError):
-        return error
-    said = [f"The end of {path}:\n{text}" for path, size in begins.items() if (text := _tail(path, size))]
-    return InstanceStartError("\n\n".join([error.message, *said]))
+    @property
+    def of_supervisor(self) -> int | None:
+        """The first of them; None: it writes to this terminal."""
+        return next((descriptor for descriptor, _ in self._files.values()), None)
 
+    def with_tail(self, error: Exception) -> Exception:
+        """The error with what was written to them since."""
+        if not isinstance(error, InstanceStartError):
+            return error
+        said = [f"The end of {path}:\n{text}" for path, file in self._files.items() if (text := self._tail(*file))]
+        return InstanceStartError("\n\n".join([error.message, *said]))
 
-def _tail(path: str, begins: int) -> str:
-    try:
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(begins, size - _LOG_TAIL_BYTES))
-            lines = file.read().splitlines()
-    except FileNotFoundError:
-        return ""
-    entries = [(line, from_json(line)) for line in lines]
-    return "\n".join(line.decode("utf-8", "replace") if entry is None else as_text(entry) for line, entry in entries).strip()
+    def close(self) -> None:
+        """Close them."""
+        for descriptor, _ in self._files.values():
+            os.close(descriptor)
+
+    def _tail(self, descriptor: int, begins: int) -> str:
+        size = os.fstat(descriptor).st_size
+        start = max(begins, size - _LOG_TAIL_BYTES)
+        entries = [(line, from_json(line)) for line in os.pread(descriptor, size - start, start).splitlines()]
+        return "\n".join(line.decode("utf-8", "replace") if entry is None else as_text(entry) for line, entry in entries).strip()
 
 
 def _end(pid: int) -> None:
