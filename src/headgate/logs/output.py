@@ -7,6 +7,7 @@ which takes also what is written past Python, such as by a library in C: descrip
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import threading
@@ -19,6 +20,8 @@ MAX_BYTES: Final = 10 << 20
 """A file that has become longer is put aside; so an instance's log stays bounded."""
 KEPT: Final = 4
 """So many files of a process are kept that were put aside."""
+KEPT_OF_ENDED: Final = 50
+"""Of so many processes that have ended the files stay."""
 _TERMINAL: Final = 2
 
 
@@ -26,6 +29,36 @@ def path_of(folder: str, role: str, id: str = "") -> str:
     """The file of a process."""
     os.makedirs(folder, mode=0o700, exist_ok=True)
     return f"{folder}/{role}-{id}.log" if id else f"{folder}/{role}.log"
+
+
+def forget_ended(folder: str, *, kept: int = KEPT_OF_ENDED) -> None:
+    """Remove what processes have written that ended long ago: all but the latest `kept` of them."""
+    ended: dict[str, float] = {}
+    files: dict[str, list[str]] = {}
+    for entry in os.scandir(folder):
+        process, is_one, number = entry.name.partition(".log")
+        if not is_one:
+            continue
+        files.setdefault(process, []).append(entry.path)
+        if not number:
+            with contextlib.suppress(FileNotFoundError):
+                if not _is_written_to(entry.path):
+                    ended[process] = entry.stat().st_mtime
+    for process in sorted(ended, key=ended.__getitem__)[: max(0, len(ended) - kept)]:
+        for path in files[process]:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(path)
+
+
+def _is_written_to(path: str) -> bool:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def output_of(settings: LogSettings, role: str, id: str = "") -> Output:
@@ -65,6 +98,7 @@ class File(Output):
         self._max_bytes = max_bytes
         self._kept = kept
         self._open()
+        forget_ended(os.path.dirname(path))
 
     def write(self, entry: Entry, descriptor: int | None = None) -> None:
         """As `Output`; all descriptors lead to the file."""
@@ -80,6 +114,7 @@ class File(Output):
 
     def _open(self) -> None:
         opened = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fcntl.flock(opened, fcntl.LOCK_SH)  # for as long as somebody may write to it
         for descriptor in (1, 2):
             os.dup2(opened, descriptor)
         os.close(opened)
