@@ -19,6 +19,13 @@ import click
 COMMANDS: Final = {
     "Look": {
         "status": "headgate.cli.status:status",
+        "backends": "headgate.cli.backends:backends",
+        "endpoints": "headgate.cli.endpoints:endpoints",
+    },
+    "Change": {
+        "traffic": "headgate.cli.traffic:traffic",
+        "scale": "headgate.cli.scale:scale",
+        "shutdown": "headgate.cli.ending:shutdown",
     },
 }
 """Every command by its heading in `headgate --help`, and where it is."""
@@ -68,10 +75,7 @@ class LazyGroup(click.Group):
 def headgate() -> None:
     """Serve Python functions and models over HTTP and to Python callers.
 
-    \b
-    headgate run app.py               serve what app.py sets up, until Ctrl-C
-    headgate status --watch           look at what runs
-    headgate COMMAND --help           what a command does, with examples
+    What a command does, with examples: headgate COMMAND --help.
     """
 
 
