@@ -17,15 +17,26 @@ from typing import Final, NoReturn
 import click
 
 COMMANDS: Final = {
+    "Serve": {
+        "run": "headgate.cli.starting:run",
+        "start": "headgate.cli.starting:start",
+        "stop": "headgate.cli.ending:stop",
+    },
     "Look": {
         "status": "headgate.cli.status:status",
         "backends": "headgate.cli.backends:backends",
         "endpoints": "headgate.cli.endpoints:endpoints",
     },
+    "Use": {
+        "call": "headgate.cli.call:call",
+    },
     "Change": {
         "traffic": "headgate.cli.traffic:traffic",
         "scale": "headgate.cli.scale:scale",
         "shutdown": "headgate.cli.ending:shutdown",
+    },
+    "Other": {
+        "completion": "headgate.cli.completion:completion",
     },
 }
 """Every command by its heading in `headgate --help`, and where it is."""

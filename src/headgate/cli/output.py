@@ -75,6 +75,11 @@ def say(text: str = "", style: str = "") -> None:
     to_stdout().print(Text(text, style=style), soft_wrap=True)
 
 
+def note(text: str) -> None:
+    """Say on standard error what goes on."""
+    print(text, file=to_stderr().file, flush=True)
+
+
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, empty: str = "") -> None:
     """Print records; on a terminal where there are none, `empty`."""
     if not is_terminal():
