@@ -27,7 +27,7 @@ import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec, Self, TypeVar
 
 from headgate import arguments
 from headgate.config import DEFAULT_MAX_BODY_BYTES, BackendConfig, parse_config, parse_options, suggest, unknown
@@ -37,7 +37,6 @@ from headgate.router import way as ways
 if TYPE_CHECKING:
     from headgate.core.messages import Verb
     from headgate.core.reports import BackendInfo, Description, EndpointInfo, Measurement
-    from headgate.core.specs import InstanceSettings
     from headgate.engines.base import Starter
     from headgate.replica.definition import accept_batch
     from headgate.replica.request import Request
@@ -55,6 +54,7 @@ __all__ = [
     "Request",
     "Response",
     "accept_batch",
+    "connect",
     "context",
     "create_backend",
     "create_endpoint",
@@ -66,6 +66,7 @@ __all__ = [
     "init",
     "list_backends",
     "list_endpoints",
+    "list_instances",
     "set_traffic",
     "shadow_traffic",
     "shutdown",
@@ -84,6 +85,7 @@ Marked = TypeVar("Marked", bound=Callable[..., Any])
 _DEFAULT_NAME: Final = "default"
 _instances: list[Instance] = []  # of this process, by age
 _own: Instance | None = None  # that this process is a replica of
+_hosted: Host | None = None  # this process runs a program for `headgate run`
 _SHUTDOWN_S: Final = 30.0
 """After everything was drained, the processes of an instance end in milliseconds; this is for a machine that swaps."""
 
@@ -118,6 +120,14 @@ class Instance:
         if not self._http_urls:
             self._http_urls = self._connection.welcome().http_urls
         return self._http_urls
+
+    @property
+    def ended(self) -> str:
+        """Empty while it runs; afterwards how it ended, as far as this process knows: "was shut down", or "died"."""
+        way = self._connection.way
+        if not self._over() and (self._starter is None or not self._starter.has_ended(way)):
+            return ""
+        return "was shut down" if self._closed or self._connection.over or not way.is_there() else "died"
 
     def shutdown(self) -> None:
         """Refuse new work, finish what was admitted, and stop everything, for everybody who is connected.
@@ -512,6 +522,8 @@ def init(
     own = _of_replica()
     if own is not None:
         return own
+    if name is None and _hosted is not None:
+        name, engine, address = _hosted.name, given.get("engine", _hosted.engine), given.get("address", _hosted.address)
     settings = arguments.settings(
         _DEFAULT_NAME if name is None else name,
         engine=engine,
@@ -531,6 +543,11 @@ def init(
         log_dir=log_dir,
     )
     starter = _starter(engine, address)
+    wanted = {
+        key: None if value is None else getattr(settings, key)  # as checked, such as paths that are absolute
+        for key, value in given.items()
+        if key in settings.__struct_fields__ and key != "name"
+    }
     for attempt in range(_ATTEMPTS):
         started, way = False, starter.find(settings.name)
         if way is None:
@@ -541,16 +558,71 @@ def init(
         try:
             if way is None:
                 raise NotRunningError(f"instance {settings.name!r} has just ended")
-            instance = _connect(settings, given, starter, way, started=started)
+            instance = _connect(settings.name, starter, way, wanted, started=started, owned=started and not settings.detached)
         except NotRunningError:
             if started or attempt == _ATTEMPTS - 1:
                 raise
             continue  # it ended between the two: start it anew
-        if not _instances:
-            atexit.register(_at_exit)
-        _instances.append(instance)
-        return instance
+        return _keep(instance)
     raise AssertionError("the last attempt returns or raises")
+
+
+class Host(NamedTuple):
+    """The instance that `headgate run` has started for a program: what `init` without a name means there."""
+
+    name: str
+    engine: str
+    address: str | None
+
+
+def host(by: Host | None) -> None:
+    """Have `init` without a name mean this instance, in this process; None ends that."""
+    global _hosted
+    _hosted = by
+
+
+def _keep(instance: Instance) -> Instance:
+    """It is this process's latest from now on, until the exit at most."""
+    if not _instances:
+        atexit.register(_at_exit)
+    _instances.append(instance)
+    return instance
+
+
+def connect(name: str | None = None, *, engine: str = "local", address: str | None = None) -> Instance:
+    """Connect to the instance of that name that runs; never starts one. Leaving a `with` block disconnects.
+
+    Args:
+        name: None is "default".
+        engine: "local" or "ray", as for `init`.
+        address: of the cluster, as for `init`, but never one of this process's own.
+
+    Raises `NotRunningError` (`RuntimeError`), which names the nearest that run; `InvalidTypeError`, `InvalidValueError`, `ConfigError`, and
+    `ClusterUnreachableError` as `init`. In a replica the instance is there already, and is returned.
+    """
+    own = _of_replica()
+    if own is not None:
+        return own
+    wanted, starter = arguments.instance_name(_DEFAULT_NAME if name is None else name), _finder(engine, address)
+    way = starter.find(wanted)
+    if way is None:
+        running = starter.running()
+        listed = f"; there {'is' if len(running) == 1 else 'are'} {', '.join(map(repr, running))}" if running else ", nor any other"
+        raise NotRunningError(f"no instance {wanted!r} is running{suggest(wanted, running) if len(running) > 1 else ''}{listed}")
+    return _keep(_connect(wanted, starter, way))
+
+
+def list_instances(*, engine: str = "local", address: str | None = None) -> list[str]:
+    """The names of the instances that run: this user's on this machine, or those of a cluster; arguments and errors as for `connect`."""
+    return _finder(engine, address).running()
+
+
+def _finder(engine: str, address: str | None) -> Starter:
+    """The starter, for those who start nothing: no cluster either."""
+    arguments.check_engine(engine, address)
+    if engine == "ray" and address is None and not ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
+        address = "auto"
+    return _starter(engine, address)
 
 
 def _starter(engine: str, address: str | None) -> Starter:
@@ -564,28 +636,25 @@ def _starter(engine: str, address: str | None) -> Starter:
     return LocalStarter()
 
 
-def _connect(settings: InstanceSettings, given: Mapping[str, Any], starter: Starter, way: Way, *, started: bool) -> Instance:
+def _connect(
+    name: str, starter: Starter, way: Way, wanted: Mapping[str, Any] | None = None, *, started: bool = False, owned: bool = False
+) -> Instance:
+    """Connect with an instance that this process has `started` just now, or that has to be as `wanted`, and may end with it: `owned`."""
     from headgate.core.messages import CompareInit, Shutdown
     from headgate.engines.local import sigterm
     from headgate.router import connections
 
-    owned = started and not settings.detached
-    connection = connections.open_to(settings.name, way, new=started, owner=owned)
+    connection = connections.open_to(name, way, new=started, owner=owned)
     connection.on_end = functools.partial(starter.wait_ended, way, _SHUTDOWN_S)  # so that no zombie of it stays
     try:
         if owned:
             sigterm.exit_once()
-        if not started:
-            wanted = {
-                key: None if value is None else getattr(settings, key)  # as checked, such as paths that are absolute
-                for key, value in given.items()
-                if key in settings.__struct_fields__ and key != "name"
-            }
-            connection.verb(CompareInit(wanted))
+        if wanted and not started:
+            connection.verb(CompareInit(dict(wanted)))
         instance = Instance(connection, starter, owned=owned)
         instance._http_urls = connection.welcome().http_urls
         if starter.has_ended(way):
-            raise NotRunningError(f"instance {settings.name!r} has just died")  # its controller is about to
+            raise NotRunningError(f"instance {name!r} has just died")  # its controller is about to
         return instance
     except BaseException:
         try:
@@ -635,7 +704,8 @@ def _on_latest(method: Callable[Concatenate[Instance, P], R]) -> Callable[P, R]:
 
     @functools.wraps(method)
     def verb(*args: P.args, **kwargs: P.kwargs) -> R:
-        return method(_latest(), *args, **kwargs)
+        bound: Callable[P, R] = getattr(_latest(), method.__name__)
+        return bound(*args, **kwargs)
 
     verb.__qualname__ = method.__name__
     _hide_first_parameter(verb, method)

@@ -63,6 +63,7 @@ def description(
         free=resources[1],
         waiting=tuple(waiting.values()),
         ready=all(any(replica.state == life.READY and replica.shown for replica in by_tag.get(tag, [])) for tag in with_traffic),
+        state_dir=settings.state_dir,
     )
 
 
