@@ -26,6 +26,7 @@ COMMANDS: Final = {
         "status": "headgate.cli.status:status",
         "backends": "headgate.cli.backends:backends",
         "endpoints": "headgate.cli.endpoints:endpoints",
+        "logs": "headgate.cli.logs:logs",
         "doctor": "headgate.cli.doctor:doctor",
     },
     "Use": {

@@ -64,6 +64,7 @@ def description(
         waiting=tuple(waiting.values()),
         ready=all(any(replica.state == life.READY and replica.shown for replica in by_tag.get(tag, [])) for tag in with_traffic),
         state_dir=settings.state_dir,
+        log_dir=settings.log_dir,
     )
 
 

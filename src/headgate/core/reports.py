@@ -91,6 +91,7 @@ class Description(msgspec.Struct, frozen=True):
     free: dict[str, float]
     waiting: tuple[Waiting, ...]  # for room: also replicas of backends that a verb is about to create or to change
     ready: bool  # every backend with traffic has a ready replica
+    log_dir: str = ""  # where its processes have files; empty: they write to a terminal, or where Ray has it
     state_dir: str = ""  # where it keeps its state, on the controller's machine
 
 
