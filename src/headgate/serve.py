@@ -266,7 +266,7 @@ class Instance:
         return msgspec.msgpack.decode(self._verb(Describe()), type=Description)
 
     def stat(self) -> Measurement:
-        """What all routers have counted since they started, added up: requests by endpoint, backend and status, and queues."""
+        """What all processes have counted, added up, also those that have ended: what `/-/metrics` shows, as a record."""
         import msgspec
 
         from headgate.core.messages import Measure
