@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from headgate.core.reports import BackendInfo, Description, EndpointInfo, Measurement
     from headgate.core.specs import InstanceSettings
     from headgate.engines.base import Starter
+    from headgate.replica import metrics
     from headgate.replica.definition import accept_batch
     from headgate.replica.request import Request
     from headgate.replica.response import Response
@@ -66,6 +67,7 @@ __all__ = [
     "init",
     "list_backends",
     "list_endpoints",
+    "metrics",
     "set_traffic",
     "shadow_traffic",
     "shutdown",
@@ -696,6 +698,7 @@ _LAZY: Final = {
     "context": "headgate.router.context",
     "get": "headgate.router.handle",
     "Handle": "headgate.router.handle",
+    "metrics": "headgate.replica.metrics",
     "Reply": "headgate.router.handle",
     "Request": "headgate.replica.request",
     "Response": "headgate.replica.response",
@@ -706,7 +709,8 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         # With a `name` and no `obj`, Python adds no hint of its own to this one.
         raise AttributeError(f"module 'headgate.serve' has no attribute {name!r}{suggest(name, __all__)}", name=name)
-    value = getattr(importlib.import_module(_LAZY[name]), name)
+    module = importlib.import_module(_LAZY[name])
+    value = module if name == "metrics" else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -21,7 +21,11 @@ ROOT = Path(__file__).parents[2]
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
+ANSWERS = serve.metrics.Counter("answers", "Answers that were given.", labelnames=("kind",))
+
+
 def answer(request: Any = None) -> dict[str, str]:
+    ANSWERS.labels(kind="plain").inc()
     return {"an": "answer"}
 
 
@@ -84,6 +88,12 @@ def test_replicas_count_where_the_time_went(counted: Instance) -> None:
     wait_until(told)
 
 
+def test_what_user_code_counts_is_shown_by_backend_and_replica(counted: Instance) -> None:
+    (replica,) = serve.list_backends()["plain"].replicas
+    labels = {"kind": "plain", "backend": "plain", "replica": replica.id}
+    assert samples(counted)["answers_total", frozenset(labels.items())] == 6
+
+
 def test_every_process_tells_what_it_uses(counted: Instance) -> None:
     found = samples(counted)
     processes = {(process.role, process.id) for process in serve.status().processes}
@@ -101,16 +111,20 @@ def test_what_a_replica_had_counted_stays_when_it_is_killed(counted: Instance) -
     after = samples(counted)
     assert value(after, "headgate_replica_deaths_total", backend="plain") == 1
     assert value(after, "headgate_replica_starts_total", backend="plain") == 2
-    counters = [key for key in before if re.search("_(total|bucket|count|sum)$", key[0]) and "process" not in dict(key[1])]
+    counters = [
+        key for key in before if re.search("_(total|bucket|count|sum)$", key[0]) and not {"process", "replica"} & dict(key[1]).keys()
+    ]
     assert [key for key in counters if after[key] < before[key]] == []
 
 
 def test_the_reference_lists_every_metric_with_its_labels(counted: Instance) -> None:
     text = (ROOT / "docs/reference/metrics.md").read_text()
     documented = set(re.findall(r"`(headgate_\w+)`", text))
-    kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", page(counted), re.MULTILINE))
+    kinds = dict(re.findall(r"^# TYPE (headgate_\w+) (\w+)$", page(counted), re.MULTILINE))
     assert set(kinds) == documented
     for name, labels in samples(counted):
+        if not name.startswith("headgate_"):
+            continue
         family = next(known for known in (name, re.sub("_(bucket|count|sum)$", "", name)) if known in kinds)
         line = next(line for line in text.splitlines() if f"`{family}`" in line)
         for label in dict(labels).keys() - {"le", "backend"}:

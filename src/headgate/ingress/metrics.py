@@ -19,7 +19,9 @@ from headgate.core.reports import (
     SHED,
     Measurement,
     ReplicaCounters,
+    ReplicaReport,
     RequestCount,
+    UserMetric,
 )
 from headgate.ingress.problems import Reply
 
@@ -57,6 +59,7 @@ def families(measurement: Measurement, table: RoutingTable) -> Iterator[Metric]:
     yield from _of_replicas(measurement, table)
     yield from _of_traffic(table)
     yield from _of_processes(measurement)
+    yield from _of_users(measurement.replicas)
 
 
 def _of_requests(measurement: Measurement) -> Iterator[Metric]:
@@ -138,6 +141,38 @@ def _of_processes(measurement: Measurement) -> Iterator[Metric]:
     yield _counter("headgate_process_cpu_seconds", "CPU time that a process has used.", _PER_PROCESS, cpu)
     resident = ((labels, used.rss_bytes) for labels, used in each)
     yield _gauge("headgate_process_resident_memory_bytes", "Memory that a process has resident.", _PER_PROCESS, resident)
+
+
+def _of_users(replicas: Iterable[ReplicaReport]) -> Iterator[Metric]:
+    """The metrics of the user's own. Of those of one name but of several kinds, as of two versions of a backend, the first is shown."""
+    from prometheus_client.metrics_core import Metric
+
+    families: dict[str, Metric] = {}
+    for replica in sorted(replicas, key=lambda replica: (replica.backend, replica.id)):
+        for metric in replica.metrics:
+            family = families.get(metric.name)
+            if family is None:
+                family = families[metric.name] = Metric(metric.name, metric.help or f"A metric of backend {replica.backend}.", metric.kind)
+            if family.type == metric.kind:
+                for series in metric.series:
+                    labels = dict(zip(metric.labels, series.labels, strict=True)) | {"backend": replica.backend, "replica": replica.id}
+                    _add_series(family, metric, labels, series.values)
+    yield from (family for _, family in sorted(families.items()))
+
+
+def _add_series(family: Metric, metric: UserMetric, labels: dict[str, str], values: tuple[float, ...]) -> None:
+    from prometheus_client.utils import floatToGoString
+
+    if metric.kind != "histogram":
+        family.add_sample(f"{metric.name}_total" if metric.kind == "counter" else metric.name, labels, values[0])
+        return
+    count = 0.0
+    for bound, more in zip((*metric.bounds, float("inf")), values, strict=False):  # behind them stands the sum
+        count += more
+        le = floatToGoString(bound)  # type: ignore[no-untyped-call]
+        family.add_sample(f"{metric.name}_bucket", labels | {"le": le}, count)
+    family.add_sample(f"{metric.name}_count", labels, count)
+    family.add_sample(f"{metric.name}_sum", labels, values[-1])
 
 
 def _counts(requests: Iterable[RequestCount]) -> _Samples:

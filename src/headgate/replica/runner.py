@@ -23,6 +23,7 @@ from headgate.core.desired import concurrency_of
 from headgate.core.reports import ReplicaCounters
 from headgate.core.specs import Definition
 from headgate.errors import ErrorInfo
+from headgate.replica import metrics
 from headgate.replica.calls import Caller
 from headgate.replica.inbox import Inbox
 from headgate.replica.member import Member
@@ -215,7 +216,7 @@ class Runner:
 
     def counters(self) -> ReplicaCounters:
         """What was counted since this replica started, and what it has used."""
-        return msgspec.structs.replace(self._caller.counts.told(), usage=usage.own())
+        return msgspec.structs.replace(self._caller.counts.told(), usage=usage.own(), metrics=metrics.told())
 
     def overdue_s(self) -> float:
         """How long the call that is most over its time limit is over it; 0 where none is."""
