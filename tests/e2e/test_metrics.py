@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from headgate import serve
 from headgate.serve import Instance
-from tests.support import wait_until
+from tests.support import leave_out, wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,3 +134,96 @@ def test_the_reference_lists_every_metric_with_its_labels(counted: Instance) -> 
         for label in dict(labels).keys() - {"le", "backend"}:
             section = text[: text.index(line)].rpartition("\n## ")[2] + line
             assert f"`{label}`" in section, f"{family} has a label {label}"
+
+
+# What comes with it for Prometheus and Grafana, in docs/how-to/prometheus.
+
+
+FILES = ROOT / "docs/how-to/prometheus"
+STAND_INS = {"$__rate_interval": "1m", "$job": ".*", "$endpoint": ".*", "$backend": ".*"}
+"""What Grafana puts in place of its variables, where everything is chosen."""
+
+
+@pytest.fixture(scope="module")
+def prometheus(counted: Instance, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Prometheus that has scraped the instance, with the alert rules."""
+    need("prometheus")
+    folder = tmp_path_factory.mktemp("prometheus")
+    config = (FILES / "prometheus.yml").read_text()
+    config = config.replace("127.0.0.1:8000", counted.http_url.removeprefix("http://")).replace("15s", "200ms")
+    (folder / "prometheus.yml").write_text(config)
+    shutil.copy(FILES / "headgate.rules.yml", folder)
+    log = folder / "log"
+    with log.open("w") as file:
+        command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
+        process = subprocess.Popen([*command, "--web.listen-address=127.0.0.1:0"], stdout=file, stderr=file)
+    try:
+        (address,) = wait_until(lambda: re.findall(r'"Listening on" address=(\S+)', log.read_text()), 30)
+        url = f"http://{address}"
+        wait_until(lambda: requests.get(f"{url}/-/ready", timeout=10).ok, 30, "Prometheus is ready")
+        # A rate needs two scrapes.
+        wait_until(lambda: query(url, "min(count_over_time(headgate_requests_total[1m])) > 2"), 30, "it has scraped the instance")
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def need(program: str) -> None:
+    if shutil.which(program) is None:
+        leave_out(f"{program} is not installed")
+
+
+def query(url: str, expression: str) -> list[Any]:
+    """What Prometheus answers; raises where it can't."""
+    answer = requests.get(f"{url}/api/v1/query", {"query": expression}, timeout=10).json()
+    assert answer["status"] == "success", f"{expression}: {answer.get('error')}"
+    return list(answer["data"]["result"])
+
+
+def board_queries() -> list[str]:
+    board = json.loads((FILES / "headgate-board.json").read_text())
+    expressions = [target["expr"] for panel in board["panels"] for target in panel.get("targets", ())]
+    for name, stand_in in STAND_INS.items():
+        expressions = [expression.replace(name, stand_in) for expression in expressions]
+    return expressions
+
+
+def test_the_page_is_as_promtool_wants_it(counted: Instance) -> None:
+    need("promtool")
+    checked = subprocess.run(["promtool", "check", "metrics"], input=page(counted), capture_output=True, text=True, timeout=30, check=False)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+def test_the_alerts_go_off_when_they_should_and_only_then() -> None:
+    need("promtool")
+    for what, file in (("check", FILES / "headgate.rules.yml"), ("test", ROOT / "tests/data/prometheus/rules_test.yml")):
+        checked = subprocess.run(["promtool", what, "rules", str(file)], capture_output=True, text=True, timeout=30, check=False)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_prometheus_answers_every_query_of_the_board(prometheus: str) -> None:
+    queries = board_queries()
+    assert len(queries) > 30
+    answered = [expression for expression in queries if query(prometheus, expression)]
+    # What has not happened here has no samples: nothing was cancelled, expired, retried, or dropped.
+    silent = ("headgate_expired", "headgate_cancelled", "headgate_retried", "headgate_shadows_dropped", "headgate_replica_deaths")
+    assert [expression for expression in queries if expression not in answered and not any(name in expression for name in silent)] == []
+
+
+def test_prometheus_evaluates_every_alert_and_none_goes_off(prometheus: str) -> None:
+    def evaluated() -> list[Any]:
+        (group,) = requests.get(f"{prometheus}/api/v1/rules", timeout=10).json()["data"]["groups"]
+        assert {rule["name"]: rule["health"] for rule in group["rules"] if rule["health"] != "ok"} == {}
+        return list(group["rules"])
+
+    rules = wait_until(evaluated, 30)
+    assert {rule["name"]: rule["state"] for rule in rules if rule["state"] == "firing"} == {}
+
+
+def test_board_and_alerts_name_only_metrics_that_there_are(counted: Instance) -> None:
+    text = (FILES / "headgate-board.json").read_text() + (FILES / "headgate.rules.yml").read_text()
+    known = set(re.findall(r"^# TYPE (\w+)", page(counted), re.MULTILINE))
+    named = {re.sub("_(bucket|count|sum)$", "", name) for name in re.findall(r"headgate_\w+", text)}
+    assert named - known == set()
+    assert known - named == {"answers_total"}
