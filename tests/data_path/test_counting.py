@@ -12,9 +12,10 @@ import msgspec
 import pytest
 import uvloop
 
+from headgate.core import wire
 from headgate.core.messages import EndpointEntry
 from headgate.core.reports import CANCELLED, EXPIRED, SHED, EventCount, ReplicaCounters
-from tests.data_path.rig import Rig
+from tests.data_path.rig import Asked, Rig
 from tests.support import until
 
 
@@ -153,6 +154,22 @@ def test_copies_for_shadows_are_counted_apart_by_how_they_end(tmp_path: Path):
             counters = rig.router.counters()
             assert [(count.backend, count.status, count.count) for count in counters.shadows] == [("b", 500, 1)]
             assert [(count.status, count.count) for count in counters.requests] == [(500, 1)]
+
+    play(scene)
+
+
+def test_a_call_over_http_that_asks_where_its_time_went_is_told(tmp_path: Path):
+    async def scene() -> None:
+        async with Rig(tmp_path, lambda request: b"raw") as rig:
+            plain, asking = Asked(web=True), Asked(web=True)
+            asking.positional = 1
+            for call in (plain, asking):
+                rig.router.submit(call)
+                await call.done
+            assert isinstance(plain.frame, wire.Answer)
+            assert isinstance(asking.frame, wire.Answer)
+            assert asking.frame.meta.startswith(plain.frame.meta + b"server-timing: queue;dur=")
+            assert b", execution;dur=" in asking.frame.meta
 
     play(scene)
 

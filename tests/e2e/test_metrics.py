@@ -38,6 +38,14 @@ def together(requests: list[Any]) -> list[str]:
     return ["together"] * len(requests)
 
 
+def stream(request: Any = None) -> Iterator[str]:
+    yield "streamed"
+
+
+def fails(request: Any = None) -> str:
+    raise ValueError("it fails")
+
+
 @pytest.fixture(scope="module")
 def counted(shared_instance: Instance) -> Instance:
     """An instance with requests of every kind behind it."""
@@ -46,6 +54,9 @@ def counted(shared_instance: Instance) -> Instance:
     serve.create_endpoint("plain", "/plain", backend="plain")
     serve.create_endpoint("batch", "/batch", backend="batch")
     serve.create_endpoint("idle", "/idle")
+    for handler in (stream, fails):
+        serve.create_backend(handler.__name__, handler)
+        serve.create_endpoint(handler.__name__, f"/{handler.__name__}", backend=handler.__name__)
     serve.shadow_traffic("plain", "batch", 1.0)
     handle = serve.get_handle("plain")
     for _ in range(3):
@@ -134,6 +145,35 @@ def test_the_reference_lists_every_metric_with_its_labels(counted: Instance) -> 
         for label in dict(labels).keys() - {"le", "backend"}:
             section = text[: text.index(line)].rpartition("\n## ")[2] + line
             assert f"`{label}`" in section, f"{family} has a label {label}"
+
+
+# `Server-Timing`.
+
+
+def timings(answer: requests.Response) -> dict[str, float]:
+    """What `Server-Timing` says, in milliseconds."""
+    return {name: float(ms) for name, ms in re.findall(r"(\w+);dur=([\d.]+)", answer.headers.get("server-timing", ""))}
+
+
+def ask(instance: Instance, path: str, timing: str) -> requests.Response:
+    return requests.get(f"{instance.http_url}{path}", headers={"X-Serve-Timing": timing}, timeout=10)
+
+
+@pytest.mark.parametrize("times", [1, 2])  # the second time its head is known
+def test_an_answer_says_where_its_time_went_where_it_is_asked_to(counted: Instance, times: int) -> None:
+    for path, named in (("/plain", {"queue", "execution"}), ("/batch", {"queue", "batch", "execution"}), ("/stream", {"queue"})):
+        found = timings(ask(counted, path, "1"))
+        assert found.keys() == named | {"total"}
+        assert sum(ms for name, ms in found.items() if name != "total") <= found["total"]
+        assert timings(ask(counted, path, "0")) == timings(requests.get(f"{counted.http_url}{path}", timeout=10)) == {}
+
+
+def test_what_is_refused_or_fails_says_how_long_that_took(counted: Instance) -> None:
+    refused, failed = ask(counted, "/idle", "1"), ask(counted, "/fails", "1")
+    assert (refused.status_code, timings(refused).keys()) == (503, {"total"})
+    assert (failed.status_code, timings(failed).keys()) == (500, {"total"})
+    odd = ask(counted, "/plain", "yes")
+    assert (odd.status_code, "x-serve-timing must be 1" in odd.json()["detail"]) == (400, True)
 
 
 # What comes with it for Prometheus and Grafana, in docs/how-to/prometheus.
