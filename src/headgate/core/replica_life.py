@@ -49,6 +49,7 @@ HEALTH_CHECK: Final = "health check"
 BROKEN_LINK: Final = "broken link"
 """It was killed: a router could not talk to it."""
 OTHER: Final = "other"
+CAUSES_OF_DEATH: Final = (SIGNAL, EXIT, HEALTH_CHECK, BROKEN_LINK, OTHER)
 
 _FIRST_DELAY_S = 0.2
 _LONGEST_DELAY_S = 30.0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from headgate.core import histograms
 from headgate.core.histograms import BOUNDS, SIZE_BOUNDS, START_TICKS_PER_S, TICKS_PER_S, Histogram
 from headgate.core.messages import RoutingTable
+from headgate.core.replica_life import CAUSES_OF_DEATH
 from headgate.core.reports import (
     CANCELLED,
     EXPIRED,
@@ -120,9 +121,9 @@ def _of_replicas(measurement: Measurement, table: RoutingTable) -> Iterator[Metr
     took = (((tag,), histogram) for tag, histogram in sorted(measurement.replica_start_times.items()))
     help_text = "Time from the start of a replica until it was ready."
     yield _histogram("headgate_replica_start_seconds", help_text, _PER_BACKEND, took, first=1 / START_TICKS_PER_S)
-    deaths = (
-        ((tag, reason), count) for tag, reasons in sorted(measurement.replica_death_reasons.items()) for reason, count in reasons.items()
-    )
+    # Also those that have not been: where a series begins with 1, Prometheus sees no increase.
+    reasons = measurement.replica_death_reasons
+    deaths = (((tag, cause), reasons.get(tag, {}).get(cause, 0)) for tag in sorted(starts) for cause in CAUSES_OF_DEATH)
     yield _counter("headgate_replica_deaths", "Ready replicas that ended unasked.", ("backend", "reason"), deaths)
 
 
