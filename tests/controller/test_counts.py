@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-import msgspec
+import subprocess
+import sys
+from pathlib import Path
 
+import msgspec
+import pytest
+
+from headgate import usage
+from headgate.controller import kept_counts
+from headgate.controller.kept_counts import KeptCounting, KeptCounts
 from headgate.core.messages import Measure
 from headgate.core.reports import Counters, Measurement, RequestCount, Usage
 from headgate.errors import ReplicaStartError
@@ -59,3 +67,24 @@ def test_processes_are_told_with_what_they_use():
         assert processes["controller"].usage.rss_bytes > 1 << 20
 
     play(scene)
+
+
+@pytest.mark.parametrize("left", [None, b"", b"garbage", "another"])
+def test_what_another_instance_has_left_and_what_can_not_be_read_is_not_counted_on_from(left: bytes | str | None, tmp_path: Path):
+    kept = KeptCounts("this", KeptCounting(), KeptCounting(), {"v1": 3}, {}, {}, [])
+    kept_counts.write(str(tmp_path), kept)
+    assert kept_counts.read(str(tmp_path), "this") == kept
+    if left is None:
+        (tmp_path / "counters").unlink()
+    elif isinstance(left, bytes):
+        (tmp_path / "counters").write_bytes(left)
+    else:
+        kept_counts.write(str(tmp_path), msgspec.structs.replace(kept, instance=left))
+    assert kept_counts.read(str(tmp_path), "this") is None
+
+
+def test_a_process_that_has_ended_has_used_nothing():
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    assert usage.of(gone.pid) == Usage()
+    assert usage.own().rss_bytes > 1 << 20
