@@ -193,7 +193,7 @@ class Controller:
             self._broken(message)
         elif isinstance(message, HadAnswered):
             self._had_answered(message.replica)
-        elif isinstance(message, ReplicaCounted):
+        elif isinstance(message, ReplicaCounted) and connection.hello.role == "replica":
             self._replicas.said(connection, message.number, message.counters)
         elif not self._routers.received(connection, message) and connection.hello.role in ("replica", "ingress"):
             self._engine.received(connection.hello.id, message)
