@@ -117,20 +117,20 @@ def users_of(state: State, tag: str) -> list[str]:
 
 
 def _create_backend(state: State, verb: CreateBackend) -> State:
-    _check_name("backend tag", verb.tag)
+    check_name("backend tag", verb.tag)
     if verb.tag in state.backends:
         raise AlreadyExistsError(
             f"backend {verb.tag!r} exists already; replace its code with update_backend, or choose another tag "
             "(list_backends() shows those in use)"
         )
-    _check_fit(verb.tag, verb.definition, verb.config)
+    check_fit(verb.tag, verb.definition, verb.config)
     backend = Backend(verb.tag, state.next_generation, verb.definition, verb.config, verb.options)
     return msgspec.structs.replace(with_backend(state, backend), next_generation=state.next_generation + 1)
 
 
 def _update_backend(state: State, verb: UpdateBackend) -> State:
     old = _backend(state, verb.tag)
-    _check_fit(verb.tag, verb.definition, old.config)
+    check_fit(verb.tag, verb.definition, old.config)
     new = msgspec.structs.replace(old, generation=state.next_generation, definition=verb.definition)
     return msgspec.structs.replace(with_backend(state, new), next_generation=state.next_generation + 1)
 
@@ -155,15 +155,15 @@ def _delete_backend(state: State, verb: DeleteBackend) -> State:
 def _update_backend_config(state: State, verb: UpdateBackendConfig) -> State:
     old = _backend(state, verb.tag)
     config = parse_config(verb.config if verb.config is not None else verb.changes, old.config)
-    _check_fit(verb.tag, old.definition, config)
+    check_fit(verb.tag, old.definition, config)
     return with_backend(state, msgspec.structs.replace(old, config=config))
 
 
 def _create_endpoint(state: State, verb: CreateEndpoint) -> State:
-    _check_name("endpoint name", verb.name)
+    check_name("endpoint name", verb.name)
     if verb.route is not None:
-        _check_route(verb.route)
-    methods = _check_methods(verb.methods)
+        check_route(verb.route)
+    methods = check_methods(verb.methods)
     if verb.backend is not None:
         _backend(state, verb.backend)
     old = state.endpoints.get(verb.name)
@@ -220,7 +220,8 @@ def _endpoint(state: State, name: str) -> Endpoint:
     return found
 
 
-def _check_name(what: str, name: str) -> None:
+def check_name(what: str, name: str) -> None:
+    """Refuse what can't be a backend's tag or an endpoint's name; `what` says which."""
     if not name:
         raise InvalidValueError(f"the {what} must not be empty")
     _check_text(what, name)
@@ -233,7 +234,8 @@ def _check_text(what: str, text: str) -> None:
         raise InvalidValueError(f"the {what} must be text that UTF-8 can encode, got {text!r}")
 
 
-def _check_route(route: str) -> None:
+def check_route(route: str) -> None:
+    """Refuse what can't be a route."""
     _check_text("route", route)
     if not route.startswith("/"):
         raise InvalidValueError(f"a route begins with '/', got {route!r}")
@@ -241,7 +243,8 @@ def _check_route(route: str) -> None:
         raise InvalidValueError(f"routes under {RESERVED_PREFIX!r} are Headgate's own, got {route!r}; choose another")
 
 
-def _check_methods(methods: Iterable[str]) -> tuple[str, ...]:
+def check_methods(methods: Iterable[str]) -> tuple[str, ...]:
+    """The HTTP methods of an endpoint, in capitals and each once."""
     checked: dict[str, None] = {}
     for method in methods:
         upper = method.upper()
@@ -254,7 +257,7 @@ def _check_methods(methods: Iterable[str]) -> tuple[str, ...]:
     return tuple(checked)
 
 
-def _check_fit(tag: str, definition: Definition, config: BackendConfig) -> None:
+def check_fit(tag: str, definition: Definition, config: BackendConfig) -> None:
     """Refuse a config that this code can't run with."""
     if config.max_batch_size > 1 and not any(method.is_batch for method in definition.methods.values()):
         raise ConfigError(
