@@ -65,7 +65,8 @@ def states(draw: st.DrawFn) -> Declared:
     endpoints = {}
     for name in draw(st.lists(VISIBLE, max_size=2, unique=True)):
         weights, shadows = {}, {}
-        if backends and draw(st.booleans()):
+        has_traffic = draw(st.booleans())
+        if backends and has_traffic:
             weights = {tag: 1 / len(backends) for tag in backends}
             shadows = {tag: draw(st.sampled_from([0.25, 1.0])) for tag in backends}
         route = draw(st.sampled_from([None, f"/{name}"]))
@@ -113,6 +114,6 @@ def test_whatever_a_file_says_is_right_or_told_to_be_wrong(data: Any):
     assert isinstance(declared, Declared)
     for problem in problems:
         assert problem.text
-        value = data
+        value: Any = data
         for key in problem.place:  # it leads to what is there, or to what should be
-            value = value[key] if isinstance(value, list | dict) and (isinstance(value, list) or key in value) else None
+            value = value.get(key) if isinstance(value, dict) else None
