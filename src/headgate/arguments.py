@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from headgate.errors import ConfigError, InvalidTypeError, InvalidValueError
 
 if TYPE_CHECKING:
-    from headgate.core.specs import InstanceSettings
+    from headgate.core.specs import Code, InstanceSettings
 
 
 def settings(
@@ -35,18 +35,10 @@ def settings(
     ssl_keyfile: object,
 ) -> InstanceSettings:
     """The settings of an instance, from the arguments of `init`. Raises `ConfigError` also for what contradicts another."""
-    instance = text("an instance's name", name)
-    if not instance or any(ord(char) < 0x20 or ord(char) == 0x7F for char in instance):
-        raise InvalidValueError(f"an instance's name must not be empty or have control characters, got {name!r}")
-    text("engine", engine)
-    if address is not None:
-        text("address", address)
-    if engine not in ("local", "ray"):
-        raise ConfigError(f"engine={engine!r} is unknown; there are 'local' and 'ray'")
-    if engine == "ray":
-        _check_ray(resources)
-    elif address is not None:
-        raise ConfigError(f"address={address!r} names a cluster, and the local engine runs on this machine; leave it out")
+    instance = instance_name(name)
+    check_engine(engine, address)
+    if engine == "ray" and resources is not None:
+        raise ConfigError("resources belong to the nodes of a cluster, which say what they have when they start; leave them out")
     certificate, key = _path("ssl_certfile", ssl_certfile), _path("ssl_keyfile", ssl_keyfile)
     if key is not None and certificate is None:
         raise ConfigError("ssl_keyfile is given without ssl_certfile; HTTPS needs both, or one file that holds both as ssl_certfile")
@@ -82,13 +74,28 @@ def settings(
     )
 
 
-def _check_ray(resources: object) -> None:
-    import importlib.util
+def instance_name(given: object) -> str:
+    """The name of an instance."""
+    name = text("an instance's name", given)
+    if not name or any(ord(char) < 0x20 or ord(char) == 0x7F for char in name):
+        raise InvalidValueError(f"an instance's name must not be empty or have control characters, got {given!r}")
+    return name
 
-    if importlib.util.find_spec("ray") is None:
-        raise ConfigError("engine='ray' needs Ray, which isn't installed: pip install 'headgate[ray]'")
-    if resources is not None:
-        raise ConfigError("resources belong to the nodes of a cluster, which say what they have when they start; leave them out")
+
+def check_engine(engine: object, address: object) -> None:
+    """An engine that there is here, and an address only where it has one. Raises `ConfigError` besides."""
+    text("engine", engine)
+    if address is not None:
+        text("address", address)
+    if engine not in ("local", "ray"):
+        raise ConfigError(f"engine={engine!r} is unknown; there are 'local' and 'ray'")
+    if engine == "ray":
+        import importlib.util
+
+        if importlib.util.find_spec("ray") is None:
+            raise ConfigError("engine='ray' needs Ray, which isn't installed: pip install 'headgate[ray]'")
+    elif address is not None:
+        raise ConfigError(f"address={address!r} names a cluster, and the local engine runs on this machine; leave it out")
 
 
 def _num_ingresses(given: object, engine: object) -> int | str:
@@ -155,6 +162,26 @@ def methods(given: object) -> tuple[str, ...]:
     if not isinstance(given, list | tuple | set | frozenset):
         raise InvalidTypeError(f"methods must be a list of HTTP methods such as ['GET'], got {type(given).__name__}: {given!r}")
     return tuple([text("an HTTP method", method) for method in given])
+
+
+def tags(what: str, given: object) -> tuple[str, ...]:
+    """Backends, by their tags."""
+    if isinstance(given, str) or not isinstance(given, Collection):
+        raise InvalidTypeError(f"{what} must be a list of backend tags, got {type(given).__name__}: {given!r}")
+    return tuple([text("a backend tag", tag) for tag in given])
+
+
+def code_by_value(import_path: str, running: Code | None, *, updated: bool) -> Code:
+    """The code of a backend that a file names by value: what runs, or nothing can be done. Raises `ConfigError`."""
+    if running is None or running.import_path != import_path:
+        found = "doesn't run here" if running is None else f"runs {running.import_path!r} here"
+        raise ConfigError(
+            f"import_path {import_path!r} is code that only the instance has which printed it, and the backend {found}; "
+            "give 'module:name', or create the backend by create_backend"
+        )
+    if updated:
+        raise ConfigError("its code can't be replaced by a file that has it by value; give 'module:name', or use update_backend")
+    return running
 
 
 def text(what: str, value: object) -> str:

@@ -9,13 +9,19 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
 
 from headgate import formats
+from headgate.config import DEFAULT_MAX_BODY_BYTES
 from headgate.core import declared as declared_state
-from headgate.core.declared import Declared, Problem
+from headgate.core.declared import Declared, DeclaredBackend, DeclaredEndpoint, HttpSettings, Problem
 from headgate.core.desired import check_fit
+from headgate.core.reports import Description
 from headgate.core.specs import Definition
-from headgate.errors import DeclaredStateError, HeadgateError, InvalidTypeError
+from headgate.engines.local import machine
+from headgate.errors import DeclaredStateError, HeadgateError, InvalidTypeError, NotRunningError
 from headgate.formats import Text
 
 
@@ -37,8 +43,18 @@ class Source:
         """What is wrong in here is wrong at this place."""
         try:
             yield
+        except NotRunningError:
+            raise
         except HeadgateError as error:
             raise self.error([Problem(place, f"{who}: {error.message}")]) from error
+
+    def http(self) -> dict[str, Any]:
+        """The arguments of `init` that it gives; paths of files are seen from the folder of this one."""
+        given = msgspec.to_builtins(self.declared.http)
+        for name in ("ssl_certfile", "ssl_keyfile"):
+            if self._folder and name in given:
+                given[name] = os.path.join(self._folder, given[name])
+        return dict(given)
 
     def definition(self, tag: str) -> Definition:
         """Import a backend's code and pack it. Raises `DeclaredStateError`."""
@@ -64,6 +80,40 @@ class Source:
         finally:
             with contextlib.suppress(ValueError):
                 sys.path.remove(self._folder)
+
+
+def of_running(running: Description) -> Declared:
+    """What declares all that is asked for of an instance."""
+    http = {key: value for key, value in running.http.items() if value != _USUAL.get(key) and value is not None}
+    if http.get("max_inflight_bytes") == machine.memory_bytes() // 4:  # as it is where nothing was said
+        del http["max_inflight_bytes"]
+    return Declared(
+        http=HttpSettings(**http),
+        backends={
+            tag: DeclaredBackend(
+                import_path=backend.code.import_path,
+                init_args=backend.code.init_args,
+                init_kwargs=backend.code.init_kwargs,
+                config=backend.config,
+                ray_actor_options=backend.options,
+            )
+            for tag, backend in running.backends.items()
+        },
+        endpoints={
+            name: DeclaredEndpoint(route=endpoint.route, methods=endpoint.methods, traffic=endpoint.traffic, shadows=endpoint.shadows)
+            for name, endpoint in running.endpoints.items()
+        },
+    )
+
+
+_USUAL: Final = {
+    "http_host": "127.0.0.1",
+    "http_port": 8000,
+    "num_ingresses": 1,
+    "max_body_bytes": DEFAULT_MAX_BODY_BYTES,
+    "debug": False,
+}
+"""What `init` takes where nothing is said."""
 
 
 def load(given: object) -> Source:

@@ -27,7 +27,7 @@ import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec, Self, TypeVar
 
 from headgate import arguments
 from headgate.config import DEFAULT_MAX_BODY_BYTES, BackendConfig, parse_config, parse_options, suggest, unknown
@@ -35,9 +35,11 @@ from headgate.errors import InReplicaError, InvalidTypeError, NotRunningError
 from headgate.router import way as ways
 
 if TYPE_CHECKING:
+    from headgate.core.declared import Declared
     from headgate.core.messages import Verb
+    from headgate.core.plan import Plan
     from headgate.core.reports import BackendInfo, Description, EndpointInfo, Measurement
-    from headgate.core.specs import InstanceSettings
+    from headgate.declaring import Source
     from headgate.engines.base import Starter
     from headgate.replica.definition import accept_batch
     from headgate.replica.request import Request
@@ -55,17 +57,22 @@ __all__ = [
     "Request",
     "Response",
     "accept_batch",
+    "connect",
     "context",
     "create_backend",
     "create_endpoint",
     "delete_backend",
     "delete_endpoint",
+    "deploy",
     "get",
     "get_backend_config",
+    "get_declared",
     "get_handle",
     "init",
     "list_backends",
     "list_endpoints",
+    "list_instances",
+    "plan",
     "set_traffic",
     "shadow_traffic",
     "shutdown",
@@ -84,6 +91,7 @@ Marked = TypeVar("Marked", bound=Callable[..., Any])
 _DEFAULT_NAME: Final = "default"
 _instances: list[Instance] = []  # of this process, by age
 _own: Instance | None = None  # that this process is a replica of
+_hosted: Host | None = None  # this process runs a program for `headgate run`
 _SHUTDOWN_S: Final = 30.0
 """After everything was drained, the processes of an instance end in milliseconds; this is for a machine that swaps."""
 
@@ -352,6 +360,83 @@ class Instance:
         arguments.text("a backend tag", tag)
         self._verb(ShadowTraffic(name, tag, traffic.check_proportion(proportion)))
 
+    def plan(self, declared: str | os.PathLike[str] | Mapping[str, Any] | Declared, update: Collection[str] = ()) -> Plan:
+        """What `deploy` would do; `print` it. Nothing changes.
+
+        Args:
+            declared: a file in YAML, TOML or JSON, or what it would hold; see `docs/reference/declared-state.md`. Its code is imported
+                here, from the folder of the file first.
+            update: backends whose code is to be replaced though it looks the same, such as where a module that it imports was changed.
+
+        Raises `DeclaredStateError` (`ValueError`), with a line for each mistake, also where the instance's HTTP settings differ; `OSError`
+        where the file can't be read; `InvalidTypeError`, `InvalidValueError`.
+        """
+        from headgate import declaring
+
+        self._check_running()
+        return self._plan(declaring.load(declared), update)
+
+    def deploy(self, declared: str | os.PathLike[str] | Mapping[str, Any] | Declared | Plan, update: Collection[str] = ()) -> Plan:
+        """Have the instance run what is declared, and nothing else: backends, endpoints and traffic change at once, or not at all.
+
+        New replicas start beside what runs; when all are ready and well, what is declared counts, and what is no longer wanted is
+        drained. No accepted request is lost. Interrupted by Ctrl-C before that, it leaves everything as it was.
+
+        Args:
+            declared: as for `plan`; or a plan, which is done exactly, or not at all.
+            update: as for `plan`.
+
+        Returns the plan, done. Raises, and then nothing has changed: what `plan` raises; `ReplicaStartError` with the remote traceback;
+        `InsufficientResourcesError` where new replicas don't fit beside what runs; `ChangedMeanwhileError` where others have changed what
+        is asked for since it was planned.
+        """
+        from headgate.core.plan import Plan
+
+        self._check_running(changing="deploy")
+        planned = declared if isinstance(declared, Plan) else self.plan(declared, update)
+        if planned.steps:
+            self._verb(planned.verb)
+        return planned
+
+    def _plan(self, source: Source, update: Collection[str] = ()) -> Plan:
+        from headgate.core.messages import CompareInit
+        from headgate.core.plan import plan
+        from headgate.replica import definition
+
+        declared, running = source.declared, self.status()
+        for tag in arguments.tags("update", update):
+            if tag not in declared.backends:
+                raise unknown("backend", tag, declared.backends, "plan")
+        http = source.http()
+        if http:
+            with source.at("http", who="http"):
+                self._connection.verb(CompareInit(http))
+        definitions, code = {}, {}
+        for tag, backend in declared.backends.items():
+            with source.at("backends", tag, "ray_actor_options", who=f"backend {tag!r}"):
+                self._connection.way.check(backend.ray_actor_options)
+            if backend.by_value:
+                old = running.backends.get(tag)
+                with source.at("backends", tag, "import_path", who=f"backend {tag!r}"):
+                    code[tag] = arguments.code_by_value(backend.import_path, None if old is None else old.code, updated=tag in update)
+            else:
+                definitions[tag] = source.definition(tag)
+                code[tag] = definitions[tag].code
+        planned = plan(declared, definitions, running, update=update, code=code)
+        for given in planned.verb.backends:
+            if given.definition is not None:
+                _warn(definition.http_warnings(given.definition, given.config.http_methods))
+        return planned
+
+    def get_declared(self) -> Declared:
+        """What would have to be declared for `deploy` to change nothing; `headgate config` prints it.
+
+        Code that can't be imported, or is constructed with what no file can hold, is named "by-value:…": only this instance has it.
+        """
+        from headgate import declaring
+
+        return declaring.of_running(self.status())
+
     def get_handle(self, name: str, missing_ok: bool = False) -> Handle:
         """A handle that calls an endpoint from Python.
 
@@ -507,6 +592,8 @@ def init(
     own = _of_replica()
     if own is not None:
         return own
+    if name is None and _hosted is not None:
+        name, engine, address = _hosted.name, given.get("engine", _hosted.engine), given.get("address", _hosted.address)
     settings = arguments.settings(
         _DEFAULT_NAME if name is None else name,
         engine=engine,
@@ -524,6 +611,11 @@ def init(
         ssl_keyfile=ssl_keyfile,
     )
     starter = _starter(engine, address)
+    wanted = {
+        key: None if value is None else getattr(settings, key)  # as checked, such as paths that are absolute
+        for key, value in given.items()
+        if key in settings.__struct_fields__ and key != "name"
+    }
     for attempt in range(_ATTEMPTS):
         started, way = False, starter.find(settings.name)
         if way is None:
@@ -534,16 +626,71 @@ def init(
         try:
             if way is None:
                 raise NotRunningError(f"instance {settings.name!r} has just ended")
-            instance = _connect(settings, given, starter, way, started=started)
+            instance = _connect(settings.name, starter, way, wanted, started=started, owned=started and not settings.detached)
         except NotRunningError:
             if started or attempt == _ATTEMPTS - 1:
                 raise
             continue  # it ended between the two: start it anew
-        if not _instances:
-            atexit.register(_at_exit)
-        _instances.append(instance)
-        return instance
+        return _keep(instance)
     raise AssertionError("the last attempt returns or raises")
+
+
+class Host(NamedTuple):
+    """The instance that `headgate run` has started for a program: what `init` without a name means there."""
+
+    name: str
+    engine: str
+    address: str | None
+
+
+def host(by: Host | None) -> None:
+    """Have `init` without a name mean this instance, in this process; None ends that."""
+    global _hosted
+    _hosted = by
+
+
+def _keep(instance: Instance) -> Instance:
+    """It is this process's latest from now on, until the exit at most."""
+    if not _instances:
+        atexit.register(_at_exit)
+    _instances.append(instance)
+    return instance
+
+
+def connect(name: str | None = None, *, engine: str = "local", address: str | None = None) -> Instance:
+    """Connect to the instance of that name that runs; never starts one. Leaving a `with` block disconnects.
+
+    Args:
+        name: None is "default".
+        engine: "local" or "ray", as for `init`.
+        address: of the cluster, as for `init`, but never one of this process's own.
+
+    Raises `NotRunningError` (`RuntimeError`), which names the nearest that run; `InvalidTypeError`, `InvalidValueError`, `ConfigError`, and
+    `ClusterUnreachableError` as `init`. In a replica the instance is there already, and is returned.
+    """
+    own = _of_replica()
+    if own is not None:
+        return own
+    wanted, starter = arguments.instance_name(_DEFAULT_NAME if name is None else name), _finder(engine, address)
+    way = starter.find(wanted)
+    if way is None:
+        running = starter.running()
+        listed = f"; there {'is' if len(running) == 1 else 'are'} {', '.join(map(repr, running))}" if running else ", nor any other"
+        raise NotRunningError(f"no instance {wanted!r} is running{suggest(wanted, running) if len(running) > 1 else ''}{listed}")
+    return _keep(_connect(wanted, starter, way))
+
+
+def list_instances(*, engine: str = "local", address: str | None = None) -> list[str]:
+    """The names of the instances that run: this user's on this machine, or those of a cluster; arguments and errors as for `connect`."""
+    return _finder(engine, address).running()
+
+
+def _finder(engine: str, address: str | None) -> Starter:
+    """The starter, for those who start nothing: no cluster either."""
+    arguments.check_engine(engine, address)
+    if engine == "ray" and address is None and not ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
+        address = "auto"
+    return _starter(engine, address)
 
 
 def _starter(engine: str, address: str | None) -> Starter:
@@ -557,28 +704,25 @@ def _starter(engine: str, address: str | None) -> Starter:
     return LocalStarter()
 
 
-def _connect(settings: InstanceSettings, given: Mapping[str, Any], starter: Starter, way: Way, *, started: bool) -> Instance:
+def _connect(
+    name: str, starter: Starter, way: Way, wanted: Mapping[str, Any] | None = None, *, started: bool = False, owned: bool = False
+) -> Instance:
+    """Connect with an instance that this process has `started` just now, or that has to be as `wanted`, and may end with it: `owned`."""
     from headgate.core.messages import CompareInit, Shutdown
     from headgate.engines.local import sigterm
     from headgate.router import connections
 
-    owned = started and not settings.detached
-    connection = connections.open_to(settings.name, way, new=started, owner=owned)
+    connection = connections.open_to(name, way, new=started, owner=owned)
     connection.on_end = functools.partial(starter.wait_ended, way, _SHUTDOWN_S)  # so that no zombie of it stays
     try:
         if owned:
             sigterm.exit_once()
-        if not started:
-            wanted = {
-                key: None if value is None else getattr(settings, key)  # as checked, such as paths that are absolute
-                for key, value in given.items()
-                if key in settings.__struct_fields__ and key != "name"
-            }
-            connection.verb(CompareInit(wanted))
+        if wanted and not started:
+            connection.verb(CompareInit(dict(wanted)))
         instance = Instance(connection, starter, owned=owned)
         instance._http_urls = connection.welcome().http_urls
         if starter.has_ended(way):
-            raise NotRunningError(f"instance {settings.name!r} has just died")  # its controller is about to
+            raise NotRunningError(f"instance {name!r} has just died")  # its controller is about to
         return instance
     except BaseException:
         try:
@@ -648,6 +792,9 @@ create_endpoint = _on_latest(Instance.create_endpoint)
 delete_endpoint = _on_latest(Instance.delete_endpoint)
 set_traffic = _on_latest(Instance.set_traffic)
 shadow_traffic = _on_latest(Instance.shadow_traffic)
+plan = _on_latest(Instance.plan)
+deploy = _on_latest(Instance.deploy)
+get_declared = _on_latest(Instance.get_declared)
 get_handle = _on_latest(Instance.get_handle)
 shutdown = _on_latest(Instance.shutdown)
 

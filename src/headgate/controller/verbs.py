@@ -290,8 +290,8 @@ class Verbs:
                 self._commit_deployment(id, state)
                 return
             with _telling_of_room():
-                for backend, count in starts:
-                    self._check_room_for(backend, count)
+                for backend, count in starts:  # each by itself; whether all fit together is seen when they start
+                    self._check_room_for(backend, count, beside_old=True)
             self.state = msgspec.structs.replace(self.state, next_generation=state.next_generation)
             pending = PendingDeployment(id, state, verb.based_on)
             self._store.begin(pending, state.next_generation)
@@ -400,11 +400,12 @@ class Verbs:
         old = self.state.backends.get(backend.tag)
         self._check_room_for(backend, backend.config.num_replicas - (old.config.num_replicas if old is not None else 0))
 
-    def _check_room_for(self, backend: Backend, count: int) -> None:
+    def _check_room_for(self, backend: Backend, count: int, *, beside_old: bool = False) -> None:
         why = self._engine.fits(backend.options, count)
         if why is not None:
             theirs = [replica.id for replica in self._fleet.of(backend.tag) if replica.live]
-            why = self._engine.may_fit(backend.options, backend.config.num_replicas, theirs)
+            in_all = len(theirs) + count if beside_old else backend.config.num_replicas
+            why = self._engine.may_fit(backend.options, in_all, theirs)
         if why is not None:
             raise InsufficientResourcesError(f"backend {backend.tag!r}: {count} replica{'s do' if count > 1 else ' does'} not fit: {why}")
 

@@ -407,7 +407,7 @@ def _backend_data(backend: DeclaredBackend) -> dict[str, Any]:
 
 def _without_defaults(record: msgspec.Struct, default: msgspec.Struct) -> dict[str, Any]:
     return {
-        name: msgspec.to_builtins(value, str_keys=True)
+        name: msgspec.msgpack.decode(msgspec.msgpack.encode(value))  # where tuples are lists
         for name in record.__struct_fields__
         if (value := getattr(record, name)) != getattr(default, name)
     }

@@ -80,6 +80,10 @@ class Starter(Protocol):
         """The way to the running instance of that name; None where there is none, or it is starting or ending."""
         ...
 
+    def running(self) -> list[str]:
+        """The names of the instances that run, in their order."""
+        ...
+
     def start(self, settings: InstanceSettings) -> Way | None:
         """Start an instance and wait until HTTP answers; the way to it. None where one of that name runs already: connect to that.
 

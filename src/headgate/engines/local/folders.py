@@ -63,6 +63,15 @@ def find(name: str) -> str | None:
     return folder if read_record(folder) is not None and is_held(folder) else None
 
 
+def running() -> list[InstanceRecord]:
+    """What this user's running instances say of themselves."""
+    base = base_folder()
+    if not _exists_safely(base):
+        return []
+    found = [(f"{base}/{name}", read_record(f"{base}/{name}")) for name in os.listdir(base)]
+    return [record for folder, record in found if record is not None and is_held(folder)]
+
+
 def read_record(folder: str) -> InstanceRecord | None:
     """What a serving instance says of itself; None where there is none."""
     try:

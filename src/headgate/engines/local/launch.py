@@ -65,6 +65,10 @@ class LocalStarter:
         folder = find(name)
         return None if folder is None else LocalWay(folder)
 
+    def running(self) -> list[str]:
+        """Of this user, on this machine."""
+        return sorted(record.name for record in folders.running())
+
     def start(self, settings: InstanceSettings) -> Way | None:
         """`launch` it."""
         return LocalWay(settings.folder) if launch(settings) else None

@@ -172,6 +172,10 @@ class RayStarter:
         """The way to the running instance of that name."""
         return find(name)
 
+    def running(self) -> list[str]:
+        """On the cluster that this process is connected with."""
+        return [name for name in records.names() if find(name) is not None]
+
     def start(self, settings: InstanceSettings) -> Way | None:
         """`launch` it."""
         return find(settings.name) if launch(settings) else None

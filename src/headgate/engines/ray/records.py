@@ -8,7 +8,7 @@ it, and it ends with the head, unless Ray keeps it in Redis.
 from __future__ import annotations
 
 from typing import Any, Final, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import msgspec
 from ray.experimental import internal_kv
@@ -70,6 +70,14 @@ def actor_key(name: str, id: str) -> str:
 def burial_key(name: str) -> str:
     """There while a process removes what an instance that died has left."""
     return f"{_folder(name)}/burial"
+
+
+def names() -> list[str]:
+    """Of all instances of which something is kept, in their order."""
+    end = instance_key("").encode()
+    return sorted(
+        unquote(key.removesuffix(end).decode()) for key in internal_kv._internal_kv_list(b"", namespace=_NAMESPACE) if key.endswith(end)
+    )
 
 
 def ids(name: str) -> set[str]:

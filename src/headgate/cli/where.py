@@ -1,0 +1,57 @@
+"""Which instance does a command act on?
+
+No command but `run` and `start` ever starts one: where none of that name runs, the error names those that do.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+if TYPE_CHECKING:
+    from headgate.serve import Instance
+
+DEFAULT_NAME = "default"
+
+
+class Where(NamedTuple):
+    """What `--name`, `--engine` and `--address` say."""
+
+    name: str
+    engine: str
+    address: str | None
+
+    def connect(self) -> Instance:
+        """Connect with that instance; leave it by `with`. Raises `NotRunningError` that names those that run."""
+        from headgate import serve
+
+        return serve.connect(self.name, engine=self.engine, address=self.address)
+
+
+def on_instance(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say which instance it acts on; its function gets them as `where`."""
+
+    @functools.wraps(function)
+    def command(*, name: str, engine: str, address: str | None, **rest: Any) -> Any:
+        return function(where=Where(name, engine, address), **rest)
+
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+def _complete_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from headgate.cli.completing import instances
+
+    return [name for name in instances(ctx) if name.startswith(incomplete)]
+
+
+OPTIONS = (
+    click.option("--name", "-n", default=DEFAULT_NAME, show_default=True, shell_complete=_complete_names, help="The instance."),
+    click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="What it runs on."),
+    click.option("--address", help="Of the Ray cluster, where it isn't this machine's own."),
+)
+"""Of every command that acts on an instance."""
