@@ -127,6 +127,14 @@ class Instance:
             self._http_urls = self._connection.welcome().http_urls
         return self._http_urls
 
+    @property
+    def ended(self) -> str:
+        """Empty while it runs; afterwards how it ended, as far as this process knows: "was shut down", or "died"."""
+        way = self._connection.way
+        if not self._over() and (self._starter is None or not self._starter.has_ended(way)):
+            return ""
+        return "was shut down" if self._closed or self._connection.over or not way.is_there() else "died"
+
     def shutdown(self) -> None:
         """Refuse new work, finish what was admitted, and stop everything, for everybody who is connected.
 
@@ -772,7 +780,8 @@ def _on_latest(method: Callable[Concatenate[Instance, P], R]) -> Callable[P, R]:
 
     @functools.wraps(method)
     def verb(*args: P.args, **kwargs: P.kwargs) -> R:
-        return method(_latest(), *args, **kwargs)
+        bound: Callable[P, R] = getattr(_latest(), method.__name__)
+        return bound(*args, **kwargs)
 
     verb.__qualname__ = method.__name__
     _hide_first_parameter(verb, method)

@@ -17,8 +17,26 @@ from typing import Final, NoReturn
 import click
 
 COMMANDS: Final = {
+    "Serve": {
+        "run": "headgate.cli.starting:run",
+        "start": "headgate.cli.starting:start",
+        "stop": "headgate.cli.ending:stop",
+    },
     "Look": {
         "status": "headgate.cli.status:status",
+        "backends": "headgate.cli.backends:backends",
+        "endpoints": "headgate.cli.endpoints:endpoints",
+    },
+    "Use": {
+        "call": "headgate.cli.call:call",
+    },
+    "Change": {
+        "traffic": "headgate.cli.traffic:traffic",
+        "scale": "headgate.cli.scale:scale",
+        "shutdown": "headgate.cli.ending:shutdown",
+    },
+    "Other": {
+        "completion": "headgate.cli.completion:completion",
     },
 }
 """Every command by its heading in `headgate --help`, and where it is."""
@@ -68,10 +86,7 @@ class LazyGroup(click.Group):
 def headgate() -> None:
     """Serve Python functions and models over HTTP and to Python callers.
 
-    \b
-    headgate run app.py               serve what app.py sets up, until Ctrl-C
-    headgate status --watch           look at what runs
-    headgate COMMAND --help           what a command does, with examples
+    What a command does, with examples: headgate COMMAND --help.
     """
 
 

@@ -75,13 +75,28 @@ def say(text: str = "", style: str = "") -> None:
     to_stdout().print(Text(text, style=style), soft_wrap=True)
 
 
-def table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
-    """Print records."""
+def note(text: str) -> None:
+    """Say on standard error what goes on."""
+    print(text, file=to_stderr().file, flush=True)
+
+
+def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, empty: str = "") -> None:
+    """Print records; on a terminal where there are none, `empty`."""
     if not is_terminal():
         for row in rows:
             say(record(row))
-    elif rows:
+    elif not rows:
+        say(empty, style="dim")
+    else:
         to_stdout().print(table_for(columns, rows, to_stdout().width), no_wrap=True)
+
+
+def fields(pairs: Sequence[tuple[str, str]]) -> None:
+    """Print what is known of one thing, on a terminal: a name and a value to a line."""
+    from rich.text import Text
+
+    for name, value in pairs:
+        to_stdout().print(Text.assemble((f"{name}: ", "bold"), (value, STYLES.get(value, ""))), soft_wrap=True)
 
 
 def record(fields: Sequence[str]) -> str:

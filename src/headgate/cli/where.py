@@ -6,15 +6,17 @@ No command but `run` and `start` ever starts one: where none of that name runs, 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from headgate.serve import Instance
 
-DEFAULT_NAME = "default"
+DEFAULT_NAME: Final = "default"
+
+Found = TypeVar("Found")
 
 
 class Where(NamedTuple):
@@ -29,6 +31,17 @@ class Where(NamedTuple):
         from headgate import serve
 
         return serve.connect(self.name, engine=self.engine, address=self.address)
+
+
+def known(what: str, name: str, among: Mapping[str, Found], command: str) -> Found:
+    """What is of that name. Raises `NotFoundError` that says the nearest; `command` lists them."""
+    if name in among:
+        return among[name]
+    from headgate.config import suggest
+    from headgate.errors import NotFoundError
+
+    listed = f"; `headgate {command}` lists them" if among else f"; this instance has no {what} yet"
+    raise NotFoundError(f"there is no {what} {name!r}{suggest(name, among) or listed}")
 
 
 def on_instance(function: Callable[..., Any]) -> Callable[..., Any]:

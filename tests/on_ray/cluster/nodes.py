@@ -24,8 +24,8 @@ from typing import Any, Final, Self, TypeVar
 import cloudpickle
 import pytest
 
-from tests.on_ray.cluster.guard import kill_all_in, processes_in
 from tests.leaks import RUNTIME_VARIABLE
+from tests.on_ray.cluster.guard import kill_all_in, processes_in
 from tests.support import leave_out
 
 _ROOT: Final = Path(__file__).resolve().parents[2]

@@ -9,9 +9,9 @@ import pytest
 import requests
 
 from headgate.controller.lease import AWAY_S
+from tests.figures import Figures
 from tests.on_ray.cluster import programs
 from tests.on_ray.cluster.nodes import Nodes
-from tests.figures import Figures
 from tests.support import wait_until
 
 pytestmark = pytest.mark.timeout(150)

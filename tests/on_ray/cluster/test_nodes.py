@@ -14,10 +14,10 @@ import requests
 
 from headgate.core.reports import Description
 from tests.chaos.workers import begun
+from tests.figures import Figures
 from tests.on_ray.cluster import programs
 from tests.on_ray.cluster.load import Loads
 from tests.on_ray.cluster.nodes import GPUS, Driver, Node, Nodes
-from tests.figures import Figures
 from tests.support import wait_until
 
 pytestmark = pytest.mark.timeout(150)

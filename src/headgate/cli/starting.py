@@ -1,0 +1,174 @@
+"""`headgate run` and `headgate start`: how does an instance begin, what is set up in it, and when does it end?
+
+`run` stays in the foreground: its instance ends with it. `start` leaves it running.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from headgate.cli import init_options, output
+from headgate.cli.target import Target, failure, parse, perform
+from headgate.cli.where import Where, on_instance
+
+if TYPE_CHECKING:
+    from headgate.serve import Instance
+
+_LOOK_S: Final = 0.25
+_TERMINATED: Final = 128 + signal.SIGTERM
+
+
+@click.command(cls=init_options.InitCommand, context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+@on_instance
+@click.option("--reload", is_flag=True, help="When a file changes, set it up anew; the old code serves until the new is ready.")
+@click.option(
+    "--watch", "watched", type=click.Path(exists=True), multiple=True, help="With --reload: what to watch, instead of the target's folder."
+)
+@click.argument("target")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run(where: Where, target: str, arguments: tuple[str, ...], reload: bool, watched: tuple[str, ...], **values: Any) -> int:
+    """Start an instance, have TARGET set it up, and serve until Ctrl-C or SIGTERM.
+
+    TARGET is a file, which is run as `python FILE ARGUMENTS` would, or module:function, which is called. There serve.init() connects
+    with this instance, whatever its name. When TARGET has ended, serving goes on.
+
+    The first Ctrl-C, or SIGTERM, refuses new requests and finishes those that were admitted; a second one ends everything at once.
+    The exit status is 0 then, and 1 where TARGET fails.
+
+    \b
+    Examples:
+      headgate run app.py
+      headgate run --http-port 9000 app.py --model large
+      headgate run --name staging package.module:setup
+      headgate run --reload app.py
+    """
+    parsed, given = parse(target), init_options.given(values)
+    _refuse_running(where)
+    if reload:
+        from headgate.cli.reload import Reloader
+
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # a file that changes twice in a second may look the same to what was compiled
+        with _started(where, given) as instance, Reloader(instance, where, parsed, arguments, watched) as reloader:
+            return _serve(instance, reloader.step)
+    with _started(where, given) as instance:
+        status = _set_up(where, parsed, arguments)
+        if status != 0 or instance.ended:
+            return status
+        _say_what_serves(instance)
+        return _serve(instance, lambda: time.sleep(_LOOK_S))
+
+
+@click.command(cls=init_options.InitCommand, context_settings={"allow_interspersed_args": False})
+@on_instance
+@click.argument("target", required=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def start(where: Where, target: str | None, arguments: tuple[str, ...], **values: Any) -> int:
+    """Start an instance that outlives this command, and have TARGET, if given, set it up.
+
+    TARGET is as for `headgate run`. Returns when it has ended; where it fails, nothing is left running. `headgate stop` ends the instance.
+
+    \b
+    Examples:
+      headgate start
+      headgate start --state-dir /var/lib/headgate app.py
+      headgate start --name staging --http-port 9000 package.module:setup
+    """
+    parsed, given = parse(target) if target is not None else None, init_options.given(values)
+    _refuse_running(where)
+    instance = _started(where, {**given, "detached": True})
+    try:
+        status = _set_up(where, parsed, arguments) if parsed is not None else 0
+    except BaseException:
+        instance.shutdown()
+        raise
+    if status != 0:
+        instance.shutdown()
+        return status
+    _say_what_serves(instance)
+    if where.engine == "local":
+        from headgate.engines.local.folders import folder_for
+
+        output.say(f"its log: {os.path.abspath(given.get('state_dir') or folder_for(where.name))}/log")
+    return 0
+
+
+def _refuse_running(where: Where) -> None:
+    from headgate import serve
+    from headgate.errors import ClusterUnreachableError
+
+    try:
+        running = serve.list_instances(engine=where.engine, address=where.address)
+    except ClusterUnreachableError:
+        if where.address is not None:
+            raise
+        return  # `init` makes one
+    if where.name in running:
+        ends_it = f"`headgate stop --name {where.name}` ends it"
+        raise click.ClickException(f"instance {where.name!r} is running already; {ends_it}, and --name OTHER starts one beside it")
+
+
+def _started(where: Where, given: dict[str, Any]) -> Instance:
+    from headgate import serve
+
+    with output.working(f"starting {where.name}"):
+        instance = serve.init(where.name, engine=where.engine, address=where.address, **given)
+    output.note(f"{where.name}: {' '.join(instance.http_urls)}")
+    return instance
+
+
+def _set_up(where: Where, target: Target, arguments: tuple[str, ...]) -> int:
+    """Returns the status with which to exit, 0 where it went well. What it raises is said."""
+    from headgate import serve
+
+    serve.host(serve.Host(*where))
+    try:
+        perform(target, arguments)
+    except SystemExit as asked:
+        if asked.code == _TERMINATED:
+            output.note("draining; SIGTERM again ends it at once")
+            return 0
+        if isinstance(asked.code, str):
+            output.note(asked.code)
+        return asked.code if isinstance(asked.code, int) else int(asked.code is not None)
+    except KeyboardInterrupt:
+        raise
+    except click.ClickException:
+        raise
+    except BaseException as error:  # noqa: BLE001  # user code
+        output.note(failure(error))
+        output.note(f"{target.text} failed, so nothing is served")
+        return 1
+    finally:
+        serve.host(None)
+    return 0
+
+
+def _serve(instance: Instance, step: Callable[[], object]) -> int:
+    """Do that until the instance ends, or this process is told to."""
+    try:
+        while not instance.ended:
+            step()
+    except KeyboardInterrupt:
+        output.note("draining; Ctrl-C again ends it at once")
+        return 0
+    except SystemExit as asked:
+        if asked.code != _TERMINATED:
+            raise
+        output.note("draining; SIGTERM again ends it at once")
+        return 0
+    output.note(f"{instance.name} {instance.ended}")
+    return 0 if instance.ended == "was shut down" else 1
+
+
+def _say_what_serves(instance: Instance) -> None:
+    from headgate.cli.rows import weights_text
+
+    for endpoint in instance.list_endpoints().values():
+        where = f"{instance.http_url}{endpoint.route}" if endpoint.route else "by handle"
+        output.note(f"{endpoint.name}: {where} ({','.join(endpoint.methods)}) {weights_text(endpoint.traffic)}")

@@ -1,0 +1,107 @@
+"""Does `headgate call` send what was written, and print what came back?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from headgate import serve
+from headgate.cli.call import parse_items
+from headgate.serve import Instance
+from tests.cli.console import piped, shown
+
+pytestmark = pytest.mark.local_engine("the commands find instances of this machine")
+
+NAME = "cli-call"
+HERE = ("--name", NAME)
+
+
+class Echo:
+    def __call__(self, *args, **kwargs):
+        if not args or not hasattr(args[0], "headers"):
+            return {"args": args, "kwargs": kwargs}
+        request = args[0]
+        body = request.data.decode()
+        return {"method": request.method, "args": request.args.to_dict(), "body": body, "key": request.headers.get("X-A")}
+
+    def twice(self, text):
+        return text * 2
+
+    def chunks(self, count):
+        for number in range(count):
+            yield f"{number}\n"
+
+    def fail(self):
+        raise ValueError("not today")
+
+
+@pytest.fixture(scope="module")
+def called(_nothing_left_by_module: None) -> Iterator[Instance]:
+    with serve.init(NAME, http_port=0) as instance:
+        instance.create_backend("echo:v1", Echo, config={"http_methods": ["fail"]})
+        instance.create_endpoint("echo", "/echo", ("GET", "POST"), backend="echo:v1")
+        instance.create_endpoint("inner", backend="echo:v1")
+        yield instance
+
+
+def test_items_are_sorted_by_what_they_are() -> None:
+    assert parse_items(("3", "Ada", "[1]", "x=1", "y:=1", "z=a=b", "http://a?b=c"), over_http=False) == (
+        [3, "Ada", [1], "http://a?b=c"],
+        {"x": "1", "y": 1, "z": "a=b"},
+        [],
+    )
+    assert parse_items(("q==1", "x=1"), over_http=True) == ([], {"x": "1"}, [("q", "1")])
+
+
+def test_arguments_go_by_handle_as_json_or_text(called: Instance) -> None:
+    said = piped("call", *HERE, "echo", "1", "Ada", "top:=3")
+    assert said.status == 0
+    assert json.loads(said.out) == {"args": [1, "Ada"], "kwargs": {"top": 3}}
+    assert piped("call", *HERE, "inner", "--method", "twice", "ab").out == "abab\n"
+    assert '  "args": [' in shown("call", *HERE, "echo", "1").out
+
+
+def test_a_stream_is_printed_as_it_comes(called: Instance) -> None:
+    assert piped("call", *HERE, "echo", "--method", "chunks", "3").out == "0\n1\n2\n"
+
+
+def test_data_goes_over_http(called: Instance, tmp_path: Path) -> None:
+    file = tmp_path / "body"
+    file.write_text("from a file")
+    for given, stdin, body in (
+        (["-d", "as it is"], "", "as it is"),
+        (["-d", f"@{file}"], "", "from a file"),
+        (["-d", "@-"], "typed", "typed"),
+    ):
+        told = json.loads(piped("call", *HERE, "echo", *given, "-H", "X-A: b", stdin=stdin).out)
+        assert told == {"method": "POST", "args": {}, "body": body, "key": "b"}
+    told = json.loads(piped("call", *HERE, "echo", "--http", "q==1", "x:=[2]").out)
+    assert (told["method"], told["args"], json.loads(told["body"])) == ("POST", {"q": "1"}, {"x": [2]})
+    assert json.loads(piped("call", *HERE, "echo", "--http").out)["method"] == "GET"
+
+
+def test_what_fails_is_said_and_exits_with_1(called: Instance) -> None:
+    said = piped("call", *HERE, "echo", "--method", "fail")
+    assert (said.status, said.out) == (1, "")
+    assert "not today" in said.err
+    said = piped("call", *HERE, "echo", "--http", "--method", "fail")
+    assert said.status == 1
+    assert json.loads(said.out)["status"] == 500
+    assert "500" in said.err
+
+
+def test_what_is_wrong_is_said_before_anything_is_sent(called: Instance) -> None:
+    for given, why in (
+        (["echo", "[1"], "no JSON"),
+        (["echo", "x:=1."], "no JSON"),
+        (["inner", "--http"], "no route"),
+        (["echo", "-d", "x", "y=1"], "-d is the whole body"),
+        (["echo", "-H", "x"], "NAME:VALUE"),
+    ):
+        said = piped("call", *HERE, *given)
+        assert said.status == 2
+        assert why in said.err
+    assert "did you mean 'echo'?" in piped("call", *HERE, "eco").err

@@ -1,0 +1,131 @@
+"""Do the commands that look at a running instance, and change it, do what they say, on a terminal and in a pipe?"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from headgate.serve import Instance
+from tests.cli.console import NAME, on_terminal, piped, shown
+
+pytestmark = pytest.mark.local_engine("the commands find instances of this machine")
+
+HERE = ("--name", NAME)
+
+
+def test_status_in_a_pipe_is_one_record_to_a_line(running: Instance) -> None:
+    said = piped("status", *HERE)
+    assert (said.status, said.err) == (0, "")
+    lines = [line.split("\t") for line in said.out.splitlines()]
+    assert [line[0] for line in lines] == ["instance", "endpoint", "backend", "backend"]
+    assert lines[0][1:] == [NAME, "ready", running.http_url]
+    assert lines[2][:4] == ["backend", "greet:v1", "ready", "1/1"]
+
+
+def test_status_as_json_is_what_the_verbs_return(running: Instance) -> None:
+    told = json.loads(piped("status", *HERE, "--json").out)
+    assert told["name"] == NAME
+    assert told["backends"]["greet:v1"]["config"]["num_replicas"] == 1
+    assert "counters" in told["measured"]
+
+
+@pytest.mark.parametrize("width", [60, 200])
+def test_status_on_a_terminal_fits_its_width(running: Instance, width: int) -> None:
+    said = shown("status", *HERE, width=width)
+    assert said.status == 0
+    assert max(map(len, said.out.splitlines())) <= width
+    assert "greet:v2" in said.out
+    assert ("CODE" in said.out) is (width == 200)  # the first that is left out
+
+
+def test_colours_are_for_terminals_alone_and_not_where_no_color_is_set(running: Instance) -> None:
+    with on_terminal("status", *HERE) as terminal:
+        terminal.end()
+        assert "\x1b[32m" in terminal.raw
+    with on_terminal("status", *HERE, NO_COLOR="1") as terminal:
+        terminal.end()
+        assert "\x1b[32m" not in terminal.raw
+    assert "\x1b" not in piped("status", *HERE).out
+
+
+def test_status_is_watched_until_ctrl_c(running: Instance) -> None:
+    with on_terminal("status", *HERE, "--watch", "--every", "0.1") as terminal:
+        terminal.until("greet:v2")
+        terminal.raw = ""
+        terminal.until("greet:v2")  # once more
+        terminal.press("\x03")
+        assert terminal.end().status == 0
+
+
+def test_a_backend_is_shown_with_its_replicas(running: Instance) -> None:
+    assert [line.split("\t")[0] for line in piped("backends", *HERE).out.splitlines()] == ["greet:v1", "greet:v2"]
+    said = shown("backends", "greet:v1", *HERE)
+    assert "ready: 1/1" in said.out
+    assert "REPLICA" in said.out
+    assert json.loads(piped("backends", *HERE, "greet:v1", "--json").out)["tag"] == "greet:v1"
+
+
+def test_an_endpoint_is_shown_with_its_url(running: Instance) -> None:
+    assert piped("endpoints", *HERE).out.split("\t")[:3] == ["greet", "/greet", "GET,POST"]
+    assert f"url: {running.http_url}/greet" in shown("endpoints", "greet", *HERE).out
+
+
+def test_traffic_is_shown_and_set(running: Instance) -> None:
+    said = piped("traffic", *HERE, "greet", "greet:v1=25%", "greet:v2=0.75")
+    assert (said.status, said.out) == (0, "greet:v1\t0.25\tready\ngreet:v2\t0.75\tready\n")
+    assert running.list_endpoints()["greet"].traffic == {"greet:v1": 0.25, "greet:v2": 0.75}
+    assert "greet:v2" in shown("traffic", "greet", *HERE).out
+
+
+@pytest.mark.parametrize(
+    ("weights", "status", "why"),
+    [
+        (["greet:v1=0.5"], 1, "0.5"),
+        (["greet:v1"], 2, "TAG=WEIGHT"),
+        (["greet:v1=much"], 2, "no number"),
+        (["greet:v3=1"], 1, "did you mean"),
+    ],
+)
+def test_weights_that_are_wrong_change_nothing(running: Instance, weights: list[str], status: int, why: str) -> None:
+    before = running.list_endpoints()["greet"].traffic
+    said = piped("traffic", *HERE, "greet", *weights)
+    assert said.status == status
+    assert why in said.err
+    assert running.list_endpoints()["greet"].traffic == before
+
+
+def test_a_backend_is_scaled(running: Instance) -> None:
+    assert piped("scale", *HERE, "greet:v2", "2").out == "greet:v2: 1 -> 2 replicas\n"
+    assert len(running.list_backends()["greet:v2"].replicas) == 2
+    assert piped("scale", *HERE, "greet:v2", "1").status == 0
+
+
+def test_a_wrong_name_is_told_the_nearest(running: Instance) -> None:
+    said = piped("scale", *HERE, "gret:v2", "2")
+    assert (said.status, said.out) == (1, "")
+    assert "there is no backend 'gret:v2'; did you mean 'greet:v2'?" in said.err
+    assert "did you mean 'greet'?" in piped("traffic", *HERE, "gret").err
+    assert piped("scale", *HERE, "greet:v2", "0").status == 2
+    assert "did you mean 'status'?" in piped("statsu").err
+    assert "--watch" in piped("status", "--wath").err
+
+
+def test_a_command_that_needs_an_instance_starts_none_and_names_those_that_run(running: Instance) -> None:
+    for command in (["status"], ["shutdown"], ["scale", "x", "2"], ["traffic", "greet"]):
+        said = piped(*command, "--name", "cli-tset")
+        assert said.status == 1
+        assert f"no instance 'cli-tset' is running; there is {NAME!r}" in said.err
+
+
+def test_the_shell_completes_commands_instances_backends_and_endpoints(running: Instance) -> None:
+    def completed(*words: str) -> list[str]:
+        line = " ".join(["headgate", *words])
+        said = piped(_HEADGATE_COMPLETE="bash_complete", COMP_WORDS=line, COMP_CWORD=str(len(words)))
+        return [each.partition(",")[2] for each in said.out.splitlines() if each]
+
+    assert "status" in completed("st")
+    assert completed("status", "--name", "cli") == [NAME]
+    assert completed("scale", "--name", NAME, "greet") == ["greet:v1", "greet:v2"]
+    assert completed("traffic", "--name", NAME, "g") == ["greet"]
+    assert completed("scale", "--name", "nobody", "greet") == []

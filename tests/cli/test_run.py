@@ -1,0 +1,144 @@
+"""Does an instance begin, serve and end with `headgate run`, and outlive `headgate start`?"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from headgate import serve
+from tests.cli.console import COMMAND, Terminal, environment, on_terminal, piped
+from tests.support import wait_until
+
+pytestmark = pytest.mark.local_engine("the commands start instances of this machine")
+
+APP = """
+import sys
+from headgate import serve
+
+class Greeter:
+    def __init__(self, who):
+        self.who = who
+
+    def __call__(self, request):
+        return f"hello {self.who}"
+
+def setup():
+    with serve.init():
+        serve.create_backend("greeter:v1", Greeter, sys.argv[1] if len(sys.argv) > 1 else "world")
+        serve.create_endpoint("greeter", "/hello", backend="greeter:v1")
+
+if __name__ == "__main__":
+    setup()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tmp_path.joinpath("app.py").write_text(APP)
+    return tmp_path
+
+
+def answer(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return str(response.read().decode())
+
+
+def url_in(terminal: Terminal) -> str:
+    """Where its endpoint is, once that serves."""
+    terminal.until("(GET) greeter:v1=1")
+    return str(re.findall(r"http://[\d.:]+/hello", terminal.text)[-1])
+
+
+@pytest.mark.parametrize(("target", "said"), [(["app.py", "Ada"], "hello Ada"), (["app:setup"], "hello world")])
+def test_run_serves_what_a_file_or_a_function_sets_up_until_ctrl_c(folder: Path, target: list[str], said: str) -> None:
+    with on_terminal("run", "--name", "cli-run", "--http-port", "0", *target, cwd=folder) as terminal:
+        assert answer(url_in(terminal)) == said
+        terminal.press("\x03")
+        ended = terminal.end()
+    assert ended.status == 0
+    assert "draining" in ended.out
+    assert "cli-run" not in serve.list_instances()
+
+
+def test_sigterm_drains_and_an_end_by_others_ends_run(folder: Path) -> None:
+    command = [*COMMAND, "run", "--name", "cli-run", "--http-port", "0", "app.py"]
+    for by_signal in (True, False):
+        with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, cwd=folder) as process:
+            assert process.stderr is not None
+            while "greeter:v1=1" not in process.stderr.readline():
+                assert process.poll() is None
+            if by_signal:
+                process.send_signal(signal.SIGTERM)
+            else:
+                assert piped("shutdown", "--name", "cli-run").status == 0
+            assert process.wait(30) == 0
+
+
+def test_a_target_that_fails_leaves_nothing_running_and_exits_with_1(folder: Path) -> None:
+    folder.joinpath("bad.py").write_text("import sys\nraise KeyError(sys.argv[1])\n")
+    for command in ("run", "start"):
+        said = piped(command, "--name", "cli-run", "--http-port", "0", "bad.py", "why", cwd=folder)
+        assert said.status == 1
+        assert "KeyError: 'why'" in said.err
+        assert "headgate/cli" not in said.err  # the traceback is of the user's code
+        assert "cli-run" not in serve.list_instances()
+
+
+def test_a_wrong_target_or_option_is_told_the_nearest_before_anything_starts(folder: Path) -> None:
+    for given, why in ((["ap.py"], "did you mean 'app.py'?"), (["app"], "module:function"), (["--http-prt", "0", "app.py"], "--http-port")):
+        said = piped("run", *given, cwd=folder)
+        assert said.status == 2
+        assert why in said.err
+    said = piped("run", "--name", "cli-run", "--http-port", "0", "app:setpu", cwd=folder)
+    assert said.status == 1
+    assert "did you mean 'setup'?" in said.err
+
+
+def test_start_outlives_the_command_and_stop_ends_it(folder: Path) -> None:
+    said = piped("start", "--name", "cli-start", "--http-port", "0", "app.py", cwd=folder)
+    try:
+        assert said.status == 0
+        assert os.path.exists(re.findall("its log: (.*)", said.out)[0])
+        assert answer(re.findall(r"http://[\d.:]+/hello", said.err)[-1]) == "hello world"
+        again = piped("start", "--name", "cli-start", cwd=folder)
+        assert again.status == 1
+        assert "running already" in again.err
+    finally:
+        assert piped("stop", "--name", "cli-start").out == "cli-start is shut down\n"
+    said = piped("stop", "--name", "cli-start")
+    assert (said.status, said.out) == (0, "no instance 'cli-start' is running\n")
+
+
+@pytest.fixture
+def reloading(folder: Path) -> Iterator[Terminal]:
+    with on_terminal("run", "--name", "cli-reload", "--http-port", "0", "--reload", "app.py", cwd=folder) as terminal:
+        yield terminal
+
+
+def test_reload_serves_on_while_new_code_warms_and_when_it_is_broken(folder: Path, reloading: Terminal) -> None:
+    file, terminal = folder / "app.py", reloading
+    terminal.until("set up in")
+    url = re.findall(r"http://[\d.:]+", terminal.text)[0] + "/hello"
+    assert answer(url) == "hello world"
+    file.write_text(APP.replace("hello {", "good day {"))
+    wait_until(lambda: answer(url) == "good day world")
+    terminal.raw = ""
+    file.write_text(APP + "oops(\n")
+    terminal.until("serves on")
+    assert "SyntaxError" in terminal.text
+    assert answer(url) == "good day world"
+    terminal.raw = ""
+    file.write_text(APP.replace("greeter:v1", "greeter:v2").replace('"/hello"', '"/hi"'))
+    terminal.until("set up in")
+    assert answer(url.replace("hello", "hi")) == "hello world"
+    with serve.connect("cli-reload") as instance:
+        assert list(instance.list_backends()) == ["greeter:v2"]  # what is no longer set up is gone
+    terminal.press("\x03")
+    assert terminal.end().status == 0
