@@ -31,6 +31,8 @@ COMMANDS: Final = {
         "call": "headgate.cli.call:call",
     },
     "Change": {
+        "deploy": "headgate.cli.deploy:deploy",
+        "config": "headgate.cli.config:config",
         "traffic": "headgate.cli.traffic:traffic",
         "scale": "headgate.cli.scale:scale",
         "shutdown": "headgate.cli.ending:shutdown",
