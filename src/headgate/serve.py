@@ -401,6 +401,8 @@ class Instance:
         from headgate.core.plan import Plan
 
         self._check_running(changing="deploy")
+        if isinstance(declared, Plan) and update:
+            raise InvalidTypeError("a plan says itself whose code is replaced; give update to plan()")
         planned = declared if isinstance(declared, Plan) else self.plan(declared, update)
         if planned.steps:
             self._verb(planned.verb)

@@ -176,7 +176,12 @@ def test_code_whose_file_has_changed_is_replaced_and_all_of_it_where_that_is_ask
     assert "did you mean 'model'?" in piped("deploy", *HERE, "--dry-run", "--update", "modle", "app.yaml", cwd=folder).err
 
 
-def test_http_settings_that_the_instance_does_not_have_are_refused(deployed: Instance, folder: Path) -> None:
+def test_what_the_instance_cannot_do_is_refused_with_its_line(deployed: Instance, folder: Path) -> None:
+    said = piped(
+        "deploy", *HERE, "--yes", declare(folder, APP.replace("config: {", "ray_actor_options: {label_selector: {a: b}}, config: {"))
+    )
+    assert said.status == 1
+    assert "other.yaml:3: backend 'model': ray_actor_options: 'label_selector' means something on a cluster only" in said.err
     said = piped("deploy", *HERE, "--yes", declare(folder, "http:\n  debug: true\n" + APP))
     assert said.status == 1
     assert "other.yaml:1: http: instance 'cli-test' is running already, and differs in debug=True" in said.err

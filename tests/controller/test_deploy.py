@@ -286,6 +286,23 @@ def test_what_others_change_meanwhile_is_kept_and_ends_the_deployment(change: Ca
     play(scene)
 
 
+def test_of_two_deployments_at_once_the_one_that_comes_first_is_done():
+    async def scene(rig: Rig) -> None:
+        await set_up(rig)
+        first, second = await deployment(rig, *NEW), await deployment(rig, wanted("keep", b"other", num_replicas=2))
+        rig.engine.hold("new")
+        works = [asyncio.create_task(rig.try_verb(verb)) for verb in (first, second)]
+        await until(lambda: len(rig.replicas("new")) == 2, "the first starts its replicas")
+        rig.engine.release("new")
+        await rig.finishing(works[0])
+        refused = await rig.finishing(works[1])
+        assert refused.error is not None
+        assert refused.error.kind == "ChangedMeanwhileError"
+        assert await asked_for(rig) == AFTER
+
+    play(scene)
+
+
 def test_verbs_on_its_backends_wait_for_their_turn():
     async def scene(rig: Rig) -> None:
         await set_up(rig)

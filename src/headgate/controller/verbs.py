@@ -321,7 +321,8 @@ class Verbs:
         old = self.state
         self._commit(id, state)
         for tag, backend in state.backends.items():
-            if tag in old.backends and old.backends[tag].config != backend.config:
+            before = old.backends.get(tag)
+            if before is not None and before.generation == backend.generation and before.config != backend.config:
                 self._fleet.configure(self._fleet.of(tag, backend.generation), backend.config)
 
     async def _apply_with_replicas(self, id: str, verb: CreateBackend | UpdateBackend | UpdateBackendConfig) -> None:
