@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -356,6 +357,24 @@ def test_who_leaves_while_replicas_start_leaves_everything_as_it_was():
         await rig.verb(await deployment(rig, *NEW))
 
     play(scene)
+
+
+def test_a_shutdown_on_the_way_leaves_the_old_state_for_the_next_start(tmp_path: Path):
+    async def scene(rig: Rig) -> None:
+        await set_up(rig)
+        rig.engine.hold("new")
+        work = asyncio.create_task(rig.try_verb(await deployment(rig, *NEW)))
+        await until(lambda: len(rig.replicas("new")) == 2, "it starts its replicas")
+        await rig.shut_down()
+        done = await work
+        assert done.error is not None
+        assert done.error.kind == "NotRunningError"
+        await rig.start()  # on what was kept
+        assert await asked_for(rig) == BEFORE
+        assert rig._controller._store.load()[1] == []
+        assert rig.replicas("new") == []
+
+    play(scene, state_dir=tmp_path)
 
 
 # Deaths of the controller.

@@ -170,12 +170,13 @@ def _progress(instance: Instance, plan: Plan) -> Iterator[None]:
 
             while not over.wait(_LOOK_S):
                 try:
-                    coming = instance.status().coming
+                    told = instance.status()
                 except HeadgateError:  # what that means is for the verb to say
                     return
+                is_done = told.state_id != plan.verb.based_on  # and what goes is waited for
                 for tag, bar in bars.items():
-                    if tag in coming:
-                        shown.update(bar, completed=coming[tag].ready)
+                    if is_done or tag in told.coming:
+                        shown.update(bar, completed=plan.starts[tag] if is_done else told.coming[tag].ready)
 
         thread = threading.Thread(target=look, name="headgate-progress", daemon=True)
         thread.start()
