@@ -28,7 +28,7 @@ from tests.leaks import RUNTIME_VARIABLE
 from tests.on_ray.cluster.guard import kill_all_in, processes_in
 from tests.support import leave_out
 
-_ROOT: Final = Path(__file__).resolve().parents[2]
+_ROOT: Final = Path(__file__).resolve().parents[3]
 _PORT: Final = 6379
 _STARTS_WITHIN_S: Final = 60.0
 _ATTEMPTS: Final = 3

@@ -25,7 +25,7 @@ def run_with(**variables: str) -> dict[str, Any]:
     """What the program finds."""
     if importlib.util.find_spec("ray") is None:
         leave_out("Ray isn't installed")
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     path = os.pathsep.join([str(root / "src"), str(root)])
     environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environ |= {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore::DeprecationWarning"} | variables

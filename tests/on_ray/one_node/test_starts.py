@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from headgate import arguments, serve
-from headgate.errors import ClusterUnreachableError, ConfigError
+from headgate.errors import ClusterUnreachableError, ConfigError, InstanceStartError
 from tests import ray_cluster
 from tests.support import wait_until
 
@@ -52,6 +52,18 @@ def settings(name: str, http_port: int = 0) -> Any:
         ssl_keyfile=None,
     )
     return msgspec.structs.replace(given, detached=True)
+
+
+def test_what_another_version_has_kept_is_told_by_an_error_of_headgate() -> None:
+    from headgate.engines.ray import records
+
+    key = records.instance_key("of-another-version")
+    records.write(key, msgspec.msgpack.encode({"settings": "as they were then"}))
+    try:
+        with pytest.raises(InstanceStartError, match="another version"):
+            serve.init("of-another-version", engine="ray", http_port=0)
+    finally:
+        records.delete_all("of-another-version")
 
 
 @pytest.mark.timeout(180)

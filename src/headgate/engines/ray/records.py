@@ -14,6 +14,7 @@ import msgspec
 from ray.experimental import internal_kv
 
 from headgate.engines.base import IngressSpec, InstanceSettings, ReplicaSpec
+from headgate.errors import InstanceStartError
 
 _NAMESPACE: Final = b"headgate"
 
@@ -93,9 +94,15 @@ def read(key: str) -> bytes | None:
 
 
 def read_as(key: str, of: type[T]) -> T | None:
-    """The record of a key; None where there is none."""
+    """The record of a key; None where there is none. Raises `InstanceStartError` for one that this version can't read."""
     value = read(key)
-    return None if value is None else msgspec.msgpack.decode(value, type=of)
+    try:
+        return None if value is None else msgspec.msgpack.decode(value, type=of)
+    except msgspec.MsgspecError as error:
+        raise InstanceStartError(
+            f"what the cluster keeps as {key!r} was written by another version of Headgate ({error}); "
+            "end that instance with the version that started it, or start this one under another name"
+        ) from error
 
 
 def write(key: str, value: bytes) -> None:
