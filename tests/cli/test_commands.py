@@ -129,3 +129,17 @@ def test_the_shell_completes_commands_instances_backends_and_endpoints(running: 
     assert completed("scale", "--name", NAME, "greet") == ["greet:v1", "greet:v2"]
     assert completed("traffic", "--name", NAME, "g") == ["greet"]
     assert completed("scale", "--name", "nobody", "greet") == []
+
+
+def test_doctor_names_what_is_wrong_and_what_helps(running: Instance) -> None:
+    running.create_endpoint("lonely", "/lonely")
+    try:
+        said = piped("doctor", *HERE)
+        shown_there = shown("doctor", *HERE, width=60)
+    finally:
+        running.delete_endpoint("lonely")
+    lines = [line.split("\t") for line in said.out.splitlines()]
+    assert ["warning", "endpoint lonely", "it has no traffic, so requests get 503", "headgate traffic lonely TAG=1"] in lines
+    assert said.status == int(any(line[0] == "problem" for line in lines))
+    assert "warning: endpoint lonely" in shown_there.out
+    assert "no instance 'cli-tset' is running" in piped("doctor", "--name", "cli-tset").err

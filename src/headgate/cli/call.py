@@ -55,7 +55,9 @@ def call(
     timeout: float | None,
     insecure: bool,
 ) -> int:
-    """Call an endpoint, and print what it answers: JSON indented on a terminal and on one line in a pipe, chunks of a stream as they come.
+    """Call an endpoint, and print what it answers.
+
+    JSON is indented on a terminal and on one line in a pipe; a stream is printed as it comes.
 
     By handle, each item is an argument: JSON, or text where it is none; name=text and name:=JSON are passed by name.
     Over HTTP, name=text and name:=JSON are fields of a JSON body, and name==text is in the query, as with httpie; -d is a body as it is,
@@ -78,7 +80,7 @@ def call(
             return _by_handle(instance, endpoint, parsed, method, shard_key, timeout)
         if route is None:
             raise click.UsageError(f"endpoint {endpoint!r} has no route, so it is not reached over HTTP; leave --http, -X, -H and -d out")
-        fields = [*map(_header, headers), *_named_headers(method, shard_key, timeout)]
+        fields = [*map(parse_header, headers), *_named_headers(method, shard_key, timeout)]
         body = _body(data, parsed.named, fields)
         url = f"{instance.http_url}{route}{'?' if parsed.query else ''}{urlencode(parsed.query)}"
         return _over_http(url, verb or ("GET" if body is None else "POST"), fields, body, timeout, insecure=insecure)
@@ -186,7 +188,8 @@ def _print_bytes(data: bytes, *, is_json: bool = False, complete: bool = True) -
     sys.stdout.buffer.flush()
 
 
-def _header(text: str) -> tuple[str, str]:
+def parse_header(text: str) -> tuple[str, str]:
+    """`Name: value`. Raises `click.BadParameter`."""
     name, colon, value = text.partition(":")
     if not colon or not name.strip():
         raise click.BadParameter(f"{text!r} is no NAME:VALUE", param_hint="--header")
@@ -210,6 +213,11 @@ def _body(data: str | None, fields: Mapping[str, Any], headers: list[tuple[str, 
 
         headers.append(("Content-Type", "application/json"))
         return json.dumps(fields).encode()
+    return read_body(data)
+
+
+def read_body(data: str | None) -> bytes | None:
+    """What `--data` says: itself, a file behind `@`, or standard input for `@-`. Raises `click.BadParameter`."""
     if data is None:
         return None
     if data == "@-":

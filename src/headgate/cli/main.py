@@ -26,9 +26,11 @@ COMMANDS: Final = {
         "status": "headgate.cli.status:status",
         "backends": "headgate.cli.backends:backends",
         "endpoints": "headgate.cli.endpoints:endpoints",
+        "doctor": "headgate.cli.doctor:doctor",
     },
     "Use": {
         "call": "headgate.cli.call:call",
+        "bench": "headgate.cli.bench:bench",
     },
     "Change": {
         "deploy": "headgate.cli.deploy:deploy",

@@ -65,14 +65,14 @@ _GAP = 2
 _FLEXIBLE_AT_LEAST = 12
 
 
-def say(text: str = "", style: str = "") -> None:
-    """Print a line, as it is."""
+def say(text: str = "", style: str = "", *, prose: bool = False) -> None:
+    """Print a line, as it is; on a terminal `prose` is broken between words."""
     if not is_terminal():
         print(text, file=to_stdout().file)  # where rich would turn tabs into blanks
         return
     from rich.text import Text
 
-    to_stdout().print(Text(text, style=style), soft_wrap=True)
+    to_stdout().print(Text(text, style=style), soft_wrap=not prose)
 
 
 def note(text: str) -> None:

@@ -67,6 +67,7 @@ def description(
         http={name: getattr(settings, name) for name in HttpSettings.__struct_fields__},
         state_id=state_id(state),
         ready=all(any(replica.state == life.READY and replica.shown for replica in by_tag.get(tag, [])) for tag in with_traffic),
+        state_dir=settings.state_dir,
     )
 
 

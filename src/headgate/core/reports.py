@@ -105,6 +105,7 @@ class Description(msgspec.Struct, frozen=True):
     coming: dict[str, Coming] = {}  # by backend, also those that a verb is about to create
     http: dict[str, Any] = {}  # how it serves HTTP: arguments of `init`
     state_id: str = ""  # another one where something else is asked for
+    state_dir: str = ""  # where it keeps its state, on the controller's machine
 
 
 class RequestCount(msgspec.Struct, frozen=True, array_like=True):

@@ -72,6 +72,15 @@ def running() -> list[InstanceRecord]:
     return [record for folder, record in found if record is not None and is_held(folder)]
 
 
+def stale() -> list[str]:
+    """The folders of instances that were killed; `sweep` removes them."""
+    base = base_folder()
+    if not _exists_safely(base):
+        return []
+    found = sorted(f"{base}/{name}" for name in os.listdir(base))
+    return [folder for folder in found if read_record(folder) is not None and not is_held(folder)]
+
+
 def read_record(folder: str) -> InstanceRecord | None:
     """What a serving instance says of itself; None where there is none."""
     try:

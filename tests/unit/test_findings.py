@@ -1,0 +1,81 @@
+"""Does the doctor find what is wrong, and say what to do?"""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from headgate.cli import findings
+from headgate.cli.findings import PROBLEM, WARNING, Machine
+from headgate.config import BackendConfig, ReplicaOptions
+from headgate.core.reports import BackendInfo, Counters, Description, EndpointInfo, Measurement, QueueDepth, RequestCount, Waiting
+
+WELL = Description(
+    name="default",
+    http_urls=("http://127.0.0.1:8000",),
+    backends={"a:v1": BackendInfo("a:v1", "f", BackendConfig(), ReplicaOptions())},
+    endpoints={"a": EndpointInfo("a", "/a", ("GET",), {"a:v1": 1.0}, {})},
+    processes=(),
+    resources={},
+    free={},
+    waiting=(),
+    ready=True,
+)
+QUIET = Measurement(Counters(), {"a:v1": 1})
+
+
+def counted(status: int, count: int) -> Measurement:
+    requests = (RequestCount("a", "a:v1", 200, 100, 1.0), RequestCount("a", "a:v1", status, count, 1.0))
+    return msgspec.structs.replace(QUIET, counters=Counters(requests))
+
+
+def test_where_all_is_well_there_is_nothing_to_say() -> None:
+    assert findings.of_instance(WELL, QUIET) == []
+    assert findings.of_machine(Machine()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "measured", "level", "said"),
+    [
+        (
+            {"backends": {"a:v1": msgspec.structs.replace(WELL.backends["a:v1"], state="unhealthy", reason="Traceback\nKeyError")}},
+            QUIET,
+            PROBLEM,
+            "KeyError",
+        ),
+        ({"waiting": (Waiting("a:v1", 2, "asks for CPU 4, CPU 1 is free", 9.0),)}, QUIET, PROBLEM, "2 replicas wait for room"),
+        ({"http_urls": ("http://10.0.0.1:8000",)}, QUIET, WARNING, "no password"),
+        ({}, counted(503, 5), WARNING, "5 of 105 requests were refused"),
+        ({}, counted(504, 5), WARNING, "ran out of time"),
+        ({}, counted(502, 5), PROBLEM, "were lost"),
+        ({}, counted(500, 5), PROBLEM, "failed in its code"),
+        ({}, msgspec.structs.replace(QUIET, replica_deaths={"a:v1": 4}), WARNING, "have died 4 times"),
+        ({}, msgspec.structs.replace(QUIET, counters=Counters(queues=(QueueDepth("a:v1", 700, 701),))), WARNING, "700 requests wait"),
+    ],
+)
+def test_what_an_instance_suffers_from_is_found(changes: dict[str, object], measured: Measurement, level: str, said: str) -> None:
+    [finding] = findings.of_instance(msgspec.structs.replace(WELL, **changes), measured)
+    assert finding.level == level
+    assert said in finding.what
+    assert finding.do
+
+
+def test_what_leads_nowhere_is_found() -> None:
+    lonely = msgspec.structs.replace(WELL, endpoints={"a": msgspec.structs.replace(WELL.endpoints["a"], traffic={})})
+    assert {finding.subject for finding in findings.of_instance(lonely, QUIET)} == {"endpoint a", "backend a:v1"}
+
+
+@pytest.mark.parametrize(
+    ("machine", "subject"),
+    [
+        (Machine(open_files_limit=1024), "open files"),
+        (Machine(memory_bytes=100, memory_available_bytes=5), "memory"),
+        (Machine(state_dir="/x", disk_bytes=100, disk_free_bytes=1), "disk"),
+        (Machine(kernel=(4, 18)), "kernel"),
+        (Machine(python=(3, 9)), "Python"),
+        (Machine(stale_folders=("/tmp/headgate-0/old",)), "runtime folder"),
+    ],
+)
+def test_what_a_machine_lacks_is_found(machine: Machine, subject: str) -> None:
+    [finding] = findings.of_machine(machine)
+    assert finding.subject == subject
