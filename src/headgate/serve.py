@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from headgate.core.reports import BackendInfo, Description, EndpointInfo, Measurement
     from headgate.declaring import Source
     from headgate.engines.base import Starter
+    from headgate.replica import metrics
     from headgate.replica.definition import accept_batch
     from headgate.replica.request import Request
     from headgate.replica.response import Response
@@ -72,6 +73,7 @@ __all__ = [
     "list_backends",
     "list_endpoints",
     "list_instances",
+    "metrics",
     "plan",
     "set_traffic",
     "shadow_traffic",
@@ -282,7 +284,7 @@ class Instance:
         return msgspec.msgpack.decode(self._verb(Describe()), type=Description)
 
     def stat(self) -> Measurement:
-        """What all routers have counted since they started, added up: requests by endpoint, backend and status, and queues."""
+        """What all processes have counted, added up, also those that have ended: what `/-/metrics` shows, as a record."""
         import msgspec
 
         from headgate.core.messages import Measure
@@ -854,6 +856,7 @@ _LAZY: Final = {
     "context": "headgate.router.context",
     "get": "headgate.router.handle",
     "Handle": "headgate.router.handle",
+    "metrics": "headgate.replica.metrics",
     "Reply": "headgate.router.handle",
     "Request": "headgate.replica.request",
     "Response": "headgate.replica.response",
@@ -864,7 +867,8 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         # With a `name` and no `obj`, Python adds no hint of its own to this one.
         raise AttributeError(f"module 'headgate.serve' has no attribute {name!r}{suggest(name, __all__)}", name=name)
-    value = getattr(importlib.import_module(_LAZY[name]), name)
+    module = importlib.import_module(_LAZY[name])
+    value = module if name == "metrics" else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 
+from headgate import usage
 from headgate.controller.fleet import Replica
 from headgate.core import replica_life as life
 from headgate.core.declared import HttpSettings, code_of
 from headgate.core.desired import Backend, Fault, State, state_id
 from headgate.core.reports import BackendInfo, Coming, Description, EndpointInfo, ProcessInfo, ReplicaStatus, Waiting
 from headgate.engines.base import InstanceSettings, Running
-
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def description(
@@ -102,9 +101,4 @@ def _coming(replicas: list[Replica]) -> Coming:
 def _process(role: str, id: str, pid: int, node: str = "", *, is_here: bool = True) -> ProcessInfo:
     if not is_here:
         return ProcessInfo(role, id, pid, node=node)
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            rss = int(file.read().split()[1]) * _PAGE_BYTES
-    except OSError:  # it has just ended
-        rss = 0
-    return ProcessInfo(role, id, pid, rss, node)
+    return ProcessInfo(role, id, pid, usage.of(pid).rss_bytes, node)
