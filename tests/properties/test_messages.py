@@ -31,6 +31,14 @@ VERBS: list[m.Verb] = [
     m.DeleteEndpoint("e"),
     m.SetTraffic("e", {"b": 0.5, "c": 0.5}),
     m.ShadowTraffic("e", "b", 0.25),
+    m.Deploy(
+        (
+            m.DeployedBackend("b", DEFINITION, BackendConfig(), ReplicaOptions()),
+            m.DeployedBackend("c", None, BackendConfig(), ReplicaOptions()),
+        ),
+        (m.EndpointEntry("e", "/e", ("GET",), {"b": 1.0}),),
+        "id",
+    ),
     m.Describe(),
     m.Measure(),
     m.CompareInit({"http_port": 0, "resources": {"CPU": 1}}),

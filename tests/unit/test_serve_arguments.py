@@ -109,6 +109,9 @@ CALLS_WITHOUT_INSTANCE = {
     "delete_endpoint": lambda: serve.delete_endpoint("e"),
     "set_traffic": lambda: serve.set_traffic("e", {"t": 1.0}),
     "shadow_traffic": lambda: serve.shadow_traffic("e", "t", 0.5),
+    "plan": lambda: serve.plan({}),
+    "deploy": lambda: serve.deploy({}),
+    "get_declared": serve.get_declared,
     "get_handle": lambda: serve.get_handle("e"),
     "shutdown": serve.shutdown,
 }

@@ -28,7 +28,9 @@ REPLICAS: Final = (
 @click.argument("tag", required=False, shell_complete=completing.backends)
 @click.option("--json", "in_json", is_flag=True, help="All that is known, as JSON.")
 def backends(where: Where, tag: str | None, in_json: bool) -> None:
-    """List backends, or show one: its replicas, what was configured, and why it isn't ready, with the last traceback.
+    """List backends, or show one with its replicas.
+
+    Of one backend it shows what was configured, too, and why it isn't ready, with the last traceback.
 
     In a pipe each line is a record, its fields separated by tabs: of a list backends, of one backend its replicas.
 

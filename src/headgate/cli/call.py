@@ -55,7 +55,9 @@ def call(
     timeout: float | None,
     insecure: bool,
 ) -> int:
-    """Call an endpoint, and print what it answers: JSON indented on a terminal and on one line in a pipe, chunks of a stream as they come.
+    """Call an endpoint, and print what it answers.
+
+    JSON is indented on a terminal and on one line in a pipe; a stream is printed as it comes.
 
     By handle, each item is an argument: JSON, or text where it is none; name=text and name:=JSON are passed by name.
     Over HTTP, name=text and name:=JSON are fields of a JSON body, and name==text is in the query, as with httpie; -d is a body as it is,

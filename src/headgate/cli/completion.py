@@ -12,7 +12,9 @@ SHELLS = ("bash", "zsh", "fish")
 @click.command
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
-    """Print what has a shell complete commands, options, and the names of instances, backends and endpoints that run.
+    """Print what makes a shell complete what you type.
+
+    Commands, options, and the names of instances, and of backends and endpoints of the instance that runs.
 
     \b
     Examples:

@@ -30,7 +30,7 @@ from headgate.controller.restarts import Restarts
 from headgate.controller.rollout import Rollouts
 from headgate.controller.routers import Routers
 from headgate.controller.server import Connection, ControlServer
-from headgate.controller.store import Pending, Store
+from headgate.controller.store import Pending, PendingDeployment, Store
 from headgate.controller.tasks import Changes, Tasks
 from headgate.controller.verbs import Question, Verbs
 from headgate.controller.waiting import WaitsForRoom
@@ -237,24 +237,25 @@ class Controller:
 
     # Adoption.
 
-    def _adopt(self, running: list[Running], pending: list[Pending]) -> None:
+    def _adopt(self, running: list[Running], pending: list[Pending | PendingDeployment]) -> None:
         """Match what runs with what is asked for; go on with the verbs that were under way, or forget them."""
         by_generation: dict[tuple[str, int], list[Running]] = {}
         for found in running:
             if isinstance(found.spec, ReplicaSpec) and found.state != life.DRAINING:
                 by_generation.setdefault((found.spec.backend, found.spec.generation), []).append(found)
-        carried: list[tuple[Pending, list[Replica]]] = []
+        carried: list[tuple[Pending | PendingDeployment, list[Replica]]] = []
         for verb in pending:
-            found_of_it = by_generation.get((verb.backend.tag, verb.backend.generation), [])
-            if verb.kind == "configure":  # its replicas are those beyond what was wanted before
-                old = self._verbs.state.backends.get(verb.backend.tag)
-                wanted = old.config.num_replicas if old is not None else 0
-                found_of_it.sort(key=lambda found: found.state == life.STARTING)
-                found_of_it = found_of_it[wanted:]
+            configs = {(backend.tag, backend.generation): backend.config for backend in verb.backends}
+            found_of_it = [found for backend in verb.backends for found in self._begun_for(backend, by_generation)]
             if not found_of_it and (self._closing or not running or not self._in_a_gap(verb, by_generation)):
                 self._store.forget(verb.id)
                 continue
-            carried.append((verb, [self._fleet.adopt(found, held=True, config=verb.backend.config) for found in found_of_it]))
+            replicas = []
+            for found in found_of_it:
+                assert isinstance(found.spec, ReplicaSpec)
+                config = configs[found.spec.backend, found.spec.generation]
+                replicas.append(self._fleet.adopt(found, held=True, config=config))
+            carried.append((verb, replicas))
         for found in running:
             if isinstance(found.spec, ReplicaSpec) and self._fleet.get(found.id) is None:
                 replica = self._fleet.adopt(found, held=False, config=self._config_of(found.spec))
@@ -278,8 +279,20 @@ class Controller:
         self._ingresses.start([found for found in running if found.role == "ingress"])
         self._reconcile()
 
-    def _in_a_gap(self, verb: Pending, running: dict[tuple[str, int], list[Running]]) -> bool:
+    def _begun_for(self, backend: Backend, running: dict[tuple[str, int], list[Running]]) -> list[Running]:
+        """The replicas that a verb has started so that this backend can take the place of the one under its tag."""
+        found = running.get((backend.tag, backend.generation), [])
+        old = self._verbs.state.backends.get(backend.tag)
+        if old is None or old.generation != backend.generation:
+            return found
+        if backend.config.num_replicas <= old.config.num_replicas:
+            return []
+        return sorted(found, key=lambda each: each.state == life.STARTING)[old.config.num_replicas :]  # those beyond what was wanted before
+
+    def _in_a_gap(self, verb: Pending | PendingDeployment, running: dict[tuple[str, int], list[Running]]) -> bool:
         """Whether old replicas of a backend have made room already for those of an update."""
+        if isinstance(verb, PendingDeployment):  # it starts all beside the old
+            return False
         old = self._verbs.state.backends.get(verb.backend.tag)
         return verb.kind == "update" and old is not None and len(running.get((old.tag, old.generation), [])) < old.config.num_replicas
 

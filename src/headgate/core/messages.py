@@ -163,6 +163,23 @@ class ShadowTraffic(msgspec.Struct, frozen=True, tag="shadow_traffic"):
     proportion: float
 
 
+class DeployedBackend(msgspec.Struct, frozen=True):
+    """A backend as it is to be. Without a `definition` its code stays; where its options change it gets new replicas all the same."""
+
+    tag: str
+    definition: Definition | None
+    config: BackendConfig
+    options: ReplicaOptions
+
+
+class Deploy(msgspec.Struct, frozen=True, tag="deploy"):
+    """All that is asked for becomes this, at once. What isn't among it is deleted."""
+
+    backends: tuple[DeployedBackend, ...]
+    endpoints: tuple[EndpointEntry, ...]
+    based_on: str  # `state_id` of the state that it was planned for: where that is no longer the state, it is refused
+
+
 class Describe(msgspec.Struct, frozen=True, tag="describe"):
     """Asks for a `Description`: what is asked for, what runs, and why not."""
 
@@ -190,6 +207,7 @@ Verb = (
     | DeleteEndpoint
     | SetTraffic
     | ShadowTraffic
+    | Deploy
     | Describe
     | Measure
     | CompareInit

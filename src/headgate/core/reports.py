@@ -5,12 +5,13 @@ What `serve.status()` and `serve.stat()` return.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from headgate.config import BackendConfig, ReplicaOptions
 from headgate.core.histograms import Histogram
+from headgate.core.specs import Code
 
 
 class ReplicaStatus(msgspec.Struct, frozen=True):
@@ -34,6 +35,14 @@ class BackendInfo(msgspec.Struct, frozen=True):
     reason: str = ""  # why it is not ready, with the last traceback
     replicas: tuple[ReplicaStatus, ...] = ()
     methods: tuple[str, ...] = ()
+    code: Code = Code()  # as a file names it
+
+
+class Coming(msgspec.Struct, frozen=True):
+    """Replicas that a verb under way starts before it counts: so many, of which so many are ready."""
+
+    replicas: int
+    ready: int
 
 
 class EndpointInfo(msgspec.Struct, frozen=True):
@@ -94,6 +103,9 @@ class Description(msgspec.Struct, frozen=True):
     free: dict[str, float]
     waiting: tuple[Waiting, ...]  # for room: also replicas of backends that a verb is about to create or to change
     ready: bool  # every backend with traffic has a ready replica
+    coming: dict[str, Coming] = {}  # by backend, also those that a verb is about to create
+    http: dict[str, Any] = {}  # how it serves HTTP: arguments of `init`
+    state_id: str = ""  # another one where something else is asked for
     log_dir: str = ""  # where its processes have files; empty: they write to a terminal, or where Ray has it
     state_dir: str = ""  # where it keeps its state, on the controller's machine
 
