@@ -24,7 +24,7 @@ _LOOK_S: Final = 0.25
 _TERMINATED: Final = 128 + signal.SIGTERM
 
 
-@click.command(cls=init_options.InitCommand, context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+@click.command(cls=init_options.InitCommand, context_settings={"allow_interspersed_args": False})
 @on_instance
 @click.option("--reload", is_flag=True, help="When a file changes, set it up anew; the old code serves until the new is ready.")
 @click.option(
@@ -165,9 +165,13 @@ def _until_told(instance: Instance, work: Callable[[], int]) -> int:
 
 
 def _drain(instance: Instance, again: str) -> int:
+    from headgate.errors import NotRunningError
+
     try:
         output.note(f"draining; {again} again ends it at once")
         instance.shutdown()
+    except NotRunningError:
+        pass  # others were faster
     except KeyboardInterrupt:
         instance.abandon()
         raise
