@@ -158,6 +158,15 @@ class Instance:
         connection.close()
         _let_sigterm_be()
 
+    def abandon(self) -> None:
+        """What a second Ctrl-C does: have an instance that this process has started end with it, at once, whatever it was doing.
+
+        Nothing is finished, nor waited for, also not by the exit of the interpreter.
+        """
+        self._closed = True
+        if self._starter is not None and self._owned:
+            self._starter.abandon(self._connection.way)
+
     def create_backend(
         self,
         tag: str,
@@ -502,10 +511,7 @@ class Instance:
             try:
                 self.shutdown()
             except KeyboardInterrupt:
-                # The exit of the interpreter must not wait once more.
-                self._closed = True
-                if self._starter is not None:
-                    self._starter.abandon(self._connection.way)
+                self.abandon()
                 raise
         self._closed = True
         from headgate.router import connections

@@ -17,7 +17,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 import headgate
+from headgate.cli.main import run
 
 NAME = "cli-test"
 COMMAND = (sys.executable, "-m", "headgate")
@@ -44,6 +47,13 @@ def piped(*arguments: str, stdin: str = "", cwd: str | Path | None = None, **ext
         [*COMMAND, *arguments], env=environment(extra), input=stdin, capture_output=True, text=True, check=False, timeout=60, cwd=cwd
     )
     return Said(done.returncode, done.stdout, done.stderr)
+
+
+def here(capsys: pytest.CaptureFixture[str], *arguments: str) -> Said:
+    """What it comes to in this process, whose output is no terminal: quick, where no signal, input or exit matters."""
+    capsys.readouterr()
+    status = run(arguments)
+    return Said(status, *capsys.readouterr())
 
 
 class Terminal:

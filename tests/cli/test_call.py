@@ -11,7 +11,7 @@ import pytest
 from headgate import serve
 from headgate.cli.call import parse_items
 from headgate.serve import Instance
-from tests.cli.console import piped, shown
+from tests.cli.console import here, piped, shown
 
 pytestmark = pytest.mark.local_engine("the commands find instances of this machine")
 
@@ -93,7 +93,7 @@ def test_what_fails_is_said_and_exits_with_1(called: Instance) -> None:
     assert "500" in said.err
 
 
-def test_what_is_wrong_is_said_before_anything_is_sent(called: Instance) -> None:
+def test_what_is_wrong_is_said_before_anything_is_sent(called: Instance, capsys: pytest.CaptureFixture[str]) -> None:
     for given, why in (
         (["echo", "[1"], "no JSON"),
         (["echo", "x:=1."], "no JSON"),
@@ -101,7 +101,7 @@ def test_what_is_wrong_is_said_before_anything_is_sent(called: Instance) -> None
         (["echo", "-d", "x", "y=1"], "-d is the whole body"),
         (["echo", "-H", "x"], "NAME:VALUE"),
     ):
-        said = piped("call", *HERE, *given)
+        said = here(capsys, "call", *HERE, *given)
         assert said.status == 2
         assert why in said.err
-    assert "did you mean 'echo'?" in piped("call", *HERE, "eco").err
+    assert "did you mean 'echo'?" in here(capsys, "call", *HERE, "eco").err

@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+from headgate import serve
+from headgate.errors import ConfigError, NotRunningError
 from headgate.serve import Instance
-from tests.cli.console import NAME, on_terminal, piped, shown
+from tests.cli.console import NAME, here, on_terminal, piped, shown
 
 pytestmark = pytest.mark.local_engine("the commands find instances of this machine")
 
@@ -71,8 +73,8 @@ def test_an_endpoint_is_shown_with_its_url(running: Instance) -> None:
     assert f"url: {running.http_url}/greet" in shown("endpoints", "greet", *HERE).out
 
 
-def test_traffic_is_shown_and_set(running: Instance) -> None:
-    said = piped("traffic", *HERE, "greet", "greet:v1=25%", "greet:v2=0.75")
+def test_traffic_is_shown_and_set(running: Instance, capsys: pytest.CaptureFixture[str]) -> None:
+    said = here(capsys, "traffic", *HERE, "greet", "greet:v1=25%", "greet:v2=0.75")
     assert (said.status, said.out) == (0, "greet:v1\t0.25\tready\ngreet:v2\t0.75\tready\n")
     assert running.list_endpoints()["greet"].traffic == {"greet:v1": 0.25, "greet:v2": 0.75}
     assert "greet:v2" in shown("traffic", "greet", *HERE).out
@@ -87,33 +89,37 @@ def test_traffic_is_shown_and_set(running: Instance) -> None:
         (["greet:v3=1"], 1, "did you mean"),
     ],
 )
-def test_weights_that_are_wrong_change_nothing(running: Instance, weights: list[str], status: int, why: str) -> None:
+def test_weights_that_are_wrong_change_nothing(
+    running: Instance, weights: list[str], status: int, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = running.list_endpoints()["greet"].traffic
-    said = piped("traffic", *HERE, "greet", *weights)
+    said = here(capsys, "traffic", *HERE, "greet", *weights)
     assert said.status == status
     assert why in said.err
     assert running.list_endpoints()["greet"].traffic == before
 
 
-def test_a_backend_is_scaled(running: Instance) -> None:
-    assert piped("scale", *HERE, "greet:v2", "2").out == "greet:v2: 1 -> 2 replicas\n"
+def test_a_backend_is_scaled(running: Instance, capsys: pytest.CaptureFixture[str]) -> None:
+    assert here(capsys, "scale", *HERE, "greet:v2", "2").out == "greet:v2: 1 -> 2 replicas\n"
     assert len(running.list_backends()["greet:v2"].replicas) == 2
-    assert piped("scale", *HERE, "greet:v2", "1").status == 0
+    assert here(capsys, "scale", *HERE, "greet:v2", "1").status == 0
 
 
-def test_a_wrong_name_is_told_the_nearest(running: Instance) -> None:
-    said = piped("scale", *HERE, "gret:v2", "2")
+def test_a_wrong_name_is_told_the_nearest(running: Instance, capsys: pytest.CaptureFixture[str]) -> None:
+    said = here(capsys, "scale", *HERE, "gret:v2", "2")
     assert (said.status, said.out) == (1, "")
     assert "there is no backend 'gret:v2'; did you mean 'greet:v2'?" in said.err
-    assert "did you mean 'greet'?" in piped("traffic", *HERE, "gret").err
-    assert piped("scale", *HERE, "greet:v2", "0").status == 2
-    assert "did you mean 'status'?" in piped("statsu").err
-    assert "--watch" in piped("status", "--wath").err
+    assert "did you mean 'greet'?" in here(capsys, "traffic", *HERE, "gret").err
+    assert here(capsys, "scale", *HERE, "greet:v2", "0").status == 2
+    assert "did you mean 'status'?" in here(capsys, "statsu").err
+    assert "--watch" in here(capsys, "status", "--wath").err
 
 
-def test_a_command_that_needs_an_instance_starts_none_and_names_those_that_run(running: Instance) -> None:
+def test_a_command_that_needs_an_instance_starts_none_and_names_those_that_run(
+    running: Instance, capsys: pytest.CaptureFixture[str]
+) -> None:
     for command in (["status"], ["shutdown"], ["scale", "x", "2"], ["traffic", "greet"]):
-        said = piped(*command, "--name", "cli-tset")
+        said = here(capsys, *command, "--name", "cli-tset")
         assert said.status == 1
         assert f"no instance 'cli-tset' is running; there is {NAME!r}" in said.err
 
@@ -143,3 +149,15 @@ def test_doctor_names_what_is_wrong_and_what_helps(running: Instance) -> None:
     assert said.status == int(any(line[0] == "problem" for line in lines))
     assert "warning: endpoint lonely" in shown_there.out
     assert "no instance 'cli-tset' is running" in piped("doctor", "--name", "cli-tset").err
+
+
+def test_connect_and_list_instances_start_nothing(running: Instance) -> None:
+    assert serve.list_instances() == [NAME]
+    with serve.connect(NAME) as other:
+        assert other.http_url == running.http_url
+    assert running.ended == ""  # to leave it only disconnects
+    with pytest.raises(NotRunningError, match=f"no instance 'default' is running; there is '{NAME}'"):
+        serve.connect()
+    with pytest.raises(ConfigError, match="unknown"):
+        serve.connect(engine="locl")
+    assert serve.list_instances() == [NAME]

@@ -38,6 +38,20 @@ if __name__ == "__main__":
     setup()
 """
 
+SLOW = """
+import time
+from headgate import serve
+
+def slow():
+    print("called", flush=True)
+    time.sleep(1000)
+
+serve.init()
+serve.create_backend("slow", slow, config={"graceful_shutdown_timeout": 1000})
+serve.create_endpoint("slow", backend="slow")
+serve.get_handle("slow").remote()
+"""
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -79,6 +93,17 @@ def test_sigterm_drains_and_an_end_by_others_ends_run(folder: Path) -> None:
             else:
                 assert piped("shutdown", "--name", "cli-run").status == 0
             assert process.wait(30) == 0
+
+
+def test_a_second_ctrl_c_ends_everything_at_once(folder: Path) -> None:
+    folder.joinpath("slow.py").write_text(SLOW)
+    with on_terminal("run", "--name", "cli-run", "--http-port", "0", "slow.py", cwd=folder) as terminal:
+        terminal.until("called")  # which takes longer than the test may
+        terminal.press("\x03")
+        terminal.until("draining")
+        terminal.press("\x03")
+        assert terminal.end().status == 130
+    assert "cli-run" not in serve.list_instances()
 
 
 def test_a_target_that_fails_leaves_nothing_running_and_exits_with_1(folder: Path) -> None:

@@ -8,7 +8,17 @@ import pytest
 from headgate.cli import findings
 from headgate.cli.findings import PROBLEM, WARNING, Machine
 from headgate.config import BackendConfig, ReplicaOptions
-from headgate.core.reports import BackendInfo, Counters, Description, EndpointInfo, Measurement, QueueDepth, RequestCount, Waiting
+from headgate.core.reports import (
+    BackendInfo,
+    Counters,
+    Description,
+    EndpointInfo,
+    Measurement,
+    QueueDepth,
+    ReplicaStatus,
+    RequestCount,
+    Waiting,
+)
 
 WELL = Description(
     name="default",
@@ -42,6 +52,12 @@ def test_where_all_is_well_there_is_nothing_to_say() -> None:
             QUIET,
             PROBLEM,
             "KeyError",
+        ),
+        (
+            {"backends": {"a:v1": msgspec.structs.replace(WELL.backends["a:v1"], replicas=(ReplicaStatus("1", "starting", 7, (), 99.0),))}},
+            QUIET,
+            WARNING,
+            "(pid 7) has been starting for 99 s",
         ),
         ({"waiting": (Waiting("a:v1", 2, "asks for CPU 4, CPU 1 is free", 9.0),)}, QUIET, PROBLEM, "2 replicas wait for room"),
         ({"http_urls": ("http://10.0.0.1:8000",)}, QUIET, WARNING, "no password"),

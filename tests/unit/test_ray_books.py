@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("ray", reason="Ray isn't installed")
 
 from headgate.config import ReplicaOptions
-from headgate.engines.ray import autoscaler, cluster, placement
+from headgate.engines.ray import autoscaler, cluster, placement, records
 from headgate.engines.ray.cluster import Cluster, Seen
 from headgate.scheduling import LabelMatch, NodeAffinity, NodeLabels
 from tests.controller.rig import settings_in
@@ -215,3 +215,9 @@ def test_an_autoscaler_of_the_second_version_is_told_by_groups_of_nodes() -> Non
     assert autoscaler._tells_of_groups(status(3, "workers"))
     assert not autoscaler._tells_of_groups(status(3, ""))
     assert not autoscaler._tells_of_groups(status(0, "workers"))
+
+
+def test_instances_are_listed_by_their_records_whatever_is_in_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [records.instance_key("b"), records.instance_key("a/instance"), records.state_key("b"), records.spec_key("c", "instance")]
+    monkeypatch.setattr("ray.experimental.internal_kv._internal_kv_list", lambda prefix, namespace: [key.encode() for key in keys])
+    assert records.names() == ["a/instance", "b"]

@@ -14,6 +14,7 @@ _LITTLE_MEMORY = 0.1
 _LITTLE_DISK = 0.05
 _RESTARTS_PER_REPLICA = 3
 _SHED_SHARE = 0.01
+_LONG_S = 60.0
 _OLDEST_KERNEL = (5, 3)
 """The first that has pidfd_open, by which processes see each other's end."""
 
@@ -45,7 +46,7 @@ def of_instance(description: Description, measured: Measurement) -> list[Finding
     """What its own reports show."""
     found: list[Finding] = []
     for backend in description.backends.values():
-        found += _of_backend(backend, description, measured)
+        found += _of_backend(backend, measured)
     for waiting in description.waiting:
         found.append(
             Finding(
@@ -76,7 +77,7 @@ def of_instance(description: Description, measured: Measurement) -> list[Finding
     return found
 
 
-def _of_backend(backend: BackendInfo, description: Description, measured: Measurement) -> list[Finding]:
+def _of_backend(backend: BackendInfo, measured: Measurement) -> list[Finding]:
     subject, found = f"backend {backend.tag}", []
     if backend.state == "unhealthy":
         why = backend.reason.strip() or "its replicas don't run"
@@ -93,6 +94,10 @@ def _of_backend(backend: BackendInfo, description: Description, measured: Measur
                 "look into the log for what they die of: memory (dmesg shows what the kernel killed), or calls longer than request_timeout",
             )
         )
+    slow = [replica for replica in backend.replicas if replica.state != "ready" and replica.since_s > _LONG_S]
+    for replica in slow:
+        what = f"its replica {replica.id} (pid {replica.pid}) has been {replica.state} for {replica.since_s:.0f} s"
+        found.append(Finding(WARNING, subject, what, f"see what it does: py-spy dump --pid {replica.pid}"))
     counts = [count for count in measured.counters.requests if count.backend == backend.tag]
     total = sum(count.count for count in counts)
     for status, what, do in (

@@ -50,6 +50,9 @@ FAILED: Final = 1
 USAGE: Final = 2
 INTERRUPTED: Final = 130
 
+_WHOLE: Final = 200
+"""No first sentence of a command is longer: it is broken into lines rather than cut."""
+
 
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are looked at."""
@@ -80,13 +83,12 @@ class LazyGroup(click.Group):
         width = max(map(len, self.list_commands(ctx)))
         for heading, names in COMMANDS.items():
             commands = [(name, self.get_command(ctx, name)) for name in names]
-            limit = formatter.width - width - 6
-            rows = [(name.ljust(width), command.get_short_help_str(limit)) for name, command in commands if command is not None]
+            rows = [(name.ljust(width), command.get_short_help_str(_WHOLE)) for name, command in commands if command is not None]
             with formatter.section(heading):
                 formatter.write_dl(rows)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=False)
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="headgate", message="headgate %(version)s")
 def headgate() -> None:
     """Serve Python functions and models over HTTP and to Python callers.
@@ -121,6 +123,11 @@ def run(arguments: Sequence[str]) -> int:
         if not isinstance(error, HeadgateError):
             raise
         complain(str(error))
+        traceback = getattr(error, "remote_traceback", "")
+        if traceback and traceback not in str(error):
+            from headgate.cli.output import note
+
+            note(traceback.rstrip())
         return FAILED
 
 

@@ -24,7 +24,7 @@ _LOOK_S: Final = 0.25
 _TERMINATED: Final = 128 + signal.SIGTERM
 
 
-@click.command(cls=init_options.InitCommand, context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+@click.command(cls=init_options.InitCommand, context_settings={"allow_interspersed_args": False})
 @on_instance
 @click.option("--reload", is_flag=True, help="When a file changes, set it up anew; the old code serves until the new is ready.")
 @click.option(
@@ -55,13 +55,17 @@ def run(where: Where, target: str, arguments: tuple[str, ...], reload: bool, wat
 
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # a file that changes twice in a second may look the same to what was compiled
         with _started(where, given) as instance, Reloader(instance, where, parsed, arguments, watched) as reloader:
-            return _serve(instance, reloader.step)
-    with _started(where, given) as instance:
+            return _until_told(instance, lambda: _serve(instance, reloader.step))
+
+    def set_up_and_serve() -> int:
         status = _set_up(where, parsed, arguments)
         if status != 0 or instance.ended:
             return status
         _say_what_serves(instance)
         return _serve(instance, lambda: time.sleep(_LOOK_S))
+
+    with _started(where, given) as instance:
+        return _until_told(instance, set_up_and_serve)
 
 
 @click.command(cls=init_options.InitCommand, context_settings={"allow_interspersed_args": False})
@@ -131,8 +135,7 @@ def _set_up(where: Where, target: Target, arguments: tuple[str, ...]) -> int:
         perform(target, arguments)
     except SystemExit as asked:
         if asked.code == _TERMINATED:
-            output.note("draining; SIGTERM again ends it at once")
-            return 0
+            raise
         if isinstance(asked.code, str):
             output.note(asked.code)
         return asked.code if isinstance(asked.code, int) else int(asked.code is not None)
@@ -149,19 +152,36 @@ def _set_up(where: Where, target: Target, arguments: tuple[str, ...]) -> int:
     return 0
 
 
-def _serve(instance: Instance, step: Callable[[], object]) -> int:
-    """Do that until the instance ends, or this process is told to."""
+def _until_told(instance: Instance, work: Callable[[], int]) -> int:
+    """Do that until it ends, or this process is told to: then what was admitted is finished first."""
     try:
-        while not instance.ended:
-            step()
+        return work()
     except KeyboardInterrupt:
-        output.note("draining; Ctrl-C again ends it at once")
-        return 0
+        return _drain(instance, "Ctrl-C")
     except SystemExit as asked:
         if asked.code != _TERMINATED:
             raise
-        output.note("draining; SIGTERM again ends it at once")
-        return 0
+        return _drain(instance, "SIGTERM")
+
+
+def _drain(instance: Instance, again: str) -> int:
+    from headgate.errors import NotRunningError
+
+    try:
+        output.note(f"draining; {again} again ends it at once")
+        instance.shutdown()
+    except NotRunningError:
+        pass  # others were faster
+    except KeyboardInterrupt:
+        instance.abandon()
+        raise
+    return 0
+
+
+def _serve(instance: Instance, step: Callable[[], object]) -> int:
+    """Do that until the instance ends."""
+    while not instance.ended:
+        step()
     output.note(f"{instance.name} {instance.ended}")
     return 0 if instance.ended == "was shut down" else 1
 

@@ -75,10 +75,8 @@ def burial_key(name: str) -> str:
 
 def names() -> list[str]:
     """Of all instances of which something is kept, in their order."""
-    end = instance_key("").encode()
-    return sorted(
-        unquote(key.removesuffix(end).decode()) for key in internal_kv._internal_kv_list(b"", namespace=_NAMESPACE) if key.endswith(end)
-    )
+    keys = [key.decode().split("/") for key in internal_kv._internal_kv_list(b"", namespace=_NAMESPACE)]
+    return sorted(unquote(folder) for folder, *rest in keys if rest == ["instance"])
 
 
 def ids(name: str) -> set[str]:
