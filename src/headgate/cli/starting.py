@@ -95,10 +95,8 @@ def start(where: Where, target: str | None, arguments: tuple[str, ...], **values
         instance.shutdown()
         return status
     _say_what_serves(instance)
-    if where.engine == "local":
-        from headgate.engines.local.folders import folder_for
-
-        output.say(f"its log: {os.path.abspath(given.get('state_dir') or folder_for(where.name))}/log")
+    if log_dir := instance.status().log_dir:
+        output.say(f"its log: {log_dir}")
     return 0
 
 
