@@ -29,6 +29,7 @@ CONTENDERS = {
     for contender in (
         Contender("headgate", "Headgate", "headgate", "headgate_server"),
         Contender("headgate-ray", "Headgate on a Ray cluster", "headgate", "headgate_server", variables=RAY, options={"ray": 1}),
+        Contender("headgate-uncounted", "Headgate that counts nothing", "headgate", "uncounted_server"),
         Contender("ceiling", "the same path without features", "headgate", "ceiling"),
         Contender("mosec", "mosec", "mosec", "mosec_server", "/inference"),
         Contender("litserve", "LitServe", "litserve", "litserve_server", "/predict"),

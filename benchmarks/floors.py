@@ -57,6 +57,7 @@ def _work_1() -> list[Floor]:
 
 FLOORS = (
     *_work_1(),
+    Floor(1, "64 connections", "requests/s", at_least=0.95, against=("headgate-uncounted",)),  # what metrics, logs and ids may cost
     Floor(1, "1 connection", "p50", at_most=1.1, against=("mosec",)),
     Floor(2, "64 connections", "requests/s", at_least=1.3, against=("mosec",)),
     Floor(3, "10 KB", "requests/s", at_least=2, against=("mosec",)),

@@ -24,6 +24,7 @@ def measure(session: Session) -> None:
     names = session.choose(
         "headgate",
         "headgate-ray",
+        "headgate-uncounted",
         "ceiling",
         "mosec",
         "ray-serve-fast",

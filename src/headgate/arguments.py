@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from headgate.errors import ConfigError, InvalidTypeError, InvalidValueError
 
 if TYPE_CHECKING:
-    from headgate.core.specs import InstanceSettings
+    from headgate.core.specs import Code, InstanceSettings
 
 
 def settings(
@@ -162,6 +162,26 @@ def methods(given: object) -> tuple[str, ...]:
     if not isinstance(given, list | tuple | set | frozenset):
         raise InvalidTypeError(f"methods must be a list of HTTP methods such as ['GET'], got {type(given).__name__}: {given!r}")
     return tuple([text("an HTTP method", method) for method in given])
+
+
+def tags(what: str, given: object) -> tuple[str, ...]:
+    """Backends, by their tags."""
+    if isinstance(given, str) or not isinstance(given, Collection):
+        raise InvalidTypeError(f"{what} must be a list of backend tags, got {type(given).__name__}: {given!r}")
+    return tuple([text("a backend tag", tag) for tag in given])
+
+
+def code_by_value(import_path: str, running: Code | None, *, updated: bool) -> Code:
+    """The code of a backend that a file names by value: what runs, or nothing can be done. Raises `ConfigError`."""
+    if running is None or running.import_path != import_path:
+        found = "doesn't run here" if running is None else f"runs {running.import_path!r} here"
+        raise ConfigError(
+            f"import_path {import_path!r} is code that only the instance has which printed it, and the backend {found}; "
+            "give 'module:name', or create the backend by create_backend"
+        )
+    if updated:
+        raise ConfigError("its code can't be replaced by a file that has it by value; give 'module:name', or use update_backend")
+    return running
 
 
 def text(what: str, value: object) -> str:

@@ -52,12 +52,23 @@ class ConfigError(InvalidValueError):
     """A configuration key that is unknown or out of range, or an `init` that contradicts the running instance."""
 
 
+class DeclaredStateError(ConfigError):
+    """A file of declared state, or a dict, that is wrong: one line for each mistake, with the line in the file and the key."""
+
+
 class ConfigTypeError(ConfigError, TypeError):
     """A configuration key whose value has the wrong type."""
 
 
 class AlreadyExistsError(InvalidValueError):
     """A tag, endpoint name or route that is taken."""
+
+
+class ChangedMeanwhileError(HeadgateError, RuntimeError):
+    """What is asked for of an instance was changed by others since a plan was made; a new plan shows it."""
+
+    status = 409
+    retry = True
 
 
 class InUseError(InvalidValueError):

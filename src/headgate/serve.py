@@ -35,9 +35,13 @@ from headgate.errors import InReplicaError, InvalidTypeError, NotRunningError
 from headgate.router import way as ways
 
 if TYPE_CHECKING:
+    from headgate.core.declared import Declared
     from headgate.core.messages import Verb
+    from headgate.core.plan import Plan
     from headgate.core.reports import BackendInfo, Description, EndpointInfo, Measurement
+    from headgate.declaring import Source
     from headgate.engines.base import Starter
+    from headgate.replica import metrics
     from headgate.replica.definition import accept_batch
     from headgate.replica.request import Request
     from headgate.replica.response import Response
@@ -60,13 +64,17 @@ __all__ = [
     "create_endpoint",
     "delete_backend",
     "delete_endpoint",
+    "deploy",
     "get",
     "get_backend_config",
+    "get_declared",
     "get_handle",
     "init",
     "list_backends",
     "list_endpoints",
     "list_instances",
+    "metrics",
+    "plan",
     "set_traffic",
     "shadow_traffic",
     "shutdown",
@@ -285,7 +293,7 @@ class Instance:
         return msgspec.msgpack.decode(self._verb(Describe()), type=Description)
 
     def stat(self) -> Measurement:
-        """What all routers have counted since they started, added up: requests by endpoint, backend and status, and queues."""
+        """What all processes have counted, added up, also those that have ended: what `/-/metrics` shows, as a record."""
         import msgspec
 
         from headgate.core.messages import Measure
@@ -370,6 +378,85 @@ class Instance:
         arguments.text("an endpoint name", name)
         arguments.text("a backend tag", tag)
         self._verb(ShadowTraffic(name, tag, traffic.check_proportion(proportion)))
+
+    def plan(self, declared: str | os.PathLike[str] | Mapping[str, Any] | Declared, update: Collection[str] = ()) -> Plan:
+        """What `deploy` would do; `print` it. Nothing changes.
+
+        Args:
+            declared: a file in YAML, TOML or JSON, or what it would hold; see `docs/reference/declared-state.md`. Its code is imported
+                here, from the folder of the file first.
+            update: backends whose code is to be replaced though it looks the same, such as where a module that it imports was changed.
+
+        Raises `DeclaredStateError` (`ValueError`), with a line for each mistake, also where the instance's HTTP settings differ; `OSError`
+        where the file can't be read; `InvalidTypeError`, `InvalidValueError`.
+        """
+        from headgate import declaring
+
+        self._check_running()
+        return self._plan(declaring.load(declared), update)
+
+    def deploy(self, declared: str | os.PathLike[str] | Mapping[str, Any] | Declared | Plan, update: Collection[str] = ()) -> Plan:
+        """Have the instance run what is declared, and nothing else: backends, endpoints and traffic change at once, or not at all.
+
+        New replicas start beside what runs; when all are ready and well, what is declared counts, and what is no longer wanted is
+        drained. No accepted request is lost. Interrupted by Ctrl-C before that, it leaves everything as it was.
+
+        Args:
+            declared: as for `plan`; or a plan, which is done exactly, or not at all.
+            update: as for `plan`.
+
+        Returns the plan, done. Raises, and then nothing has changed: what `plan` raises; `ReplicaStartError` with the remote traceback;
+        `InsufficientResourcesError` where new replicas don't fit beside what runs; `ChangedMeanwhileError` where others have changed what
+        is asked for since it was planned.
+        """
+        from headgate.core.plan import Plan
+
+        self._check_running(changing="deploy")
+        if isinstance(declared, Plan) and update:
+            raise InvalidTypeError("a plan says itself whose code is replaced; give update to plan()")
+        planned = declared if isinstance(declared, Plan) else self.plan(declared, update)
+        if planned.steps:
+            self._verb(planned.verb)
+        return planned
+
+    def _plan(self, source: Source, update: Collection[str] = ()) -> Plan:
+        from headgate.core.messages import CompareInit
+        from headgate.core.plan import plan
+        from headgate.replica import definition
+
+        declared, running = source.declared, self.status()
+        for tag in arguments.tags("update", update):
+            if tag not in declared.backends:
+                raise unknown("backend", tag, declared.backends, "plan")
+        http = source.http()
+        if http:
+            with source.at("http", who="http"):
+                self._connection.verb(CompareInit(http))
+        definitions, code = {}, {}
+        for tag, backend in declared.backends.items():
+            with source.at("backends", tag, "ray_actor_options", who=f"backend {tag!r}"):
+                self._connection.way.check(backend.ray_actor_options)
+            if backend.by_value:
+                old = running.backends.get(tag)
+                with source.at("backends", tag, "import_path", who=f"backend {tag!r}"):
+                    code[tag] = arguments.code_by_value(backend.import_path, None if old is None else old.code, updated=tag in update)
+            else:
+                definitions[tag] = source.definition(tag)
+                code[tag] = definitions[tag].code
+        planned = plan(declared, definitions, running, update=update, code=code)
+        for given in planned.verb.backends:
+            if given.definition is not None:
+                _warn(definition.http_warnings(given.definition, given.config.http_methods))
+        return planned
+
+    def get_declared(self) -> Declared:
+        """What would have to be declared for `deploy` to change nothing; `headgate config` prints it.
+
+        Code that can't be imported, or is constructed with what no file can hold, is named "by-value:…": only this instance has it.
+        """
+        from headgate import declaring
+
+        return declaring.of_running(self.status())
 
     def get_handle(self, name: str, missing_ok: bool = False) -> Handle:
         """A handle that calls an endpoint from Python.
@@ -724,6 +811,9 @@ create_endpoint = _on_latest(Instance.create_endpoint)
 delete_endpoint = _on_latest(Instance.delete_endpoint)
 set_traffic = _on_latest(Instance.set_traffic)
 shadow_traffic = _on_latest(Instance.shadow_traffic)
+plan = _on_latest(Instance.plan)
+deploy = _on_latest(Instance.deploy)
+get_declared = _on_latest(Instance.get_declared)
 get_handle = _on_latest(Instance.get_handle)
 shutdown = _on_latest(Instance.shutdown)
 
@@ -772,6 +862,7 @@ _LAZY: Final = {
     "context": "headgate.router.context",
     "get": "headgate.router.handle",
     "Handle": "headgate.router.handle",
+    "metrics": "headgate.replica.metrics",
     "Reply": "headgate.router.handle",
     "Request": "headgate.replica.request",
     "Response": "headgate.replica.response",
@@ -782,7 +873,8 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         # With a `name` and no `obj`, Python adds no hint of its own to this one.
         raise AttributeError(f"module 'headgate.serve' has no attribute {name!r}{suggest(name, __all__)}", name=name)
-    value = getattr(importlib.import_module(_LAZY[name]), name)
+    module = importlib.import_module(_LAZY[name])
+    value = module if name == "metrics" else getattr(module, name)
     globals()[name] = value
     return value
 

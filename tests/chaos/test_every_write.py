@@ -17,7 +17,7 @@ import pytest
 
 from headgate.config import BackendConfig, ReplicaOptions
 from headgate.controller import store as store_module
-from headgate.controller.store import Pending, Store
+from headgate.controller.store import Pending, PendingDeployment, Store
 from headgate.core.desired import Backend, Endpoint, State
 from headgate.core.messages import VerbDone
 from headgate.errors import ErrorInfo
@@ -32,7 +32,7 @@ replace = msgspec.structs.replace
 LARGE = random.Random(1).randbytes(20_000)
 """Code of several parts and many pages, which no compression makes small."""
 PART_BYTES = 8_000
-UNUSED_CODE = "SELECT count(*) FROM definitions WHERE hash NOT IN (SELECT hash FROM backends UNION SELECT hash FROM pending)"
+UNUSED_CODE = f"SELECT count(*) FROM definitions WHERE hash NOT IN ({store_module._IN_USE})"
 
 
 def backend(tag: str, generation: int, payload: bytes = b"code", **config: int) -> Backend:
@@ -60,7 +60,7 @@ class Found(NamedTuple):
     """What a store holds."""
 
     state: State
-    pending: list[Pending]
+    pending: list[Pending | PendingDeployment]
     result: VerbDone | None = None
     epoch: int = 0
 
@@ -81,7 +81,10 @@ def at_once(new: State) -> Deed:
 
 def after_starts(kind: str, new: State, tag: str, done: VerbDone = DONE) -> Deed:
     """A verb that is pending while its replicas start."""
-    pending = Pending("id", kind, new.backends[tag], allow_gap=kind == "update")
+    return pending_meanwhile(Pending("id", kind, new.backends[tag], allow_gap=kind == "update"), new, done)
+
+
+def pending_meanwhile(pending: Pending | PendingDeployment, new: State, done: VerbDone = DONE) -> Deed:
     meanwhile = replace(BEFORE, next_generation=new.next_generation)
     after = new if done.error is None else meanwhile
 
@@ -91,6 +94,13 @@ def after_starts(kind: str, new: State, tag: str, done: VerbDone = DONE) -> Deed
 
     return Deed(act, [Found(BEFORE, []), Found(meanwhile, [pending]), Found(after, [], done)])
 
+
+DEPLOYED = State(
+    {"one": replace(ONE, config=BackendConfig(num_replicas=3)), "two": backend("two", 4, LARGE), "new": backend("new", 5, LARGE[:12_000])},
+    {"e": replace(E, weights={"new": 1.0}), "g": Endpoint("g", "/g", ("GET",), "new", {"new": 0.5, "two": 0.5}, {"one": 0.1})},
+    6,
+)
+DEPLOYMENT = PendingDeployment("id", DEPLOYED, "what it was")
 
 FORGOTTEN = Pending("forgotten", "create", backend("new", 3, LARGE))
 
@@ -107,6 +117,11 @@ DEEDS = {
     "create_backend that fails": after_starts("create", with_backends(5, new=backend("new", 4, LARGE)), "new", FAILED),
     "update_backend": after_starts("update", with_backends(5, two=backend("two", 4, LARGE)), "two"),
     "update_backend_config that scales": after_starts("configure", with_backends(one=backend("one", 1, num_replicas=3)), "one"),
+    "deploy that starts nothing": at_once(
+        replace(BEFORE, backends={"two": TWO}, endpoints={"f": replace(F, weights={"two": 1.0}, shadows={})})
+    ),
+    "deploy": pending_meanwhile(DEPLOYMENT, DEPLOYED),
+    "deploy that fails": pending_meanwhile(DEPLOYMENT, DEPLOYED, FAILED),
     "a verb of which nothing runs": Deed(lambda store: store.forget("forgotten"), [Found(BEFORE, [FORGOTTEN]), Found(BEFORE, [])]),
     "a new controller": Deed(lambda store: store.begin_epoch(), [Found(BEFORE, []), Found(BEFORE, [], None, 1)]),
     "the first verb in a new state directory": Deed(

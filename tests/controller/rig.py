@@ -174,15 +174,18 @@ class Rig:
         """Kill the controller where it stands; what the engine runs lives on, for the next one."""
         assert self._task is not None
         assert self._ingress_keeper is not None
-        # First it is cut off, so that nothing that it does as it ends reaches anybody.
-        self._controller._store._db.close()
-        for connection in self._controller._server._connections:
-            connection._refuse()
-        self.engine = self.engine.successor()
+        self.cut_off()
         for task in (self._ingress_keeper, self._task):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+    def cut_off(self) -> None:
+        """Nothing that the controller still does as it ends reaches anybody."""
+        self._controller._store._db.close()
+        for connection in self._controller._server._connections:
+            connection._refuse()
+        self.engine = self.engine.successor()
 
     async def ended(self) -> None:
         """Wait until the controller has ended by itself."""

@@ -26,7 +26,7 @@ from headgate.core.messages import (
     RoutingTable,
     SendTable,
 )
-from headgate.core.reports import Counters
+from headgate.core.reports import RETRIED, Counters, EventCount
 from headgate.core.subsets import FEWEST_ROUTERS
 from headgate.engines.base import IngressSpec
 from tests.controller.rig import Process, Rig, play
@@ -366,11 +366,13 @@ def test_routers_are_asked_for_their_counters_whatever_else_is_waited_for():
     async def play_it(scene: Scene) -> None:
         ingress = scene.peer("i1")
         await pushed(scene, scene.endpoint("e"))
-        asked = asyncio.ensure_future(scene.routers.measure())
+        asked = asyncio.ensure_future(scene.routers.counting.ask())
         await until(lambda: isinstance(ingress.arrived[-1], Count), "it is asked")
-        scene.say(ingress, messages.Counted(cast(Count, ingress.arrived[-1]).number, Counters(retried=3)))
-        counters, answered = await asked
-        assert (counters.retried, answered) == (3, 1)
+        scene.say(
+            ingress, messages.Counted(cast(Count, ingress.arrived[-1]).number, Counters(events=(EventCount(RETRIED, "e", "b", "", 3),)))
+        )
+        assert [counters.retried for counters in (await asked).values()] == [3]
+        assert scene.routers.counting.totals()[""].retried == 3
 
     run(play_it)
 

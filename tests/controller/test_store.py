@@ -13,7 +13,7 @@ import pytest
 
 from headgate.config import BackendConfig, ReplicaOptions
 from headgate.controller import store as store_module
-from headgate.controller.store import Pending, Store
+from headgate.controller.store import Pending, PendingDeployment, Store
 from headgate.core.desired import Backend, Endpoint, State
 from headgate.core.messages import VerbDone
 from headgate.errors import HeadgateError, InstanceStartError
@@ -141,9 +141,16 @@ def test_a_crash_at_any_point_of_a_commit_leaves_the_state_and_the_result_before
     assert outcomes[-1] is True
 
 
-def test_a_crash_at_any_point_of_a_pending_verb_leaves_it_pending_or_unknown_then_committed(tmp_path: Path):
-    pending = Pending("b", "update", TWO.backends["v1"], allow_gap=True)
-    after = msgspec.structs.replace(ONE, backends={"v1": TWO.backends["v1"]}, next_generation=4)
+UPDATED = msgspec.structs.replace(ONE, backends={"v1": TWO.backends["v1"]}, next_generation=4)
+
+
+@pytest.mark.parametrize(
+    ("pending", "after"),
+    [(Pending("b", "update", TWO.backends["v1"], allow_gap=True), UPDATED), (PendingDeployment("b", TWO, "as it was"), TWO)],
+)
+def test_a_crash_at_any_point_of_a_pending_verb_leaves_it_pending_or_unknown_then_committed(
+    tmp_path: Path, pending: Pending | PendingDeployment, after: State
+):
 
     def act(store: Store) -> None:
         store.begin(pending, 4)
@@ -172,6 +179,11 @@ def test_a_forgotten_verb_is_as_if_it_had_never_been_sent(tmp_path: Path):
         assert store.load()[1] == []
         assert store.result("b") is None
         store.begin(Pending("b", "create", backend("v1", 2)), 3)  # the same verb, sent again
+        store.begin(PendingDeployment("c", TWO, ""), 4)
+        store.forget("b")
+        store.forget("c")
+        assert store.load() == (State(next_generation=4), [])
+        assert store._db.execute("SELECT count(*) FROM definitions").fetchone() == (0,)
 
 
 def test_definitions_are_kept_once_in_parts_and_only_while_they_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

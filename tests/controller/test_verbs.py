@@ -21,7 +21,7 @@ from headgate.core.messages import (
     UpdateBackend,
     UpdateBackendConfig,
 )
-from headgate.core.reports import Counters, Measurement, QueueDepth, RequestCount
+from headgate.core.reports import RETRIED, SHADOW_DROPPED, Counters, EventCount, Measurement, QueueDepth, RequestCount
 from headgate.core.specs import MethodInfo
 from headgate.errors import (
     AlreadyExistsError,
@@ -459,20 +459,24 @@ def test_measure_adds_up_all_routers_also_those_that_have_ended():
     async def scene(rig: Rig) -> None:
         router = rig.process("handles")
         await router.link.connected()
-        rig.ingress.counters = Counters((RequestCount("e", "v1", 200, 3, 0.5),), (QueueDepth("v1", 2, 5),), 1, 1)
-        router.counters = Counters((RequestCount("e", "v1", 200, 4, 0.25), RequestCount("e", "v1", 500, 1, 1.0)), (QueueDepth("v1", 1, 1),))
+        events = (EventCount(RETRIED, "e", "v1", "", 1), EventCount(SHADOW_DROPPED, "e", "v2", "", 1))
+        rig.ingress.counters = Counters((RequestCount("e", "v1", 200, 3, 0.5, (1, 2)),), (QueueDepth("v1", 2, 5),), events)
+        router.counters = Counters(
+            (RequestCount("e", "v1", 200, 4, 0.25, (4,)), RequestCount("e", "v1", 500, 1, 1.0)), (QueueDepth("v1", 1, 1),)
+        )
 
         async def measured() -> Measurement:
             return msgspec.msgpack.decode((await rig.verb(Measure())).result, type=Measurement)
 
         found = await measured()
-        assert found.counters.requests == (RequestCount("e", "v1", 200, 7, 0.75), RequestCount("e", "v1", 500, 1, 1.0))
+        added_up = (RequestCount("e", "v1", 200, 7, 0.75, (5, 2)), RequestCount("e", "v1", 500, 1, 1.0))
+        assert found.counters.requests == added_up
         assert found.counters.queues == (QueueDepth("v1", 3, 6),)
         assert (found.counters.shadows_dropped, found.counters.retried, found.routers) == (1, 1, 2)
         await router.link.close()
         while (found := await measured()).routers != 1:
             pass
-        assert found.counters.requests == (RequestCount("e", "v1", 200, 7, 0.75), RequestCount("e", "v1", 500, 1, 1.0))
+        assert found.counters.requests == added_up
         assert found.counters.queues == (QueueDepth("v1", 2, 5),)
 
     play(scene)

@@ -851,8 +851,8 @@ def two_parts(go_on: threading.Event) -> Iterator[bytes]:
     """User code that sends one part, the next when it may go on, and then no more until it may again."""
     yield b"one"
     assert go_on.wait(10)
+    go_on.clear()  # before that part leaves: whoever has it may say at once that there may be more
     yield b"two"
-    go_on.clear()
     go_on.wait(10)
 
 

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from headgate.config import BackendConfig, ReplicaOptions
 from headgate.core import messages as m
-from headgate.core.reports import Counters, QueueDepth, RequestCount
+from headgate.core.histograms import Histogram
+from headgate.core.reports import Counters, EventCount, QueueDepth, ReplicaCounters, RequestCount, Series, Usage, UserMetric
 from headgate.core.specs import Definition, MethodInfo, Parameter
 from headgate.errors import ErrorInfo, WireError
 
 DEFINITION = Definition(b"\x80pickle", "Größe", {"": MethodInfo("", parameters=(Parameter("x", "VAR_KEYWORD", False),))})
 BACKEND = m.BackendEntry("b", 1, 2, True, 0.0, None, 1000, None, False, ("m",), ("", "m"), (m.ReplicaEntry("r", "/s", "t"),), 0)
+USER_METRIC = UserMetric("gauge", "g", "said", ("l",), (Series(("x",), (1.5,)),))
 VERBS: list[m.Verb] = [
     m.CreateBackend("b", DEFINITION, BackendConfig(concurrency=3), ReplicaOptions(resources={"tpu": 0.1})),
     m.UpdateBackend("b", DEFINITION, True),
@@ -29,6 +31,14 @@ VERBS: list[m.Verb] = [
     m.DeleteEndpoint("e"),
     m.SetTraffic("e", {"b": 0.5, "c": 0.5}),
     m.ShadowTraffic("e", "b", 0.25),
+    m.Deploy(
+        (
+            m.DeployedBackend("b", DEFINITION, BackendConfig(), ReplicaOptions()),
+            m.DeployedBackend("c", None, BackendConfig(), ReplicaOptions()),
+        ),
+        (m.EndpointEntry("e", "/e", ("GET",), {"b": 1.0}),),
+        "id",
+    ),
     m.Describe(),
     m.Measure(),
     m.CompareInit({"http_port": 0, "resources": {"CPU": 1}}),
@@ -44,7 +54,8 @@ SAMPLES: list[m.Message] = [
     m.ReplicaReady("/tmp/r.sock"),
     m.ReplicaFailed(ErrorInfo("ReplicaStartError", "raised", "Traceback …", pickled=b"\0")),
     m.Pong(1, 0.5, 7, "no"),
-    m.Counted(1, Counters((RequestCount("e", "b", 200, 5, 0.1),), (QueueDepth("b", 1, 2),))),
+    m.Counted(1, Counters((RequestCount("e", "b", 200, 5, 0.1, (5,)),), (QueueDepth("b", 1, 2),), (EventCount("shed", "e", "b", "", 1),))),
+    m.ReplicaCounted(1, ReplicaCounters(Histogram((1, 2), 0.1), usage=Usage(1.5, 4096), metrics=(USER_METRIC,))),
     m.BrokenReplica("r1", "garbage"),
     m.HadAnswered("r1"),
     m.HadAnswered("1-ab"),

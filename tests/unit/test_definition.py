@@ -17,9 +17,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from headgate.core.specs import Definition, MethodInfo, Parameter
+from headgate.core.declared import MAX_CODE_BYTES
+from headgate.core.specs import Code, Definition, MethodInfo, Parameter
 from headgate.errors import InvalidTypeError, InvalidValueError
-from headgate.replica.definition import accept_batch, construct, describe, http_warnings, load
+from headgate.replica.definition import accept_batch, construct, describe, find, http_warnings, load
 
 
 def function(request, scale=2): ...
@@ -402,3 +403,83 @@ def test_surroundings_of_the_driver_travel(monkeypatch: pytest.MonkeyPatch, tmp_
     assert definition.cwd == os.fspath(tmp_path)
     assert definition.environ["HEADGATE_TEST_VARIABLE"] == "here"
     assert definition.sys_path[0] == os.fspath(tmp_path)
+
+
+# How a file names it.
+
+HERE = __name__
+
+
+class Outer:
+    class Inner:
+        def __init__(self, size: int = 1) -> None: ...
+        def __call__(self) -> None: ...
+
+    @classmethod
+    def made(cls, request: Any = None) -> None: ...
+
+
+def wrapped(function: Any) -> Any:
+    @functools.wraps(function)
+    def inner(*args: Any) -> Any:
+        return function(*args)
+
+    return inner
+
+
+@wrapped
+def decorated(request: Any) -> None: ...
+
+
+an_object = Outer.Inner()
+a_partial = functools.partial(function, scale=3)
+with_arguments = functools.partial(Model, "a", k=1)
+
+
+@pytest.mark.parametrize(
+    ("target", "args", "kwargs", "path", "init_args", "init_kwargs"),
+    [
+        (function, (), {}, f"{HERE}:function", [], {}),
+        (Model, ("a",), {"k": [1, None]}, f"{HERE}:Model", ["a"], {"k": [1, None]}),
+        (with_arguments, ("b",), {"k": 2}, f"{HERE}:Model", ["a", "b"], {"k": 2}),
+        (Outer.Inner, (), {"size": 2}, f"{HERE}:Outer.Inner", [], {"size": 2}),
+        (Outer.made, (), {}, f"{HERE}:Outer.made", [], {}),
+        (decorated, (), {}, f"{HERE}:decorated", [], {}),
+        (json.dumps, (), {}, "json:dumps", [], {}),
+    ],
+)
+def test_importable_code_with_plain_arguments_is_named_by_its_own_path(
+    target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], path: str, init_args: list[Any], init_kwargs: dict[str, Any]
+) -> None:
+    code = describe(target, args, kwargs).code
+    assert (code.import_path, code.init_args, code.init_kwargs) == (path, init_args, init_kwargs)
+    assert code.source_hash
+    again = describe(find(path), tuple(init_args), init_kwargs, import_path=path).code
+    assert again == code
+
+
+@pytest.mark.parametrize(
+    ("target", "args", "kwargs"),
+    [
+        (lambda request: None, (), {}),
+        (an_object, (), {}),
+        (a_partial, (), {}),
+        (Model, ((1, 2),), {}),
+        (Model, (b"x",), {}),
+        (Model, (float("nan"),), {}),
+        (Model, (2**64,), {}),
+        (Model, (), {"k": {1: 2}}),
+        (Model, (Path("x"),), {}),
+        (Model, ("x" * MAX_CODE_BYTES,), {}),
+    ],
+)
+def test_what_no_file_can_hold_has_no_name(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    assert describe(target, args, kwargs).code == Code()
+
+
+@pytest.mark.parametrize("name", ["an_object", "a_partial"])
+def test_what_has_no_name_of_its_own_has_the_one_that_a_file_gave_it(name: str) -> None:
+    path = f"{HERE}:{name}"
+    code = describe(find(path), import_path=path).code
+    assert code.import_path == path
+    assert code.source_hash == describe(function).code.source_hash

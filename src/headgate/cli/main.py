@@ -33,6 +33,8 @@ COMMANDS: Final = {
         "bench": "headgate.cli.bench:bench",
     },
     "Change": {
+        "deploy": "headgate.cli.deploy:deploy",
+        "config": "headgate.cli.config:config",
         "traffic": "headgate.cli.traffic:traffic",
         "scale": "headgate.cli.scale:scale",
         "shutdown": "headgate.cli.ending:shutdown",

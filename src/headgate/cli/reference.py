@@ -21,12 +21,13 @@ Made from the commands by `python -m headgate.cli.reference`; `headgate COMMAND 
 
 ## Of all commands
 
-- **Exit status:** 0 it worked, 1 it failed, 2 it was called wrongly, 130 Ctrl-C ended it.
+- **Exit status:** 0 it worked, 1 it failed, 2 it was called wrongly, 130 Ctrl-C ended it; `deploy --dry-run` has a 3 of its own.
 - **Output:** what was asked for goes to standard output, all else to standard error. On a terminal it is aligned, as wide as that is,
   and coloured unless `NO_COLOR` is set. In a pipe each line is a record, its fields separated by tabs, without a heading and with
   nothing left out; `--json` gives everything.
 - **Progress** is shown where standard error is a terminal.
-- **What runs:** only `run` and `start` start an instance. Where no instance of the name runs, the others fail and name those that do.
+- **What runs:** only `run`, `start` and `deploy --start` start an instance. Where no instance of the name runs, the others fail and name
+  those that do.
 - **Wrong names,** of commands, options, backends and endpoints, are answered with the nearest right one.
 - **Completion** of commands, options, and the names of what runs: `headgate completion --help`.
 - `python -m headgate` is the same command.

@@ -1,6 +1,6 @@
 """Which instance does a command act on?
 
-No command but `run` and `start` ever starts one: where none of that name runs, the error names those that do.
+No command but `run`, `start` and `deploy --start` ever starts one: where none of that name runs, the error names those that do.
 """
 
 from __future__ import annotations

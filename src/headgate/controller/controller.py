@@ -9,26 +9,32 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import time
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from headgate import usage
 from headgate.config import BackendConfig
+from headgate.controller import kept_counts
 from headgate.controller.compare_init import compare_init
+from headgate.controller.counting import Counting
 from headgate.controller.departures import Departures
 from headgate.controller.describe import description
 from headgate.controller.fleet import Fleet, Replica
 from headgate.controller.ingresses import Ingresses
+from headgate.controller.kept_counts import KeptCounts
 from headgate.controller.lease import Lease
 from headgate.controller.restarts import Restarts
 from headgate.controller.rollout import Rollouts
 from headgate.controller.routers import Routers
 from headgate.controller.server import Connection, ControlServer
-from headgate.controller.store import Pending, Store
+from headgate.controller.store import Pending, PendingDeployment, Store
 from headgate.controller.tasks import Changes, Tasks
 from headgate.controller.verbs import Question, Verbs
 from headgate.controller.waiting import WaitsForRoom
-from headgate.core import desired, reconcile
+from headgate.core import counters, desired, histograms, reconcile
 from headgate.core import replica_life as life
 from headgate.core.desired import Backend
 from headgate.core.messages import (
@@ -39,6 +45,7 @@ from headgate.core.messages import (
     Hello,
     Measure,
     Message,
+    ReplicaCounted,
     ReplicaEntry,
     RoutingTable,
     Shutdown,
@@ -49,7 +56,7 @@ from headgate.core.messages import (
 )
 from headgate.core.pace import Pace
 from headgate.core.reconcile import Wanted
-from headgate.core.reports import Description, Measurement
+from headgate.core.reports import Counters, Description, Measurement, ProcessReport, ReplicaCounters, ReplicaReport
 from headgate.engines.base import Ended, Engine, InstanceSettings, ReplicaSpec, Running
 from headgate.errors import AddressInUseError, HeadgateError, InstanceStartError, InvalidValueError
 from headgate.router.way import Way
@@ -57,7 +64,9 @@ from headgate.router.way import Way
 _log = logging.getLogger("headgate.controller")
 
 COUNT_PERIOD_S = 1.0
-"""How often routers are asked for their counters, so that little is lost of those that end."""
+"""How often routers and replicas are asked for their counters, so that little is lost of those that end."""
+_REPLICAS_PER_S = 500
+"""No more are asked: where there are thousands, each has its turn less often."""
 _DRAIN_POLL_S = 0.02
 _TELL_AFTER_S = 2.0
 _INGRESS_GRACE_S = 5.0
@@ -70,10 +79,12 @@ class Controller:
         self._settings = settings
         self._engine = engine
         self._node = way.node
+        self._folder = way.folder
         self._changes = Changes()
         self._tasks = Tasks()
         self._fleet = Fleet(engine, settings, self._tasks, self._changes, changed=self._publish, over=self._replica_over)
         self._routers = Routers(self._changes, build=self._table, in_replica=self._is_in_replica)
+        self._replicas: Counting[ReplicaCounters] = Counting(self._tag_of, counters.add_up_replicas, counters.lasting_of_replica)
         self._departures = Departures(self._fleet, self._routers, self._tasks, self._changes, publish=self._publish)
         self._rollouts = Rollouts(engine, self._fleet, self._changes, reconcile=self._reconcile)
         self._ingresses = Ingresses(engine, settings, self._routers, self._tasks, self._changes)
@@ -117,6 +128,7 @@ class Controller:
         """
         try:
             self._routers.begin(self._store.begin_epoch())
+            self._begin_with_counts()
             pending = self._verbs.load()
             self._engine.on_end = self._ended
             self._engine.on_message = self._from_engine
@@ -159,6 +171,8 @@ class Controller:
             self._routers.add(connection)
         if hello.owner:
             self._lease.taken()
+        if hello.role == "replica":
+            self._replicas.came(connection)
         replica = self._fleet.get(hello.id) if hello.role == "replica" else None
         if replica is not None:
             replica.pid, replica.node = hello.pid, hello.node
@@ -179,12 +193,15 @@ class Controller:
             self._broken(message)
         elif isinstance(message, HadAnswered):
             self._had_answered(message.replica)
+        elif isinstance(message, ReplicaCounted) and connection.hello.role == "replica":
+            self._replicas.said(connection, message.number, message.counters)
         elif not self._routers.received(connection, message) and connection.hello.role in ("replica", "ingress"):
             self._engine.received(connection.hello.id, message)
 
     def lost(self, connection: Connection) -> None:
         """See `Owner`."""
         self._routers.lost(connection)
+        self._replicas.left(connection)
         if connection.hello.owner:
             self._lease.left()
 
@@ -208,7 +225,7 @@ class Controller:
     def _broken(self, message: BrokenReplica) -> None:
         replica = self._fleet.get(message.replica)
         if replica is not None:
-            self._fleet.kill_soon(replica, message.reason)
+            self._fleet.kill_soon(replica, message.reason, life.BROKEN_LINK)
 
     def _had_answered(self, id: str) -> None:
         """A replica that is dying, or dead already, did not crash before its first answer."""
@@ -220,24 +237,25 @@ class Controller:
 
     # Adoption.
 
-    def _adopt(self, running: list[Running], pending: list[Pending]) -> None:
+    def _adopt(self, running: list[Running], pending: list[Pending | PendingDeployment]) -> None:
         """Match what runs with what is asked for; go on with the verbs that were under way, or forget them."""
         by_generation: dict[tuple[str, int], list[Running]] = {}
         for found in running:
             if isinstance(found.spec, ReplicaSpec) and found.state != life.DRAINING:
                 by_generation.setdefault((found.spec.backend, found.spec.generation), []).append(found)
-        carried: list[tuple[Pending, list[Replica]]] = []
+        carried: list[tuple[Pending | PendingDeployment, list[Replica]]] = []
         for verb in pending:
-            found_of_it = by_generation.get((verb.backend.tag, verb.backend.generation), [])
-            if verb.kind == "configure":  # its replicas are those beyond what was wanted before
-                old = self._verbs.state.backends.get(verb.backend.tag)
-                wanted = old.config.num_replicas if old is not None else 0
-                found_of_it.sort(key=lambda found: found.state == life.STARTING)
-                found_of_it = found_of_it[wanted:]
+            configs = {(backend.tag, backend.generation): backend.config for backend in verb.backends}
+            found_of_it = [found for backend in verb.backends for found in self._begun_for(backend, by_generation)]
             if not found_of_it and (self._closing or not running or not self._in_a_gap(verb, by_generation)):
                 self._store.forget(verb.id)
                 continue
-            carried.append((verb, [self._fleet.adopt(found, held=True, config=verb.backend.config) for found in found_of_it]))
+            replicas = []
+            for found in found_of_it:
+                assert isinstance(found.spec, ReplicaSpec)
+                config = configs[found.spec.backend, found.spec.generation]
+                replicas.append(self._fleet.adopt(found, held=True, config=config))
+            carried.append((verb, replicas))
         for found in running:
             if isinstance(found.spec, ReplicaSpec) and self._fleet.get(found.id) is None:
                 replica = self._fleet.adopt(found, held=False, config=self._config_of(found.spec))
@@ -261,8 +279,20 @@ class Controller:
         self._ingresses.start([found for found in running if found.role == "ingress"])
         self._reconcile()
 
-    def _in_a_gap(self, verb: Pending, running: dict[tuple[str, int], list[Running]]) -> bool:
+    def _begun_for(self, backend: Backend, running: dict[tuple[str, int], list[Running]]) -> list[Running]:
+        """The replicas that a verb has started so that this backend can take the place of the one under its tag."""
+        found = running.get((backend.tag, backend.generation), [])
+        old = self._verbs.state.backends.get(backend.tag)
+        if old is None or old.generation != backend.generation:
+            return found
+        if backend.config.num_replicas <= old.config.num_replicas:
+            return []
+        return sorted(found, key=lambda each: each.state == life.STARTING)[old.config.num_replicas :]  # those beyond what was wanted before
+
+    def _in_a_gap(self, verb: Pending | PendingDeployment, running: dict[tuple[str, int], list[Running]]) -> bool:
         """Whether old replicas of a backend have made room already for those of an update."""
+        if isinstance(verb, PendingDeployment):  # it starts all beside the old
+            return False
         old = self._verbs.state.backends.get(verb.backend.tag)
         return verb.kind == "update" and old is not None and len(running.get((old.tag, old.generation), [])) < old.config.num_replicas
 
@@ -301,9 +331,13 @@ class Controller:
             self._lease.begin()
 
     async def _count(self) -> None:
+        replicas_due_at = 0.0
         while True:
             await asyncio.sleep(COUNT_PERIOD_S)
-            await self._routers.measure()
+            await self._routers.counting.ask()
+            if self._now() >= replicas_due_at:
+                replicas_due_at = self._now() + len(self._replicas) / _REPLICAS_PER_S
+                await self._replicas.ask()
 
     # Reconciling.
 
@@ -401,7 +435,7 @@ class Controller:
                 self._restarts.failed(replica.tag, replica.id, life.STARTING, now, fault, no_room=replica.no_room, now=now)
             else:
                 _log.warning("replica %s of backend %r ended: %s", replica.id, replica.tag, replica.fault)
-                self._fleet.deaths[replica.tag] += 1
+                self._fleet.deaths[replica.tag, replica.cause or life.cause_of_death(replica.fault)] += 1
                 fault = f"replica {replica.id} ended: {replica.fault}"
                 if life.died_early(life.READY, replica.answered, now - replica.ready_at):
                     self._restarts.failed(replica.tag, replica.id, life.READY, replica.ready_at, fault, no_room=False, now=now)
@@ -459,11 +493,71 @@ class Controller:
         )
 
     async def _measure(self) -> Measurement:
-        counters, routers = await self._routers.measure()
+        answered, _ = await asyncio.gather(self._routers.counting.ask(), self._replicas.ask())
         self._routers.push()  # what is said here, routers have been told
         table = self._routers.table
-        unhealthy = {} if table is None else {tag: entry.fault for tag, entry in table.backends.items() if entry.fault}
-        return Measurement(counters, dict(self._fleet.starts), dict(self._fleet.deaths), routers, unhealthy)
+        fleet, replicas = self._fleet, self._replicas.living()
+        reasons: dict[str, dict[str, int]] = {}
+        for (tag, cause), count in sorted(fleet.deaths.items()):
+            reasons.setdefault(tag, {})[cause] = count
+        self._keep_counts()
+        return Measurement(
+            self._routers.counting.totals().get("", Counters()),
+            dict(fleet.starts),
+            {tag: sum(counts.values()) for tag, counts in reasons.items()},
+            len(answered),
+            {} if table is None else {tag: entry.fault for tag, entry in table.backends.items() if entry.fault},
+            replica_death_reasons=reasons,
+            replica_start_failures=dict(fleet.start_failures),
+            replica_start_times={tag: histograms.of(tally) for tag, tally in fleet.start_times.items()},
+            backends=self._replicas.totals(),
+            replicas=tuple(ReplicaReport(id, tag, said.metrics) for id, (tag, said) in sorted(replicas.items()) if said.metrics),
+            processes=tuple(self._processes(replicas)),
+        )
+
+    def _keep_counts(self) -> None:
+        fleet = self._fleet
+        kept = KeptCounts(
+            self._settings.id,
+            self._routers.counting.kept(),
+            self._replicas.kept(),
+            dict(fleet.starts),
+            dict(fleet.start_failures),
+            fleet.start_times,
+            [(*key, count) for key, count in fleet.deaths.items()],
+        )
+        try:
+            kept_counts.write(self._folder, kept)
+        except OSError as error:  # such as a full disk: what is shown is right all the same
+            _log.warning("the counters could not be written down: %s", error)
+
+    def _begin_with_counts(self) -> None:
+        kept = kept_counts.read(self._folder, self._settings.id)
+        if kept is None:
+            return
+        fleet = self._fleet
+        self._routers.counting.begin_with(kept.routers)
+        self._replicas.begin_with(kept.replicas)
+        fleet.starts.update(kept.starts)
+        fleet.start_failures.update(kept.start_failures)
+        fleet.start_times.update(kept.start_times)
+        fleet.deaths.update({(tag, cause): count for tag, cause, count in kept.deaths})
+
+    def _processes(self, replicas: Mapping[str, tuple[str, ReplicaCounters]]) -> Iterator[ProcessReport]:
+        """What each process of the instance has used, as far as it is known here."""
+        if not self._node:
+            yield ProcessReport("supervisor", "supervisor", "", usage.of(os.getppid()))
+        yield ProcessReport("controller", "controller", "", usage.own())
+        for id, (_, counted) in sorted(self._routers.counting.living().items()):
+            if counted.usage is not None:
+                yield ProcessReport("ingress", id, "", counted.usage)
+        for id, (tag, said) in sorted(replicas.items()):
+            if said.usage is not None:
+                yield ProcessReport("replica", id, tag, said.usage)
+
+    def _tag_of(self, id: str) -> str | None:
+        replica = self._fleet.get(id)
+        return None if replica is None else replica.tag
 
     # The end.
 

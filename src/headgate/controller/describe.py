@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 
+from headgate import usage
 from headgate.controller.fleet import Replica
 from headgate.core import replica_life as life
-from headgate.core.desired import Backend, Fault, State
-from headgate.core.reports import BackendInfo, Description, EndpointInfo, ProcessInfo, ReplicaStatus, Waiting
+from headgate.core.declared import HttpSettings, code_of
+from headgate.core.desired import Backend, Fault, State, state_id
+from headgate.core.reports import BackendInfo, Coming, Description, EndpointInfo, ProcessInfo, ReplicaStatus, Waiting
 from headgate.engines.base import InstanceSettings, Running
-
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def description(
@@ -62,6 +62,9 @@ def description(
         resources=resources[0],
         free=resources[1],
         waiting=tuple(waiting.values()),
+        coming={tag: found for tag, theirs in by_tag.items() if (found := _coming(theirs)).replicas},
+        http={name: getattr(settings, name) for name in HttpSettings.__struct_fields__},
+        state_id=state_id(state),
         ready=all(any(replica.state == life.READY and replica.shown for replica in by_tag.get(tag, [])) for tag in with_traffic),
         state_dir=settings.state_dir,
     )
@@ -86,15 +89,16 @@ def _backend(
         reason="\n".join([*([waiting.text] if waiting is not None else []), *([fault.text] if fault is not None else [])]),
         replicas=tuple(ReplicaStatus(replica.id, replica.state, replica.pid, replica.gpus, now - replica.since) for replica in replicas),
         methods=tuple(backend.definition.methods),
+        code=code_of(backend.definition),
     )
+
+
+def _coming(replicas: list[Replica]) -> Coming:
+    held = [replica for replica in replicas if replica.held and replica.live]
+    return Coming(len(held), sum(replica.state == life.READY for replica in held))
 
 
 def _process(role: str, id: str, pid: int, node: str = "", *, is_here: bool = True) -> ProcessInfo:
     if not is_here:
         return ProcessInfo(role, id, pid, node=node)
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            rss = int(file.read().split()[1]) * _PAGE_BYTES
-    except OSError:  # it has just ended
-        rss = 0
-    return ProcessInfo(role, id, pid, rss, node)
+    return ProcessInfo(role, id, pid, usage.of(pid).rss_bytes, node)

@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterable
 
 from headgate.config import BackendConfig
 from headgate.controller.tasks import Changes, Tasks, in_time
+from headgate.core import histograms
 from headgate.core import replica_life as life
 from headgate.core.desired import Backend
+from headgate.core.histograms import START_TICKS_PER_S, SUM, Tally
 from headgate.core.messages import Configure
 from headgate.core.reconcile import Actual
 from headgate.engines.base import Ended, Engine, InstanceSettings, ReplicaSpec, Running
@@ -50,6 +52,7 @@ class Replica:
         self.given_up = ""  # why it need not wait for room any longer
         self.fault = ""  # why it is killed, or how it ended …
         self.failure = ""  # … and with the remote traceback, if it did not start
+        self.cause = ""  # of its death, where it is killed; one of those in `core/replica_life.py`
         self.watch: asyncio.Task[None] | None = None
 
     @property
@@ -101,9 +104,13 @@ class Fleet:
         self._over = over
         self._replicas: dict[str, Replica] = {}
         self.starts: Counter[str] = Counter()
-        """Starts by backend, also those that failed, and …"""
-        self.deaths: Counter[str] = Counter()
-        """… ends of ready replicas that nobody asked for."""
+        """Starts by backend, also those that failed, …"""
+        self.start_failures: Counter[str] = Counter()
+        """… those of them that came to nothing, though there was room."""
+        self.start_times: dict[str, Tally] = {}
+        """How long the others took."""
+        self.deaths: Counter[tuple[str, str]] = Counter()
+        """Ends of ready replicas that nobody asked for, by backend and cause."""
         self._numbers = itertools.count()
 
     def get(self, id: str) -> Replica | None:
@@ -160,6 +167,7 @@ class Fleet:
         if replica.state == life.ENDED:
             raise ReplicaStartError(f"replica {replica.id} of backend {replica.tag!r} was stopped before it started")
         replica.starting = True
+        began_at = self._now()
         try:
             if replica.adopted:
                 running = await self._engine.wait_ready(replica.id)
@@ -170,6 +178,8 @@ class Fleet:
             if isinstance(error, asyncio.CancelledError):
                 await asyncio.shield(self._engine.kill(replica.id))  # an adopted one lives on when the wait for it is cancelled
             replica.failure, replica.no_room = str(error), isinstance(error, InsufficientResourcesError)
+            if isinstance(error, ReplicaStartError) and not replica.dismissed:
+                self.start_failures[replica.tag] += 1
             self._end(replica, error.message if isinstance(error, HeadgateError) else repr(error))
             raise
         finally:
@@ -181,6 +191,8 @@ class Fleet:
         self._ready(replica, running)
         if replica.state != life.READY:
             raise ReplicaStartError(f"replica {replica.id} of backend {replica.tag!r} was stopped while it started")
+        if not replica.adopted:
+            self._count_start(replica.tag, self._now() - began_at)
 
     # Ending.
 
@@ -213,9 +225,10 @@ class Fleet:
         await self._engine.kill(replica.id)
         self._end(replica, why)
 
-    def kill_soon(self, replica: Replica, why: str) -> None:
+    def kill_soon(self, replica: Replica, why: str, cause: str = "") -> None:
         """Have it ended: it is stuck, or can't be talked to."""
         if replica.state in (life.STARTING, life.READY, life.DRAINING):
+            replica.cause = replica.cause or cause
             _log.warning("replica %s of backend %r is killed: %s", replica.id, replica.tag, why)
             self._tasks.spawn(self.kill(replica, why), f"kill of {replica.id}")
 
@@ -264,13 +277,18 @@ class Fleet:
         self._over(replica)
         self._changes.tell()
 
+    def _count_start(self, tag: str, took_s: float) -> None:
+        tally = self.start_times.setdefault(tag, histograms.tally())
+        tally[int(took_s * START_TICKS_PER_S).bit_length()] += 1
+        tally[SUM] += took_s
+
     async def _watch(self, replica: Replica) -> None:
         """Ask a ready replica for signs of life, until it is no longer ready."""
         while replica.state == life.READY:
             await asyncio.sleep(replica.config.health_check_period)
             fault = await self.check(replica)
             if fault:
-                self.kill_soon(replica, fault)
+                self.kill_soon(replica, fault, life.HEALTH_CHECK)
                 return
 
     async def check(self, replica: Replica) -> str:

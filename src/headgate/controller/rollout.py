@@ -103,6 +103,25 @@ class Rollouts:
             raise
         return replicas
 
+    async def start_all(self, wanted: list[tuple[Backend, int, list[Replica]]]) -> list[Replica]:
+        """Start replicas of several backends in parallel, as `start` does for each; return all, once all are ready and well.
+
+        Raises what `start` raises; after that, or a cancellation, none of them is left.
+        """
+        starts = [asyncio.ensure_future(self.start(backend, count, have)) for backend, count, have in wanted]
+        try:
+            replicas = [replica for started in await asyncio.gather(*starts) for replica in started]
+            await self._check(replicas)
+            self._check_alive(replicas)
+        except BaseException:
+            for start in starts:
+                start.cancel()
+            for started in await asyncio.gather(*starts, return_exceptions=True):
+                if not isinstance(started, BaseException):
+                    await self._kill(started, "its deployment failed")
+            raise
+        return replicas
+
     async def replace(self, old: Backend, new: Backend, have: list[Replica], *, allow_gap: bool) -> list[Replica]:
         """Start the replicas of new code, beside the old ones or one at a time; return them, all ready.
 

@@ -10,25 +10,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import msgspec
 
+from headgate.controller.counting import Counting
 from headgate.controller.server import Connection
 from headgate.controller.tasks import Changes
-from headgate.core import messages, tables
-from headgate.core.messages import Applied, Count, Counted, Hello, Idle, Message, RoutingTable, SendTable
+from headgate.core import counters, messages, tables
+from headgate.core.messages import Applied, Counted, Hello, Idle, Message, RoutingTable, SendTable
 from headgate.core.pace import Pace
-from headgate.core.reports import Counters, QueueDepth, RequestCount
+from headgate.core.reports import Counters
 from headgate.core.subsets import TableSubsets
 from headgate.router.control import LONGEST_DELAY_S
 
 CLIENT_PATIENCE_S = 2.0
 """How long a verb waits for processes with handles to follow; ingresses are waited for."""
-_COUNT_PATIENCE_S = 0.5
 _BACK_WITHIN_S = LONGEST_DELAY_S + 0.2
 """Who has lost the controller tries again at least as often as that, and then needs a moment."""
-_KEPT_ENDED = 256
 _VERSION_BITS = 32
 
 
@@ -91,11 +90,8 @@ class Routers:
         self._followers: dict[Connection, _Follower] = {}
         self._behind: Counter[tuple[bool, int]] = Counter()
         self._waiting_for_idle = 0
-        self._counts: dict[str, tuple[int, Counters]] = {}  # by the router's id: the number it answered, and what it said
-        self._ended: dict[str, None] = {}  # ids in _counts whose routers have gone, oldest first
-        self._total = Counters()  # of routers that are forgotten
-        self._number = 0
-        self._counted = Changes()
+        self.counting: Counting[Counters] = Counting(lambda id: "", counters.add_up, counters.lasting)
+        """What they have counted."""
         self._back_at = 0.0
 
     def begin(self, epoch: int) -> None:
@@ -150,7 +146,7 @@ class Routers:
         """A router has connected; it gets the table, once there is one."""
         follower = self._followers[connection] = _Follower(connection)
         follower.in_replica = self._in_replica(connection.hello)
-        self._ended.pop(connection.hello.id, None)
+        self.counting.came(connection)
         if self.table is None:  # nor can one be built yet
             pass
         elif follower.is_ingress and connection.hello.place not in self._cut_for:  # one more to share with
@@ -218,15 +214,8 @@ class Routers:
         self._note(follower)
         if self.table is not None and follower.is_ingress and connection.hello.place not in self.places:
             self.changed()  # no successor comes: the others take its share
-        id = connection.hello.id
-        if id in self._counts and all(follower.connection.hello.id != id for follower in self._followers.values()):
-            self._ended[id] = None
-            if len(self._ended) > _KEPT_ENDED:
-                oldest = next(iter(self._ended))
-                del self._ended[oldest]
-                self._total = add_up([self._total, _lasting(self._counts.pop(oldest)[1])])
+        self.counting.left(connection)
         self._changes.tell()
-        self._counted.tell()
 
     def received(self, connection: Connection, message: Message) -> bool:
         """Take a message of a router; False if it is not about routing."""
@@ -247,8 +236,7 @@ class Routers:
                 if self._waiting_for_idle:
                     self._changes.tell()
         elif isinstance(message, Counted):
-            self._counts[connection.hello.id] = (message.number, message.counters)
-            self._counted.tell()
+            self.counting.said(connection, message.number, message.counters)
         else:
             return False
         return True
@@ -290,32 +278,9 @@ class Routers:
         finally:
             self._waiting_for_idle -= 1
 
-    async def measure(self) -> tuple[Counters, int]:
-        """Ask all routers for their counters, wait briefly, and add up what is known; also how many answered."""
-        answered = await self._ask()
-        known = [_lasting(counters) if id in self._ended else counters for id, (_, counters) in self._counts.items()]
-        return add_up([self._total, *known]), len(answered)
-
     async def under_way(self) -> int:
         """How many requests the routers that answer have, queued or running."""
-        return sum(depth.in_flight for id in await self._ask() for depth in self._counts[id][1].queues)
-
-    async def _ask(self) -> list[str]:
-        """Ask all routers for their counters; returns the ids of those that answered within a moment."""
-        self._number = number = self._number + 1
-        asked = {}
-        for connection in self._followers:
-            if not connection.slow:
-                connection.send(Count(number))
-                asked[connection.hello.id] = connection
-
-        def answered(id: str) -> bool:
-            return id in self._counts and self._counts[id][0] >= number
-
-        await self._counted.until(
-            lambda: all(answered(id) or connection not in self._followers for id, connection in asked.items()), _COUNT_PATIENCE_S
-        )
-        return [id for id in asked if answered(id)]
+        return sum(depth.in_flight for said in (await self.counting.ask()).values() for depth in said.queues)
 
     def still_serving(self) -> bool:
         """Whether a router has something left of what is no longer in the table."""
@@ -329,31 +294,3 @@ class Routers:
 
     def _late(self, version: int) -> list[_Follower]:
         return [follower for follower in self._followers.values() if not (follower.is_ingress or follower.follows(version))]
-
-
-def add_up(several: Iterable[Counters]) -> Counters:
-    """The sum of the counters of several routers."""
-    requests: dict[tuple[str, str, int], tuple[int, float]] = {}
-    queues: dict[str, tuple[int, int]] = {}
-    dropped = retried = 0
-    for counters in several:
-        for request in counters.requests:
-            key = (request.endpoint, request.backend, request.status)
-            count, seconds = requests.get(key, (0, 0.0))
-            requests[key] = (count + request.count, seconds + request.seconds)
-        for depth in counters.queues:
-            queued, in_flight = queues.get(depth.backend, (0, 0))
-            queues[depth.backend] = (queued + depth.queued, in_flight + depth.in_flight)
-        dropped += counters.shadows_dropped
-        retried += counters.retried
-    return Counters(
-        tuple(RequestCount(*key, *sums) for key, sums in sorted(requests.items())),
-        tuple(QueueDepth(tag, *depths) for tag, depths in sorted(queues.items())),
-        dropped,
-        retried,
-    )
-
-
-def _lasting(counters: Counters) -> Counters:
-    """What stays of a router that has ended: its queues are gone."""
-    return msgspec.structs.replace(counters, queues=())

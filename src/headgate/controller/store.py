@@ -31,9 +31,12 @@ CREATE TABLE IF NOT EXISTS definitions (hash TEXT, part INTEGER, data BLOB NOT N
 CREATE TABLE IF NOT EXISTS backends (tag TEXT PRIMARY KEY, hash TEXT NOT NULL, record BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS endpoints (name TEXT PRIMARY KEY, record BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS pending (id TEXT PRIMARY KEY, hash TEXT NOT NULL, record BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS deployments (id TEXT PRIMARY KEY, record BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS deployed (id TEXT, tag TEXT, hash TEXT NOT NULL, record BLOB NOT NULL, PRIMARY KEY (id, tag));
 CREATE TABLE IF NOT EXISTS results (number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, done BLOB NOT NULL);
 """
-_PRUNE = "DELETE FROM definitions WHERE hash NOT IN (SELECT hash FROM backends UNION SELECT hash FROM pending)"
+_IN_USE = "SELECT hash FROM backends UNION SELECT hash FROM pending UNION SELECT hash FROM deployed"
+_PRUNE = f"DELETE FROM definitions WHERE hash NOT IN ({_IN_USE})"
 
 
 class Pending(msgspec.Struct, frozen=True):
@@ -43,6 +46,36 @@ class Pending(msgspec.Struct, frozen=True):
     kind: str  # "create", "update" or "configure"
     backend: Backend
     allow_gap: bool = False
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        """What it puts into the state."""
+        return (self.backend,)
+
+    def __str__(self) -> str:
+        return f"the {self.kind} of backend {self.backend.tag!r}"
+
+
+class PendingDeployment(msgspec.Struct, frozen=True):
+    """A deployment that starts replicas before it is committed: `state` is what will be asked for, unless that was changed meanwhile."""
+
+    id: str
+    state: State
+    based_on: str  # as `Deploy` has it
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        """What it puts into the state."""
+        return tuple(self.state.backends.values())
+
+    def __str__(self) -> str:
+        return f"the deployment of {len(self.state.backends)} backends"
+
+
+class _DeploymentRecord(msgspec.Struct, frozen=True):
+    based_on: str
+    endpoints: dict[str, Endpoint]
+    next_generation: int
 
 
 class _BackendRecord(msgspec.Struct, frozen=True):
@@ -105,7 +138,7 @@ class Store:
             self._db.execute("UPDATE facts SET value = value + 1 WHERE name = 'epoch'")
         return self._fact("epoch")
 
-    def load(self) -> tuple[State, list[Pending]]:
+    def load(self) -> tuple[State, list[Pending | PendingDeployment]]:
         """What is asked for, and the verbs that were under way, in the order in which they began."""
         definitions: dict[str, Definition] = {}
 
@@ -120,10 +153,16 @@ class Store:
         endpoints = {}
         for name, data in self._db.execute("SELECT name, record FROM endpoints ORDER BY rowid"):
             endpoints[name] = msgspec.msgpack.decode(data, type=Endpoint)
-        pending = []
+        pending: list[Pending | PendingDeployment] = []
         for id, hash, data in self._db.execute("SELECT id, hash, record FROM pending ORDER BY rowid"):
             tag, record = msgspec.msgpack.decode(data, type=tuple[str, _BackendRecord])
             pending.append(Pending(id, record.kind, backend(tag, hash, record), record.allow_gap))
+        for id, data in self._db.execute("SELECT id, record FROM deployments ORDER BY rowid"):
+            deployment = msgspec.msgpack.decode(data, type=_DeploymentRecord)
+            rows = self._db.execute("SELECT tag, hash, record FROM deployed WHERE id = ? ORDER BY rowid", (id,))
+            deployed = {tag: backend(tag, hash, msgspec.msgpack.decode(kept, type=_BackendRecord)) for tag, hash, kept in rows}
+            state = State(deployed, deployment.endpoints, deployment.next_generation)
+            pending.append(PendingDeployment(id, state, deployment.based_on))
         return State(backends, endpoints, self._fact("generation")), pending
 
     def result(self, id: str) -> VerbDone | None:
@@ -131,19 +170,22 @@ class Store:
         row = self._db.execute("SELECT done FROM results WHERE id = ?", (id,)).fetchone()
         return None if row is None else msgspec.msgpack.decode(row[0], type=VerbDone)
 
-    def begin(self, pending: Pending, next_generation: int) -> None:
+    def begin(self, pending: Pending | PendingDeployment, next_generation: int) -> None:
         """Note that a verb is under way; nothing that is asked for changes."""
-        backend = pending.backend
-        record = _BackendRecord(backend.generation, backend.config, backend.options, pending.kind, pending.allow_gap)
         with self._transaction():
-            hash = self._keep(backend.definition)
-            self._db.execute("INSERT INTO pending VALUES (?, ?, ?)", (pending.id, hash, msgspec.msgpack.encode((backend.tag, record))))
+            if isinstance(pending, PendingDeployment):
+                self._begin_deployment(pending)
+            else:
+                backend = pending.backend
+                record = _BackendRecord(backend.generation, backend.config, backend.options, pending.kind, pending.allow_gap)
+                values = (pending.id, self._keep(backend.definition), msgspec.msgpack.encode((backend.tag, record)))
+                self._db.execute("INSERT INTO pending VALUES (?, ?, ?)", values)
             self._db.execute("UPDATE facts SET value = ? WHERE name = 'generation'", (next_generation,))
 
     def finish(self, done: VerbDone, old: State, new: State) -> None:
         """Commit the new state and the verb's result together. With `old is new` only the result."""
         with self._transaction():
-            self._db.execute("DELETE FROM pending WHERE id = ?", (done.id,))
+            self._end(done.id)
             self._db.execute("INSERT OR REPLACE INTO results (id, done) VALUES (?, ?)", (done.id, msgspec.msgpack.encode(done)))
             self._db.execute("DELETE FROM results WHERE number <= (SELECT max(number) FROM results) - ?", (KEPT_RESULTS,))
             self._write(old, new)
@@ -152,8 +194,20 @@ class Store:
     def forget(self, id: str) -> None:
         """Undo a pending verb of which nothing runs: as if it had never been sent."""
         with self._transaction():
-            self._db.execute("DELETE FROM pending WHERE id = ?", (id,))
+            self._end(id)
             self._db.execute(_PRUNE)
+
+    def _begin_deployment(self, pending: PendingDeployment) -> None:
+        record = _DeploymentRecord(pending.based_on, pending.state.endpoints, pending.state.next_generation)
+        self._db.execute("INSERT INTO deployments VALUES (?, ?)", (pending.id, msgspec.msgpack.encode(record)))
+        for tag, backend in pending.state.backends.items():
+            kept = msgspec.msgpack.encode(_BackendRecord(backend.generation, backend.config, backend.options))
+            self._db.execute("INSERT INTO deployed VALUES (?, ?, ?, ?)", (pending.id, tag, self._keep(backend.definition), kept))
+
+    def _end(self, id: str) -> None:
+        """No verb of this id is under way."""
+        for table in ("pending", "deployments", "deployed"):
+            self._db.execute(f"DELETE FROM {table} WHERE id = ?", (id,))
 
     def _write(self, old: State, new: State) -> None:
         for tag in old.backends.keys() - new.backends.keys():

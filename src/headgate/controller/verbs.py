@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -22,15 +22,17 @@ from headgate.controller.fleet import Fleet, Replica
 from headgate.controller.restarts import Restarts
 from headgate.controller.rollout import Rollouts
 from headgate.controller.routers import Routers
-from headgate.controller.store import Pending, Store
+from headgate.controller.store import Pending, PendingDeployment, Store
 from headgate.controller.tasks import Changes, Tasks
 from headgate.core import desired
-from headgate.core.desired import State
+from headgate.core import replica_life as life
+from headgate.core.desired import Backend, State
 from headgate.core.messages import (
     CompareInit,
     CreateBackend,
     DeleteBackend,
     DeleteEndpoint,
+    Deploy,
     Describe,
     Measure,
     Shutdown,
@@ -42,12 +44,24 @@ from headgate.core.messages import (
 )
 from headgate.core.reports import Description, Measurement
 from headgate.engines.base import Engine
-from headgate.errors import HeadgateError, InsufficientResourcesError, NotRunningError, describe
+from headgate.errors import ChangedMeanwhileError, HeadgateError, InsufficientResourcesError, NotRunningError, describe
 
 _log = logging.getLogger("headgate.controller")
 
 Question = Describe | Measure | CompareInit | Shutdown
 """The verbs that change nothing of what is asked for."""
+
+
+@contextlib.contextmanager
+def _telling_of_room() -> Iterator[None]:
+    """What a deployment finds no room for may be done in steps."""
+    try:
+        yield
+    except InsufficientResourcesError as error:
+        raise InsufficientResourcesError(
+            f"{error.message}; a deployment starts what is new beside what runs: make room first, by delete_backend or by "
+            "update_backend_config with fewer num_replicas, or replace code by update_backend with allow_gap=True"
+        ) from None
 
 
 class Verbs:
@@ -93,7 +107,7 @@ class Verbs:
         self._shutdowns = Tasks()
         """Apart from the others, which a shutdown ends."""
         self._begun: dict[str, asyncio.Task[VerbDone]] = {}
-        self._under_way: dict[str, Pending] = {}
+        self._under_way: dict[str, Pending | PendingDeployment] = {}
         """By id: those that start replicas, from when it is their turn."""
         self._left: set[str] = set()
         """The ids of those under way that nobody waits for any more."""
@@ -104,7 +118,7 @@ class Verbs:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._closing = False
 
-    def load(self) -> list[Pending]:
+    def load(self) -> list[Pending | PendingDeployment]:
         """Take over what the store has: what is asked for, and, returned, the verbs that were under way."""
         self.state, pending = self._store.load()
         return pending
@@ -123,24 +137,36 @@ class Verbs:
             self.give_up_waits()
 
     def give_up_waits(self) -> None:
-        """Have those verbs end that wait for room although nobody waits for them, or their backend is about to be deleted."""
-        waiting = self._engine.waiting()
-        for id, pending in self._under_way.items() if waiting else ():
-            tag = pending.backend.tag
-            unwanted = self._unwanted[tag] > 0
-            if not (unwanted or id in self._left):
-                continue
-            why = "its backend was deleted" if unwanted else "its caller left"
-            for replica in self._fleet.of(tag, pending.backend.generation):
-                if replica.held and replica.live and replica.id in waiting:
-                    replica.given_up = f"{waiting[replica.id]}; {why} while it waited"
-                    self._fleet.kill_soon(replica, replica.given_up)
-                    if unwanted and pending.kind == "create":
-                        self._never_begun.add(tag)
+        """Have those verbs end that wait for room although nobody waits for them, or their backend is about to be deleted.
 
-    def carry_on(self, pending: Pending, replicas: list[Replica]) -> None:
+        A deployment that nobody waits for ends also where its replicas are in their constructors.
+        """
+        waiting = self._engine.waiting()
+        for id, pending in self._under_way.items():
+            for backend in pending.backends:
+                unwanted = self._unwanted[backend.tag] > 0
+                if unwanted or id in self._left:
+                    why = "its backend was deleted" if unwanted else "its caller left"
+                    gives_up_starts = isinstance(pending, PendingDeployment) and not unwanted
+                    self._give_up(backend, waiting, why, unwanted=unwanted, starting=gives_up_starts)
+
+    def _give_up(self, backend: Backend, waiting: dict[str, str], why: str, *, unwanted: bool, starting: bool) -> None:
+        for replica in self._fleet.of(backend.tag, backend.generation):
+            if not (replica.held and replica.live):
+                continue
+            if replica.id in waiting:
+                replica.given_up = f"{waiting[replica.id]}; {why} while it waited"
+            elif starting and replica.state == life.STARTING:
+                replica.given_up = f"{why} while it started"
+            else:
+                continue
+            self._fleet.kill_soon(replica, replica.given_up)
+            if unwanted and backend.tag not in self.state.backends:
+                self._never_begun.add(backend.tag)
+
+    def carry_on(self, pending: Pending | PendingDeployment, replicas: list[Replica]) -> None:
         """Go on with a verb that an earlier controller began, and of which these replicas run, held."""
-        if pending.kind == "update":
+        if isinstance(pending, Pending) and pending.kind == "update":
             self._rollouts.resume(self.state.backends[pending.backend.tag], pending.backend, replicas)
         self._begin(pending.id, self._carry_on(pending, replicas), self._tasks)
 
@@ -189,12 +215,16 @@ class Verbs:
             if known.error is None:
                 known = msgspec.structs.replace(known, warnings=await self._effect(verb))
             return known
+        gone: Collection[str] = ()
         try:
             match verb:
                 case CreateBackend() | UpdateBackend() | UpdateBackendConfig():
                     await self._apply_with_replicas(id, verb)
                 case DeleteBackend():
                     await self._delete(id, verb)
+                case Deploy():
+                    gone = self.state.endpoints.keys() - {entry.name for entry in verb.endpoints}
+                    await self._deploy(id, verb)
                 case _:
                     self._commit(id, desired.apply(self.state, verb))
         except NotRunningError:
@@ -203,7 +233,7 @@ class Verbs:
             done = VerbDone(id, error=describe(error))
             self._store.finish(done, self.state, self.state)
             return done
-        return VerbDone(id, warnings=await self._effect(verb))
+        return VerbDone(id, warnings=await self._effect(verb, gone))
 
     async def _delete(self, id: str, verb: DeleteBackend) -> None:
         """Delete a backend; what a verb is about to start for it, and has no room yet, never starts."""
@@ -234,15 +264,66 @@ class Verbs:
         self._restarts.keep(state.backends.keys() | self._departures.backends.keys())
         self._reconcile()
 
-    async def _effect(self, verb: Verb) -> tuple[str, ...]:
-        """Wait until what the verb asked for holds. Returns warnings for whom it does not yet."""
+    async def _effect(self, verb: Verb, gone: Collection[str] = ()) -> tuple[str, ...]:
+        """Wait until what the verb asked for holds; `gone` are endpoints that it has deleted. Returns warnings for whom it does not yet."""
         version = self._publish()
         warnings = await self._routers.in_force(version)
         if isinstance(verb, DeleteEndpoint):
             await self._routers.idle(version, endpoint=verb.name)
         elif isinstance(verb, DeleteBackend | UpdateBackend | UpdateBackendConfig):
             await self._settled(verb.tag)
+        elif isinstance(verb, Deploy):
+            for name in gone:
+                await self._routers.idle(version, endpoint=name)
+            await self._all_settled()
         return warnings
+
+    async def _deploy(self, id: str, verb: Deploy) -> None:
+        """Start all that is missing beside what runs, and then commit everything at once."""
+        tags = self.state.backends.keys() | {given.tag for given in verb.backends}
+        async with self._turns(tags):
+            if id in self._left:
+                raise ChangedMeanwhileError("its caller left before its turn")
+            state = desired.apply(self.state, verb)
+            starts = [(backend, count) for backend in state.backends.values() if (count := desired.missing(self.state, backend))]
+            if not starts:
+                self._commit_deployment(id, state)
+                return
+            with _telling_of_room():
+                for backend, count in starts:  # each by itself; whether all fit together is seen when they start
+                    self._check_room_for(backend, count, beside_old=True)
+            self.state = msgspec.structs.replace(self.state, next_generation=state.next_generation)
+            pending = PendingDeployment(id, state, verb.based_on)
+            self._store.begin(pending, state.next_generation)
+            await self._see_through(pending, [])
+
+    async def _start_and_commit_all(self, pending: PendingDeployment, have: list[Replica]) -> None:
+        starts: list[tuple[Backend, int, list[Replica]]] = []
+        for backend in pending.backends:
+            count = desired.missing(self.state, backend)
+            theirs = [replica for replica in have if replica.tag == backend.tag]
+            if count or theirs:
+                starts.append((backend, max(count - len(theirs), 0), theirs))
+        with _telling_of_room():
+            replicas = await self._rollouts.start_all(starts)
+        self._rollouts.release(replicas)
+        for backend, _, _ in starts:
+            self._restarts.forget(backend.tag)
+        try:
+            desired.check_unchanged(self.state, pending.based_on)
+            next_generation = max(self.state.next_generation, pending.state.next_generation)
+            self._commit_deployment(pending.id, msgspec.structs.replace(pending.state, next_generation=next_generation))
+        except BaseException:
+            self._reconcile()  # nobody asked for these replicas after all
+            raise
+
+    def _commit_deployment(self, id: str, state: State) -> None:
+        old = self.state
+        self._commit(id, state)
+        for tag, backend in state.backends.items():
+            before = old.backends.get(tag)
+            if before is not None and before.generation == backend.generation and before.config != backend.config:
+                self._fleet.configure(self._fleet.of(tag, backend.generation), backend.config)
 
     async def _apply_with_replicas(self, id: str, verb: CreateBackend | UpdateBackend | UpdateBackendConfig) -> None:
         async with self._turn(verb.tag):
@@ -264,11 +345,13 @@ class Verbs:
             self._store.begin(pending, state.next_generation)
             await self._see_through(pending, [])
 
-    async def _carry_on(self, pending: Pending, replicas: list[Replica]) -> VerbDone:
-        tag = pending.backend.tag
-        _log.info("going on with the %s of backend %r, of which %d replicas run", pending.kind, tag, len(replicas))
+    async def _carry_on(self, pending: Pending | PendingDeployment, replicas: list[Replica]) -> VerbDone:
+        tags = {backend.tag for backend in pending.backends}
+        _log.info("going on with %s, of which %d replicas run", pending, len(replicas))
+        if isinstance(pending, PendingDeployment):
+            tags |= self.state.backends.keys()
         try:
-            async with self._turn(tag):
+            async with self._turns(tags):
                 await self._see_through(pending, replicas)
         except HeadgateError as error:
             done = VerbDone(pending.id, error=describe(error))
@@ -276,14 +359,18 @@ class Verbs:
             return done
         version = self._publish()
         warnings = await self._routers.in_force(version)
-        await self._settled(tag)
+        for tag in tags:
+            await self._settled(tag)
         return VerbDone(pending.id, warnings=warnings)
 
-    async def _see_through(self, pending: Pending, have: list[Replica]) -> None:
+    async def _see_through(self, pending: Pending | PendingDeployment, have: list[Replica]) -> None:
         """Start the replicas of a pending verb, besides those that it has already, and commit it."""
         self._under_way[pending.id] = pending
         try:
-            await self._start_and_commit(pending, have)
+            if isinstance(pending, PendingDeployment):
+                await self._start_and_commit_all(pending, have)
+            else:
+                await self._start_and_commit(pending, have)
         finally:
             del self._under_way[pending.id]
 
@@ -312,11 +399,14 @@ class Verbs:
         if pending.kind == "update":
             return  # `next_step` decides
         old = self.state.backends.get(backend.tag)
-        count = backend.config.num_replicas - (old.config.num_replicas if old is not None else 0)
+        self._check_room_for(backend, backend.config.num_replicas - (old.config.num_replicas if old is not None else 0))
+
+    def _check_room_for(self, backend: Backend, count: int, *, beside_old: bool = False) -> None:
         why = self._engine.fits(backend.options, count)
         if why is not None:
             theirs = [replica.id for replica in self._fleet.of(backend.tag) if replica.live]
-            why = self._engine.may_fit(backend.options, backend.config.num_replicas, theirs)
+            in_all = len(theirs) + count if beside_old else backend.config.num_replicas
+            why = self._engine.may_fit(backend.options, in_all, theirs)
         if why is not None:
             raise InsufficientResourcesError(f"backend {backend.tag!r}: {count} replica{'s do' if count > 1 else ' does'} not fit: {why}")
 
@@ -325,6 +415,18 @@ class Verbs:
         await self._changes.until(
             lambda: tag not in self._departures.backends and not any(replica.dismissed for replica in self._fleet.of(tag))
         )
+
+    async def _all_settled(self) -> None:
+        """Wait until everything has ended that is to go."""
+        await self._changes.until(lambda: not self._departures.backends and not any(replica.dismissed for replica in self._fleet.all()))
+
+    @contextlib.asynccontextmanager
+    async def _turns(self, tags: Collection[str]) -> AsyncIterator[None]:
+        """Held by a deployment, which changes several backends. All take them in one order, so that none waits in a circle."""
+        async with contextlib.AsyncExitStack() as stack:
+            for tag in sorted(tags):
+                await stack.enter_async_context(self._turn(tag))
+            yield
 
     @contextlib.asynccontextmanager
     async def _turn(self, tag: str) -> AsyncIterator[None]:

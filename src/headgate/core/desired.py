@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -19,6 +20,7 @@ from headgate.core.messages import (
     CreateEndpoint,
     DeleteBackend,
     DeleteEndpoint,
+    Deploy,
     EndpointEntry,
     ReplicaEntry,
     RoutingTable,
@@ -28,7 +30,9 @@ from headgate.core.messages import (
     UpdateBackendConfig,
 )
 from headgate.core.specs import Definition
-from headgate.errors import AlreadyExistsError, ConfigError, InUseError, InvalidValueError
+from headgate.errors import AlreadyExistsError, ChangedMeanwhileError, ConfigError, InUseError, InvalidValueError
+
+T = TypeVar("T")
 
 HTTP_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 RESERVED_PREFIX: Final = "/-/"
@@ -70,7 +74,15 @@ class State(msgspec.Struct, frozen=True):
 
 
 StateVerb = (
-    CreateBackend | UpdateBackend | DeleteBackend | UpdateBackendConfig | CreateEndpoint | DeleteEndpoint | SetTraffic | ShadowTraffic
+    CreateBackend
+    | UpdateBackend
+    | DeleteBackend
+    | UpdateBackendConfig
+    | CreateEndpoint
+    | DeleteEndpoint
+    | SetTraffic
+    | ShadowTraffic
+    | Deploy
 )
 """The verbs that change what is asked for."""
 
@@ -104,11 +116,42 @@ def apply(state: State, verb: StateVerb) -> State:
             return _set_traffic(state, verb)
         case ShadowTraffic():
             return _shadow_traffic(state, verb)
+        case Deploy():
+            return _deploy(state, verb)
 
 
 def with_backend(state: State, backend: Backend) -> State:
     """The state with this backend in the place of the one under its tag."""
     return msgspec.structs.replace(state, backends=state.backends | {backend.tag: backend})
+
+
+def state_id(state: State) -> str:
+    """Another text where something else is asked for; it is also the same for another controller."""
+    known = _Known({tag: (backend.generation, backend.config, backend.options) for tag, backend in state.backends.items()}, state.endpoints)
+    as_kept = msgspec.msgpack.decode(msgspec.msgpack.encode(known), type=_Known)  # where 60 seconds are 60.0
+    return hashlib.blake2b(msgspec.msgpack.encode(as_kept, order="deterministic"), digest_size=12).hexdigest()
+
+
+class _Known(msgspec.Struct):
+    """What tells one state from another."""
+
+    backends: dict[str, tuple[int, BackendConfig, ReplicaOptions]]
+    endpoints: dict[str, Endpoint]
+
+
+def check_unchanged(state: State, based_on: str) -> None:
+    """Raise `ChangedMeanwhileError` unless it is the state that a deployment was planned for."""
+    if state_id(state) != based_on:
+        raise ChangedMeanwhileError(
+            "the instance was changed by others since this deployment was planned; plan it anew, and nothing is lost"
+        )
+
+
+def missing(state: State, backend: Backend) -> int:
+    """How many replicas have to start before this backend can take the place of the one under its tag."""
+    old = state.backends.get(backend.tag)
+    wanted = backend.config.num_replicas
+    return wanted if old is None or old.generation != backend.generation else max(wanted - old.config.num_replicas, 0)
 
 
 def users_of(state: State, tag: str) -> list[str]:
@@ -117,20 +160,20 @@ def users_of(state: State, tag: str) -> list[str]:
 
 
 def _create_backend(state: State, verb: CreateBackend) -> State:
-    _check_name("backend tag", verb.tag)
+    check_name("backend tag", verb.tag)
     if verb.tag in state.backends:
         raise AlreadyExistsError(
             f"backend {verb.tag!r} exists already; replace its code with update_backend, or choose another tag "
             "(list_backends() shows those in use)"
         )
-    _check_fit(verb.tag, verb.definition, verb.config)
+    check_fit(verb.tag, verb.definition, verb.config)
     backend = Backend(verb.tag, state.next_generation, verb.definition, verb.config, verb.options)
     return msgspec.structs.replace(with_backend(state, backend), next_generation=state.next_generation + 1)
 
 
 def _update_backend(state: State, verb: UpdateBackend) -> State:
     old = _backend(state, verb.tag)
-    _check_fit(verb.tag, verb.definition, old.config)
+    check_fit(verb.tag, verb.definition, old.config)
     new = msgspec.structs.replace(old, generation=state.next_generation, definition=verb.definition)
     return msgspec.structs.replace(with_backend(state, new), next_generation=state.next_generation + 1)
 
@@ -155,15 +198,15 @@ def _delete_backend(state: State, verb: DeleteBackend) -> State:
 def _update_backend_config(state: State, verb: UpdateBackendConfig) -> State:
     old = _backend(state, verb.tag)
     config = parse_config(verb.config if verb.config is not None else verb.changes, old.config)
-    _check_fit(verb.tag, old.definition, config)
+    check_fit(verb.tag, old.definition, config)
     return with_backend(state, msgspec.structs.replace(old, config=config))
 
 
 def _create_endpoint(state: State, verb: CreateEndpoint) -> State:
-    _check_name("endpoint name", verb.name)
+    check_name("endpoint name", verb.name)
     if verb.route is not None:
-        _check_route(verb.route)
-    methods = _check_methods(verb.methods)
+        check_route(verb.route)
+    methods = check_methods(verb.methods)
     if verb.backend is not None:
         _backend(state, verb.backend)
     old = state.endpoints.get(verb.name)
@@ -175,11 +218,8 @@ def _create_endpoint(state: State, verb: CreateEndpoint) -> State:
             f"endpoint {verb.name!r} exists already, with route {old.route!r} and methods {', '.join(old.methods)}; "
             "delete it with delete_endpoint first, or choose another name"
         )
-    for other in state.endpoints.values():
-        if verb.route is not None and other.route == verb.route:
-            raise AlreadyExistsError(
-                f"route {verb.route!r} is taken by endpoint {other.name!r}; choose another route, or delete that endpoint first"
-            )
+    if verb.route is not None:
+        _check_route_is_free(state, verb.route)
     weights = {} if verb.backend is None else {verb.backend: 1.0}
     return _with_endpoint(state, Endpoint(verb.name, verb.route, methods, verb.backend, weights))
 
@@ -202,6 +242,60 @@ def _shadow_traffic(state: State, verb: ShadowTraffic) -> State:
     return _with_endpoint(state, msgspec.structs.replace(endpoint, shadows=shadows))
 
 
+def _deploy(state: State, verb: Deploy) -> State:
+    check_unchanged(state, verb.based_on)
+    backends: dict[str, Backend] = {}
+    next_generation = state.next_generation
+    for given in verb.backends:
+        check_name("backend tag", given.tag)
+        old = state.backends.get(given.tag)
+        if given.definition is None:
+            old = _backend(state, given.tag)
+        definition = given.definition or old.definition  # type: ignore[union-attr]  # one of them is there
+        check_fit(given.tag, definition, given.config)
+        if old is not None and given.definition is None and given.options == old.options:
+            backends[given.tag] = old if given.config == old.config else msgspec.structs.replace(old, config=given.config)
+        else:
+            backends[given.tag] = Backend(given.tag, next_generation, definition, given.config, given.options)
+            next_generation += 1
+    new = State(backends, {}, next_generation)
+    for entry in verb.endpoints:
+        new = _with_endpoint(new, _deployed_endpoint(new, entry, state.endpoints.get(entry.name)))
+    return State(_by_age(state.backends, new.backends), _by_age(state.endpoints, new.endpoints), next_generation)
+
+
+def _by_age(old: Mapping[str, T], new: Mapping[str, T]) -> dict[str, T]:
+    """The new ones in the order in which the store keeps them: those that were there stay first."""
+    return {name: new[name] for name in dict.fromkeys([*old, *new]) if name in new}
+
+
+def _deployed_endpoint(state: State, entry: EndpointEntry, old: Endpoint | None) -> Endpoint:
+    """An endpoint of the new state, which has the backends, and the endpoints before this one; the `old` one where nothing changes."""
+    check_name("endpoint name", entry.name)
+    if entry.route is not None:
+        check_route(entry.route)
+        _check_route_is_free(state, entry.route)
+    methods = check_methods(entry.methods)
+    weights = traffic.check_weights(entry.weights) if entry.weights else {}
+    shadows = {tag: traffic.check_proportion(share) for tag, share in entry.shadows.items()}
+    for tag in (*weights, *shadows):
+        _backend(state, tag)
+    if old is None:
+        created_with = next(iter(weights)) if len(weights) == 1 else None
+        return Endpoint(entry.name, entry.route, methods, created_with, weights, shadows)
+    if (old.route, set(old.methods), old.weights, old.shadows) == (entry.route, set(methods), weights, shadows):
+        return old
+    return Endpoint(entry.name, entry.route, methods, old.backend, weights, shadows)
+
+
+def _check_route_is_free(state: State, route: str) -> None:
+    for other in state.endpoints.values():
+        if other.route == route:
+            raise AlreadyExistsError(
+                f"route {route!r} is taken by endpoint {other.name!r}; choose another route, or delete that endpoint first"
+            )
+
+
 def _with_endpoint(state: State, endpoint: Endpoint) -> State:
     return msgspec.structs.replace(state, endpoints=state.endpoints | {endpoint.name: endpoint})
 
@@ -220,7 +314,8 @@ def _endpoint(state: State, name: str) -> Endpoint:
     return found
 
 
-def _check_name(what: str, name: str) -> None:
+def check_name(what: str, name: str) -> None:
+    """Refuse what can't be a backend's tag or an endpoint's name; `what` says which."""
     if not name:
         raise InvalidValueError(f"the {what} must not be empty")
     _check_text(what, name)
@@ -233,7 +328,8 @@ def _check_text(what: str, text: str) -> None:
         raise InvalidValueError(f"the {what} must be text that UTF-8 can encode, got {text!r}")
 
 
-def _check_route(route: str) -> None:
+def check_route(route: str) -> None:
+    """Refuse what can't be a route."""
     _check_text("route", route)
     if not route.startswith("/"):
         raise InvalidValueError(f"a route begins with '/', got {route!r}")
@@ -241,7 +337,8 @@ def _check_route(route: str) -> None:
         raise InvalidValueError(f"routes under {RESERVED_PREFIX!r} are Headgate's own, got {route!r}; choose another")
 
 
-def _check_methods(methods: Iterable[str]) -> tuple[str, ...]:
+def check_methods(methods: Iterable[str]) -> tuple[str, ...]:
+    """The HTTP methods of an endpoint, in capitals and each once."""
     checked: dict[str, None] = {}
     for method in methods:
         upper = method.upper()
@@ -254,7 +351,7 @@ def _check_methods(methods: Iterable[str]) -> tuple[str, ...]:
     return tuple(checked)
 
 
-def _check_fit(tag: str, definition: Definition, config: BackendConfig) -> None:
+def check_fit(tag: str, definition: Definition, config: BackendConfig) -> None:
     """Refuse a config that this code can't run with."""
     if config.max_batch_size > 1 and not any(method.is_batch for method in definition.methods.values()):
         raise ConfigError(

@@ -12,11 +12,11 @@ import msgspec
 
 from headgate.config import DEFAULT_MAX_BODY_BYTES, BackendConfig, ReplicaOptions
 from headgate.core import framing
-from headgate.core.reports import Counters
+from headgate.core.reports import Counters, ReplicaCounters
 from headgate.core.specs import Definition
 from headgate.errors import ErrorInfo
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 
 
 # What routers know.
@@ -163,12 +163,29 @@ class ShadowTraffic(msgspec.Struct, frozen=True, tag="shadow_traffic"):
     proportion: float
 
 
+class DeployedBackend(msgspec.Struct, frozen=True):
+    """A backend as it is to be. Without a `definition` its code stays; where its options change it gets new replicas all the same."""
+
+    tag: str
+    definition: Definition | None
+    config: BackendConfig
+    options: ReplicaOptions
+
+
+class Deploy(msgspec.Struct, frozen=True, tag="deploy"):
+    """All that is asked for becomes this, at once. What isn't among it is deleted."""
+
+    backends: tuple[DeployedBackend, ...]
+    endpoints: tuple[EndpointEntry, ...]
+    based_on: str  # `state_id` of the state that it was planned for: where that is no longer the state, it is refused
+
+
 class Describe(msgspec.Struct, frozen=True, tag="describe"):
     """Asks for a `Description`: what is asked for, what runs, and why not."""
 
 
 class Measure(msgspec.Struct, frozen=True, tag="measure"):
-    """Asks for a `Measurement`: the counters of all routers, added up."""
+    """Asks for a `Measurement`: the counters of all processes, added up."""
 
 
 class CompareInit(msgspec.Struct, frozen=True, tag="compare_init"):
@@ -190,6 +207,7 @@ Verb = (
     | DeleteEndpoint
     | SetTraffic
     | ShadowTraffic
+    | Deploy
     | Describe
     | Measure
     | CompareInit
@@ -272,8 +290,15 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
 
 
 class Counted(msgspec.Struct, frozen=True, tag="counted"):
+    """The counters of a router. `number` is that of the question, 0 where it ends and says them unasked; so for replicas."""
+
     number: int
     counters: Counters
+
+
+class ReplicaCounted(msgspec.Struct, frozen=True, tag="replica_counted"):
+    number: int
+    counters: ReplicaCounters
 
 
 class BrokenReplica(msgspec.Struct, frozen=True, tag="broken_replica"):
@@ -326,7 +351,7 @@ class Ping(msgspec.Struct, frozen=True, tag="ping"):
 
 
 class Count(msgspec.Struct, frozen=True, tag="count"):
-    """Asks a router for its counters."""
+    """Asks a router or a replica for its counters."""
 
     number: int
 
@@ -342,6 +367,7 @@ Message = (
     | ReplicaFailed
     | Pong
     | Counted
+    | ReplicaCounted
     | BrokenReplica
     | HadAnswered
     | Welcome

@@ -39,6 +39,18 @@ LIFE: Final[dict[str, dict[str, str]]] = {
 }
 """The next state, by state and event."""
 
+# Why a ready replica ended that nobody asked to.
+SIGNAL: Final = "signal"
+"""A signal killed it, such as SIGSEGV, or SIGKILL where there was no memory left."""
+EXIT: Final = "exit"
+"""It exited by itself."""
+HEALTH_CHECK: Final = "health check"
+"""It was killed: it did not answer, made no progress, or said that it is unwell."""
+BROKEN_LINK: Final = "broken link"
+"""It was killed: a router could not talk to it."""
+OTHER: Final = "other"
+CAUSES_OF_DEATH: Final = (SIGNAL, EXIT, HEALTH_CHECK, BROKEN_LINK, OTHER)
+
 _FIRST_DELAY_S = 0.2
 _LONGEST_DELAY_S = 30.0
 _TOGETHER_S = 0.1
@@ -84,6 +96,13 @@ class BackOff(msgspec.Struct, frozen=True):
     def may_start(self, now: float) -> bool:
         """Whether the next replica may start."""
         return now >= self.until
+
+
+def cause_of_death(told: str) -> str:
+    """The cause of an end that an engine tells for people, as in `Ended.reason`."""
+    if told.startswith("killed by "):
+        return SIGNAL
+    return EXIT if told.startswith("exit status ") else OTHER
 
 
 def died_early(state: str, answered: int, ready_for_s: float) -> bool:

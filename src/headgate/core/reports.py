@@ -5,9 +5,13 @@ What `serve.status()` and `serve.stat()` return.
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 import msgspec
 
 from headgate.config import BackendConfig, ReplicaOptions
+from headgate.core.histograms import Histogram
+from headgate.core.specs import Code
 
 
 class ReplicaStatus(msgspec.Struct, frozen=True):
@@ -31,6 +35,14 @@ class BackendInfo(msgspec.Struct, frozen=True):
     reason: str = ""  # why it is not ready, with the last traceback
     replicas: tuple[ReplicaStatus, ...] = ()
     methods: tuple[str, ...] = ()
+    code: Code = Code()  # as a file names it
+
+
+class Coming(msgspec.Struct, frozen=True):
+    """Replicas that a verb under way starts before it counts: so many, of which so many are ready."""
+
+    replicas: int
+    ready: int
 
 
 class EndpointInfo(msgspec.Struct, frozen=True):
@@ -91,6 +103,9 @@ class Description(msgspec.Struct, frozen=True):
     free: dict[str, float]
     waiting: tuple[Waiting, ...]  # for room: also replicas of backends that a verb is about to create or to change
     ready: bool  # every backend with traffic has a ready replica
+    coming: dict[str, Coming] = {}  # by backend, also those that a verb is about to create
+    http: dict[str, Any] = {}  # how it serves HTTP: arguments of `init`
+    state_id: str = ""  # another one where something else is asked for
     state_dir: str = ""  # where it keeps its state, on the controller's machine
 
 
@@ -102,6 +117,7 @@ class RequestCount(msgspec.Struct, frozen=True, array_like=True):
     status: int
     count: int
     seconds: float  # total, from arrival to answer
+    buckets: tuple[int, ...] = ()  # of these times, as in `core/histograms.py`; none where an ingress refused by itself
 
 
 class QueueDepth(msgspec.Struct, frozen=True, array_like=True):
@@ -112,20 +128,115 @@ class QueueDepth(msgspec.Struct, frozen=True, array_like=True):
     in_flight: int
 
 
+SHED: Final = "shed"
+EXPIRED: Final = "expired"
+CANCELLED: Final = "cancelled"
+RETRIED: Final = "retried"
+SHADOW_DROPPED: Final = "shadow dropped"
+
+
+class EventCount(msgspec.Struct, frozen=True, array_like=True):
+    """How often something befell requests of one endpoint to one backend.
+
+    `event` is "shed" (refused with 503, by the rule that `reason` names), "expired" (out of time after admission), "cancelled" (its
+    caller gave it up), "retried" (it was sent to another replica), or "shadow dropped" (a copy that was not sent).
+    """
+
+    event: str
+    endpoint: str
+    backend: str
+    reason: str
+    count: int
+
+
+class Usage(msgspec.Struct, frozen=True, array_like=True):
+    """What a process has used: CPU time since it started, and the memory that it has resident now."""
+
+    cpu_seconds: float = 0.0
+    rss_bytes: int = 0
+
+
 class Counters(msgspec.Struct, frozen=True):
-    """What one router counted since it started."""
+    """What one router counted since it started, and its process."""
 
     requests: tuple[RequestCount, ...] = ()
     queues: tuple[QueueDepth, ...] = ()
-    shadows_dropped: int = 0
-    retried: int = 0
+    events: tuple[EventCount, ...] = ()
+    shadows: tuple[RequestCount, ...] = ()  # copies, by how they ended
+    usage: Usage | None = None  # of an ingress; what else has a router is the user's own process, or a replica
+
+    @property
+    def retried(self) -> int:
+        """How often requests were sent to another replica."""
+        return self._events(RETRIED)
+
+    @property
+    def shadows_dropped(self) -> int:
+        """How many copies were not sent."""
+        return self._events(SHADOW_DROPPED)
+
+    def _events(self, event: str) -> int:
+        return sum(count.count for count in self.events if count.event == event)
+
+
+class Series(msgspec.Struct, frozen=True, array_like=True):
+    """One set of labels of a metric of the user's own: its value, or of a histogram the count in each bucket and the sum."""
+
+    labels: tuple[str, ...]
+    values: tuple[float, ...]
+
+
+class UserMetric(msgspec.Struct, frozen=True, array_like=True):
+    """A metric of the user's own, in one replica."""
+
+    kind: str  # "counter", "gauge" or "histogram"
+    name: str
+    help: str
+    labels: tuple[str, ...]  # their names
+    series: tuple[Series, ...]
+    bounds: tuple[float, ...] = ()  # of a histogram's buckets, without infinity
+
+
+class ReplicaCounters(msgspec.Struct, frozen=True):
+    """What one replica counted since it started. Times are as in `core/histograms.py`."""
+
+    queue: Histogram = Histogram()
+    batch_wait: Histogram = Histogram()
+    execution: Histogram = Histogram()
+    serialisation: Histogram = Histogram()
+    batch_sizes: Histogram = Histogram()
+    usage: Usage | None = None
+    metrics: tuple[UserMetric, ...] = ()
+
+
+class ReplicaReport(msgspec.Struct, frozen=True):
+    """One replica that runs: the metrics of the user's own are its alone."""
+
+    id: str
+    backend: str
+    metrics: tuple[UserMetric, ...] = ()
+
+
+class ProcessReport(msgspec.Struct, frozen=True):
+    """One process of the instance that runs, and what it has used; `backend` is a replica's."""
+
+    role: str
+    id: str
+    backend: str
+    usage: Usage
 
 
 class Measurement(msgspec.Struct, frozen=True):
-    """The counters of all routers that answered, added up, also of those that have ended."""
+    """What all processes have counted, added up, also those that have ended."""
 
-    counters: Counters
+    counters: Counters  # of routers
     replica_starts: dict[str, int] = {}
     replica_deaths: dict[str, int] = {}
-    routers: int = 0
+    routers: int = 0  # that were asked and answered
     unhealthy: dict[str, str] = {}  # backends that have fewer replicas than they should: why, with the last traceback
+    replica_death_reasons: dict[str, dict[str, int]] = {}  # the deaths, by backend and then by reason
+    replica_start_failures: dict[str, int] = {}  # starts that came to nothing
+    replica_start_times: dict[str, Histogram] = {}  # of those that became ready, in buckets from 10 ms
+    backends: dict[str, ReplicaCounters] = {}  # what replicas counted, by backend
+    replicas: tuple[ReplicaReport, ...] = ()
+    processes: tuple[ProcessReport, ...] = ()

@@ -5,6 +5,8 @@ User code travels as a `Definition`: only the replica opens it, so what others h
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from headgate.config import BackendConfig, ReplicaOptions
@@ -50,6 +52,18 @@ class MethodInfo(msgspec.Struct, frozen=True, array_like=True):
     parameters: tuple[Parameter, ...] = ()
 
 
+class Code(msgspec.Struct, frozen=True):
+    """What a backend is made of, as a file names it: where it is imported from, and what its constructor is given.
+
+    Empty where no file can name it: it can't be imported, or has arguments that aren't plain data.
+    """
+
+    import_path: str = ""  # "module:name"
+    init_args: list[Any] = []
+    init_kwargs: dict[str, Any] = {}
+    source_hash: str = ""  # SHA-256 of the file that it is imported from, and of the one that defines it where that is another
+
+
 class Definition(msgspec.Struct, frozen=True):
     """User code on its way to a replica, with what others have to know about it without opening it."""
 
@@ -58,6 +72,7 @@ class Definition(msgspec.Struct, frozen=True):
     methods: dict[str, MethodInfo] = {}  # by name; "" is the call itself
     module: str = ""  # set where the code is imported by path …
     source_hash: str = ""  # … with this SHA-256 of its file
+    code: Code = Code()
     sys_path: tuple[str, ...] = ()
     cwd: str = ""
     environ: dict[str, str] = {}

@@ -101,7 +101,7 @@ class Call(msgspec.Struct, array_like=True, eq=False):  # told apart by identity
     method: str  # "" is the function itself, or __call__
     request_id: str
     http: bytes  # over HTTP: the encoded `HttpHead`; else empty
-    positional: _Count  # Python calls: how many positional arguments …
+    positional: _Count  # Python calls: how many positional arguments (over HTTP: 1 where its answer is to say where the time went) …
     keywords: tuple[str, ...]  # … and the names of the others, sorted
     body: bytes = b""  # a bytearray where it was large, so that it was received in place
 

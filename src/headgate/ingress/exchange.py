@@ -6,6 +6,7 @@ until it is their turn. What is kept is counted as held.
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
 from headgate.core import wire
@@ -66,7 +67,7 @@ class Exchange(Call):
         self.shard_key = None
         self.method = known.method
         self.caller_timeout_s = known.caller_timeout_s
-        self.positional = 0
+        self.positional = known.timed
         self.keywords = ()
         self.body = b""
         self.body_bytes = 0
@@ -91,7 +92,7 @@ class Exchange(Call):
         body = answer.body
         connection = self.connection
         self.complete = True
-        if answer.code != 200 or self.bare or len(body) > _JOIN_BYTES:
+        if answer.code != 200 or self.bare or self.positional or len(body) > _JOIN_BYTES:
             connection.answer(self, self._parts(answer.code, answer.meta, body))
             return
         data = b"".join(
@@ -202,6 +203,8 @@ class Exchange(Call):
             self.connection.flush_for(self)
 
     def _head(self, status: int, lines: bytes, framing: bytes) -> bytes:
+        if self.positional and hasattr(self, "admitted_at"):  # else it was refused before all of it had come
+            lines += b"server-timing: total;dur=%.3f\r\n" % (1e3 * (monotonic() - self.admitted_at))
         return b"%b%b%bx-request-id: %b\r\n%b\r\n" % (
             self.connection.service.status_lines[status],
             self.framing,

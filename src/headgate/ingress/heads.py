@@ -26,10 +26,11 @@ SPECIAL: Final = frozenset(
         b"x-serve-shard-key",
         b"x-serve-call-method",
         b"x-serve-timeout-ms",
+        b"x-serve-timing",
     )
 )
 """The headers that mean something to the ingress."""
-_CONTROLS: Final = frozenset((b"x-serve-shard-key", b"x-serve-call-method", b"x-serve-timeout-ms"))
+_CONTROLS: Final = frozenset((b"x-serve-shard-key", b"x-serve-call-method", b"x-serve-timeout-ms", b"x-serve-timing"))
 PLAIN: Final = _CONTROLS | {b"host", b"content-length", b"connection"}
 """Of those, the ones that mean the same each time, beyond which request it is."""
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -73,7 +74,7 @@ def check_coding(special: Headers, *, http10: bool) -> bool:
 
 
 def read_controls(exchange: Exchange, special: Headers) -> Refusal | None:
-    """Note shard key, method and time limit in the exchange; return why they can't be meant, if so."""
+    """Note shard key, method, time limit, and whether times are asked for, in the exchange; return why they can't be meant, if so."""
     given: dict[bytes, bytes] = {}
     for name, value in special:
         if name in _CONTROLS:
@@ -94,6 +95,11 @@ def read_controls(exchange: Exchange, special: Headers) -> Refusal | None:
         if not timeout.isdigit() or len(timeout) > _LONGEST_TIMEOUT or not int(timeout):
             return Refusal(400, "x-serve-timeout-ms must be a whole number of milliseconds, above 0")
         exchange.caller_timeout_s = int(timeout) / 1000
+    timing = given.get(b"x-serve-timing")
+    if timing is not None:
+        if timing not in (b"0", b"1"):
+            return Refusal(400, "x-serve-timing must be 1, for an answer that says where its time went, or 0")
+        exchange.positional = int(timing)
     return None
 
 

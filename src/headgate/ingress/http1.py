@@ -386,7 +386,7 @@ class Connection(asyncio.Protocol):
                 self.transport.close()
             return
         if self._current is not None or self._quiet_bytes or self._url:
-            self._refuse_input(self.service.closing or Refusal(503, "the instance is shutting down"))
+            self._refuse_input(self.service.closing or Refusal(503, "the instance is shutting down", reason="shutting down"))
             return
         self._stop_reading_requests()
         last = self._waiting[-1] if self._waiting else self.slots[-1] if self.slots else None
@@ -512,7 +512,7 @@ class Connection(asyncio.Protocol):
             service.show(instead.page, exchange)
         else:
             if isinstance(instead, Refusal):
-                service.count_refusal(instead.status)
+                service.count_refusal(instead.status, instead.reason)
             exchange.reply(instead)
 
     def _failed(self, exchange: Exchange, error: Exception) -> None:

@@ -16,6 +16,7 @@ import ssl
 
 import msgspec
 
+from headgate import usage
 from headgate.core import tables
 from headgate.core.messages import (
     PROTOCOL,
@@ -32,7 +33,7 @@ from headgate.core.messages import (
     SendTable,
     Unwanted,
 )
-from headgate.core.reports import Measurement
+from headgate.core.reports import Counters, Measurement
 from headgate.core.specs import IngressSpec
 from headgate.errors import rebuild
 from headgate.heap import keep_freed
@@ -104,6 +105,8 @@ class _Ingress:
         server.close()
         await self._service.drain(grace_s)
         await self._router.close(max(0.0, ends_at - loop.time()))
+        self._link.send(Counted(0, self._counters()))
+        await asyncio.sleep(0)  # so that it leaves
         await self._link.close()
 
     def _hello(self) -> Hello:
@@ -123,7 +126,7 @@ class _Ingress:
         elif isinstance(message, Ping):
             self._link.send(Pong(message.number))
         elif isinstance(message, Count):
-            self._link.send(Counted(message.number, self._service.with_refusals(self._router.counters())))
+            self._link.send(Counted(message.number, self._counters()))
         elif isinstance(message, Drain):
             self._end_within(message.grace_s)
         elif isinstance(message, Unwanted):
@@ -137,6 +140,9 @@ class _Ingress:
     def _end_within(self, grace_s: float) -> None:
         if not self._drain.done():
             self._drain.set_result(grace_s)
+
+    def _counters(self) -> Counters:
+        return msgspec.structs.replace(self._service.with_refusals(self._router.counters()), usage=usage.own())
 
     async def _measure(self) -> Measurement:
         done = await self._link.call(Measure())

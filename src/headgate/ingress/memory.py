@@ -36,7 +36,7 @@ _head_decoder: Final = msgspec.msgpack.Decoder(wire.HttpHead)
 class KnownHead:
     """What a head asks for. Never changed once it is made."""
 
-    __slots__ = ("bare", "caller_timeout_s", "endpoint", "http", "http_rest", "length", "method")
+    __slots__ = ("bare", "caller_timeout_s", "endpoint", "http", "http_rest", "length", "method", "timed")
 
     def __init__(self) -> None:
         self.endpoint = ""
@@ -46,6 +46,7 @@ class KnownHead:
         self.method = ""
         self.caller_timeout_s: float | None = None
         self.bare = False  # HEAD
+        self.timed = 0  # 1 where the answer is to say where its time went
 
     @classmethod
     def of(cls, exchange: Exchange, http: bytes) -> KnownHead:
@@ -53,7 +54,7 @@ class KnownHead:
         known = cls()
         known.endpoint, known.http, known.length = exchange.endpoint, http, exchange.length
         known.method, known.caller_timeout_s = exchange.method, exchange.caller_timeout_s
-        known.bare = exchange.bare
+        known.bare, known.timed = exchange.bare, exchange.positional
         return known
 
 

@@ -19,7 +19,7 @@ import msgspec
 
 from headgate.config import DEFAULT_MAX_BODY_BYTES
 from headgate.core.messages import RoutingTable
-from headgate.core.reports import Counters, Measurement, RequestCount
+from headgate.core.reports import SHED, Counters, EventCount, Measurement, RequestCount
 from headgate.ingress import metrics, pages
 from headgate.ingress.admission import Admission
 from headgate.ingress.memory import Memory
@@ -124,7 +124,7 @@ class Service:
         self._measure = measure
         self._measuring: asyncio.Task[None] | None = None
         self._wait_for_measurement: list[Exchange] = []
-        self._refused: dict[int, int] = {}
+        self._refused: dict[tuple[int, str], int] = {}
         self._empty: asyncio.Event = asyncio.Event()
         self._draining = False
         self._sweeper: asyncio.TimerHandle | None = None
@@ -205,14 +205,19 @@ class Service:
             if self._measuring is None:
                 self._measuring = self.loop.create_task(self._show_metrics(), name="headgate metrics")
 
-    def count_refusal(self, status: int) -> None:
-        """Take note of an answer that no router counts."""
-        self._refused[status] = self._refused.get(status, 0) + 1
+    def count_refusal(self, status: int, reason: str) -> None:
+        """Take note of an answer that no router counts; with 503 by the rule that `reason` names."""
+        key = (status, reason)
+        self._refused[key] = self._refused.get(key, 0) + 1
 
     def with_refusals(self, counters: Counters) -> Counters:
         """A router's counters, and with them what this ingress refused by itself."""
-        refused = tuple(RequestCount("", "", status, count, 0.0) for status, count in sorted(self._refused.items()))
-        return msgspec.structs.replace(counters, requests=counters.requests + refused)
+        refused: dict[int, int] = {}
+        for (status, _), count in sorted(self._refused.items()):
+            refused[status] = refused.get(status, 0) + count
+        requests = tuple(RequestCount("", "", status, count, 0.0) for status, count in refused.items())
+        shed = tuple(EventCount(SHED, "", "", reason, count) for (status, reason), count in self._refused.items() if status == 503)
+        return msgspec.structs.replace(counters, requests=counters.requests + requests, events=counters.events + shed)
 
     async def _show_metrics(self) -> None:
         shown: Reply | Refusal

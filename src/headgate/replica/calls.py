@@ -31,6 +31,7 @@ from headgate.errors import (
     in_one_line,
 )
 from headgate.replica import response
+from headgate.replica.counting import Counts, CountsBySlot
 from headgate.replica.member import Member, Stream
 from headgate.replica.request import PlaceholderRequest, Request
 from headgate.replica.results import split_batch
@@ -85,6 +86,7 @@ class Caller:
         self.idempotent = idempotent
         self.running: dict[int, CallFacts[Member]] = {}
         """What runs now, by slot (threads) or by the call's identity (event loop)."""
+        self.counts = CountsBySlot()
         self.ended = 0
         """Calls of user code that have ended; a count for people, not exact over threads."""
         self._backend = backend
@@ -136,11 +138,14 @@ class Caller:
             member.link.give_back(member, dropped=False)
             return 0.0
         facts = self.running[slot] = CallFacts(members, False, self._backend, self._replica)
+        counts = self.counts[slot]
         enter(facts)
         try:
             result = self._invoke(handler, member)
             if not isinstance(result, response.STREAMS):
-                return self._answer(member, result, start)
+                run_s = self._answer(member, result, start, counts)
+                counts.ran(member, start, run_s)
+                return run_s
             self._stream(member, result)
         except BaseException as error:  # noqa: BLE001 - user code may raise anything; each is this request's failure
             self._fail(member, error)
@@ -149,7 +154,9 @@ class Caller:
             self.ended += 1
             facts.over = True
             enter(None)
-        return monotonic() - start
+        run_s = monotonic() - start
+        counts.ran(member, start, run_s)
+        return run_s
 
     def _invoke(self, handler: Handler | None, member: Member, opened: _Arguments | None = None) -> Any:
         if handler is None:
@@ -167,22 +174,28 @@ class Caller:
             args = (PlaceholderRequest(),)
         return handler.call(*args, **kwargs)
 
-    def _answer(self, member: Member, result: Any, start: float) -> float:
+    def _answer(self, member: Member, result: Any, start: float, counts: Counts) -> float:
         """Answer with what user code returned; returns the seconds since `start`."""
         now = monotonic()
         run_s = now - start
-        self._send(member, result, _micros(run_s), now)
+        self._send(member, result, _micros(run_s), now, counts)
         return run_s
 
-    def _send(self, member: Member, result: Any, micros: int, now: float) -> None:
+    def _send(self, member: Member, result: Any, micros: int, now: float, counts: Counts) -> float:
+        """Encode and send an answer, from `now` on; returns until when."""
         if member.http:
             if type(result) is bytes:  # as `encode_http` would, without its record
                 member.link.answer(member, 200, response.OCTETS, result, micros, now)
-                return
+                return now
             encoded = response.encode_http(result)
-            member.link.answer(member, encoded.status, encoded.header_lines, encoded.body, micros, now)
+            done = monotonic()
+            member.link.answer(member, encoded.status, encoded.header_lines, encoded.body, micros, done)
         else:
-            member.link.answer(member, 200, b"", payload.dump(result, lending=self._no_lending), micros, now)
+            body = payload.dump(result, lending=self._no_lending)
+            done = monotonic()
+            member.link.answer(member, 200, b"", body, micros, done)
+        counts.encoded(done - now)
+        return done
 
     def _stream(self, member: Member, result: Any) -> None:
         """Send what a generator yields, chunk by chunk; each waits for credit, none for the next."""
@@ -250,6 +263,8 @@ class Caller:
             return
         slot = id(members)
         facts = self.running[slot] = CallFacts(members, False, self._backend, self._replica)
+        counts = self.counts[0]
+        run_s: float | None = None
         enter(facts)
         try:
             opened = None if self._objects is None or member.http else await self._opened(self._objects, member)
@@ -259,13 +274,14 @@ class Caller:
             if isinstance(result, response.STREAMS):
                 await self._stream_async(member, result)
             else:
-                self._answer(member, result, start)
+                run_s = self._answer(member, result, start, counts)
         except BaseException as error:  # noqa: BLE001 - user code may raise anything; each is this request's failure
             self._fail(member, error)
         finally:
             del self.running[slot]
             self.ended += 1
             facts.over = True
+            counts.ran(member, start, monotonic() - start if run_s is None else run_s)
 
     async def _opened(self, objects: Objects, member: Member) -> _Arguments:
         args, kwargs = payload.load(member.body)
@@ -327,12 +343,14 @@ class Caller:
                 live.append(member)
         if not live:
             return
+        counts = self.counts[slot if here else 0]
+        counts.batch_began(live, start)
         handler = self._handler_of(live[0])
         assert handler is not None
         self.running[slot] = CallFacts(live, True, self._backend, self._replica)
         try:
             live, calls = await self._open(live, handler, here=here)
-            error = await self._run_together(handler, slot, live, calls, start)
+            error = await self._run_together(handler, slot, live, calls, start, counts)
             if error is None:
                 return
             if len(live) == 1 or not self.idempotent or isinstance(error, BatchResultError) or not isinstance(error, Exception):
@@ -341,7 +359,7 @@ class Caller:
             search = Bisection(len(live))
             while (part := search.next()) is not None:
                 chosen = live[part.start : part.stop]
-                error = await self._run_together(handler, slot, chosen, calls[part.start : part.stop], start)
+                error = await self._run_together(handler, slot, chosen, calls[part.start : part.stop], start, counts)
                 if error is not None:
                     search.failed(part)
                     if len(chosen) == 1:
@@ -351,7 +369,7 @@ class Caller:
             self.ended += 1
 
     async def _run_together(
-        self, handler: Handler, slot: int, members: list[Member], calls: list[_Arguments], start: float
+        self, handler: Handler, slot: int, members: list[Member], calls: list[_Arguments], start: float, counts: Counts
     ) -> BaseException | None:
         """Call user code once for these members and answer them; or return what it raised, with nobody answered."""
         if not members:
@@ -360,6 +378,7 @@ class Caller:
         if facts.gone:  # before it could be cancelled
             return asyncio.CancelledError()
         enter(facts)
+        began_at = monotonic()
         try:
             args, kwargs = self._gather(members, calls)
             result = handler.call(*args, **kwargs)
@@ -371,7 +390,8 @@ class Caller:
         finally:
             facts.over = True
             enter(None)
-        self._answer_all(members, values, start)
+            counts.batch_ran(len(members), monotonic() - began_at)
+        self._answer_all(members, values, start, counts)
         return None
 
     async def _open(self, members: list[Member], handler: Handler, *, here: bool) -> tuple[list[Member], list[_Arguments]]:
@@ -402,14 +422,14 @@ class Caller:
         placeholders = [PlaceholderRequest() for _ in members] if any(binding.placeholder for binding in bindings) else ()
         return gather(bindings, calls, placeholders)
 
-    def _answer_all(self, members: list[Member], values: list[Any], start: float) -> None:
+    def _answer_all(self, members: list[Member], values: list[Any], start: float, counts: Counts) -> None:
         now = monotonic()
         micros = _micros(now - start)
         for member, value in zip(members, values, strict=True):
             try:
                 if isinstance(value, Exception):
                     raise value
-                self._send(member, value, micros, now)
+                now = self._send(member, value, micros, now, counts)
             except BaseException as error:  # noqa: BLE001 - the member's own failure: returned, or not to be encoded
                 self._fail(member, error)
 

@@ -13,14 +13,18 @@ import inspect
 import logging
 import os
 import pickle
+import pkgutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from headgate.config import BackendConfig
+import msgspec
+
+from headgate.config import BackendConfig, suggest
 from headgate.core.binding import Binder
-from headgate.core.specs import Definition, MethodInfo, Parameter
-from headgate.errors import InvalidTypeError, InvalidValueError
+from headgate.core.declared import MAX_CODE_BYTES, is_plain
+from headgate.core.specs import Code, Definition, MethodInfo, Parameter
+from headgate.errors import InvalidTypeError, InvalidValueError, NotFoundError, in_one_line
 from headgate.router import byvalue
 from headgate.router.payload import culprit
 
@@ -48,8 +52,34 @@ def accept_batch(function: Marked) -> Marked:
     return function
 
 
-def describe(func_or_class: Any, init_args: tuple[Any, ...] = (), init_kwargs: Mapping[str, Any] | None = None) -> Definition:
-    """Inspect and pack what `create_backend` was given.
+def find(import_path: str) -> Any:
+    """Import what "module:name" names.
+
+    Raises `NotFoundError` where there is no such module or name in it, `InvalidValueError` where the import raises.
+    """
+    module, _, name = import_path.partition(":")
+    if module == "__main__":
+        raise InvalidValueError("'__main__' is another module in each process; name the module as others import it")
+    importlib.invalidate_caches()
+    try:
+        found: Any = importlib.import_module(module)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and (module == error.name or module.startswith(f"{error.name}.")):
+            raise NotFoundError(f"there is no module {error.name!r}{suggest(error.name, _modules_beside(error.name))}") from None
+        raise InvalidValueError(f"module {module!r} can't be imported: {in_one_line(error)}{_last_line_of(error)}") from error
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            where = f"module {module!r}" if inspect.ismodule(found) else repr(found)
+            raise NotFoundError(f"{where} has no {part!r}{suggest(part, dir(found))}") from None
+    return found
+
+
+def describe(
+    func_or_class: Any, init_args: tuple[Any, ...] = (), init_kwargs: Mapping[str, Any] | None = None, *, import_path: str = ""
+) -> Definition:
+    """Inspect and pack what `create_backend` was given; `import_path` is where it was found, if a file named it.
 
     Raises `InvalidTypeError` for what isn't callable, can't be pickled, is a generator that takes batches, or a class with
     nothing to call; `InvalidValueError` for arguments to something that isn't constructed.
@@ -90,6 +120,7 @@ def describe(func_or_class: Any, init_args: tuple[Any, ...] = (), init_kwargs: M
         methods=methods,
         module=module,
         source_hash=_source_hash(module),
+        code=_code(target, args, kwargs, module) or _code_as_named(import_path, list(init_args), dict(init_kwargs or {}), module) or Code(),
         sys_path=tuple(path for path in map(os.path.abspath, sys.path) if _is_text(path)),
         cwd=_working_directory(),
         environ={name: value for name, value in os.environ.items() if _is_text(name) and _is_text(value)},
@@ -235,6 +266,56 @@ def _import_path(target: Any) -> str:
     if inspect.ismethod(target):
         target = target.__self__
     return byvalue.import_path(target if hasattr(target, "__qualname__") else type(target))
+
+
+def _code(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], module: str) -> Code | None:
+    """How a file names it by its own name, if that leads to it."""
+    found: Any = sys.modules.get(module)
+    name = getattr(target, "__qualname__", "")
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not (module and name) or not (found is target or (inspect.ismethod(found) and found == target)):
+        return None
+    return _if_plain(Code(f"{module}:{name}", list(args), kwargs, _source_hash(module)))
+
+
+def _code_as_named(import_path: str, args: list[Any], kwargs: dict[str, Any], module: str) -> Code | None:
+    """How a file has named it: an instance or a partial, which have no name of their own."""
+    if not import_path:
+        return None
+    own = import_path.partition(":")[0]
+    hashes = [_source_hash(own), *([_source_hash(module)] if module != own else [])]
+    return _if_plain(
+        Code(import_path, args, kwargs, hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest())
+    )
+
+
+def _if_plain(code: Code) -> Code | None:
+    if is_plain(code.init_args) and is_plain(code.init_kwargs) and len(msgspec.msgpack.encode(code)) <= MAX_CODE_BYTES:
+        return code
+    return None
+
+
+def _modules_beside(module: str) -> list[str]:
+    """The names of modules that could have been meant."""
+    parent, _, _ = module.rpartition(".")
+    paths = getattr(sys.modules.get(parent), "__path__", None) if parent else None
+    prefix = f"{parent}." if parent else ""
+    return [prefix + found.name for found in pkgutil.iter_modules(paths)]
+
+
+def _last_line_of(error: BaseException) -> str:
+    """Where in the user's files it was raised."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return ""  # it says so itself
+    frames = error.__traceback__
+    last = ""
+    while frames is not None:
+        code = frames.tb_frame.f_code
+        if not code.co_filename.startswith("<frozen") and code.co_filename not in (importlib.__file__, __file__):
+            last = f" ({code.co_filename}, line {frames.tb_lineno})"
+        frames = frames.tb_next
+    return last
 
 
 def _source_hash(module: str) -> str:

@@ -157,6 +157,8 @@ class ReplicaLink:
         number, members, links = member.number, self.members, self._links
         if members.pop(number, None) is None:
             return
+        if member.positional and member.http:
+            meta += _timing(member) + b", execution;dur=%.3f\r\n" % (micros / 1e3)
         record = (number, code, micros, len(members) if links.only is self else links.load(), meta)
         if size <= SMALL_BYTES:
             self.channel.put((*record, b"".join(body) if isinstance(body, list) else body), now)
@@ -196,6 +198,8 @@ class ReplicaLink:
         if number not in self.members:
             return
         now = time.monotonic()
+        if first and member.positional and member.http:
+            meta += _timing(member) + b"\r\n"
         if body and not first and len(body) <= SMALL_BYTES and (stream.coded or not member.web):
             if stream.coded:
                 body = b"%x\r\n%b\r\n" % (len(body), body)
@@ -234,6 +238,14 @@ class ReplicaLink:
         for member in list(self.members.values()):
             self._links.runner.cancel(member)
         self.members.clear()
+
+
+def _timing(member: Member) -> bytes:
+    """Where the time of a request went before user code began, as the beginning of a header line."""
+    queued_ms, here_ms = member.micros / 1e3, 1e3 * (member.started_at - member.received_at)
+    if member.binding is None:
+        return b"server-timing: queue;dur=%.3f" % (queued_ms + here_ms)
+    return b"server-timing: queue;dur=%.3f, batch;dur=%.3f" % (queued_ms, here_ms)
 
 
 class Links:

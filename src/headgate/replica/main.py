@@ -16,7 +16,22 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from headgate.core.messages import PROTOCOL, Configure, Drain, Hello, Message, Ping, Pong, ReplicaFailed, ReplicaReady, Unwanted
+from headgate import usage
+from headgate.core.messages import (
+    PROTOCOL,
+    Configure,
+    Count,
+    Drain,
+    Hello,
+    Message,
+    Ping,
+    Pong,
+    ReplicaCounted,
+    ReplicaFailed,
+    ReplicaReady,
+    Unwanted,
+)
+from headgate.core.reports import ReplicaCounters
 from headgate.core.specs import ReplicaSpec
 from headgate.errors import ErrorInfo, HeadgateError, describe_user_error
 from headgate.heap import keep_freed
@@ -180,6 +195,8 @@ class _IoThread:
                 return
             runner.check_health()
             self._control.send(Pong(message.number, overdue_s=runner.overdue_s(), answered=runner.answered, unhealthy=runner.unhealthy))
+        elif isinstance(message, Count):
+            self._tell_counters(message.number)
         elif isinstance(message, Configure):
             self._config = message.config
             if runner is not None:
@@ -188,6 +205,11 @@ class _IoThread:
             self._begin_draining()
         elif isinstance(message, Unwanted):
             self._end_unwanted()
+
+    def _tell_counters(self, number: int) -> None:
+        runner = self._runner
+        counters = ReplicaCounters(usage=usage.own()) if runner is None else runner.counters()
+        self._control.send(ReplicaCounted(number, counters))
 
     def _gone(self, ended: bool) -> None:
         if ended:
@@ -217,6 +239,7 @@ class _IoThread:
             settled = settled + 1 if self._runner is not None and self._links is not None and self._links.settled else 0
         assert self._runner is not None
         assert self._links is not None
+        self._tell_counters(0)
         self._runner.stop()
         if self._runner.only_shadows:
             await self._links.close()

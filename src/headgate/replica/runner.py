@@ -15,10 +15,15 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from headgate import usage
 from headgate.config import BackendConfig
 from headgate.core.desired import concurrency_of
+from headgate.core.reports import ReplicaCounters
 from headgate.core.specs import Definition
 from headgate.errors import ErrorInfo
+from headgate.replica import metrics
 from headgate.replica.calls import Caller
 from headgate.replica.inbox import Inbox
 from headgate.replica.member import Member
@@ -208,6 +213,10 @@ class Runner:
     def answered(self) -> int:
         """Calls of user code that have ended."""
         return self._caller.ended
+
+    def counters(self) -> ReplicaCounters:
+        """What was counted since this replica started, and what it has used."""
+        return msgspec.structs.replace(self._caller.counts.told(), usage=usage.own(), metrics=metrics.told())
 
     def overdue_s(self) -> float:
         """How long the call that is most over its time limit is over it; 0 where none is."""

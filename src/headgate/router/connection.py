@@ -468,6 +468,9 @@ class Connection:
     async def _end(self) -> None:
         if self._router is not None:
             await self._router.close(0)
+            if self._routes is not None:
+                self._routes.send(Counted(0, self._router.counters()))
+                await asyncio.sleep(0)  # so that it leaves
         for link in self._links:
             await link.close()
         await asyncio.sleep(0)  # transports end in the next turn of the loop

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, cast
 
 import msgspec
 
-from headgate.core import wire
+from headgate.core import histograms, wire
 from headgate.core.deadlines import DeadlineWheel
+from headgate.core.histograms import SUM, TICKS_PER_S, Tally
 from headgate.core.messages import Applied, BackendEntry, Idle, Message, RoutingTable
-from headgate.core.reports import Counters, QueueDepth, RequestCount
+from headgate.core.reports import CANCELLED, EXPIRED, SHADOW_DROPPED, SHED, Counters, EventCount, QueueDepth, RequestCount
 from headgate.core.traffic import KeyMemory
 from headgate.errors import ErrorInfo
 from headgate.router.call import OVER, SENT, WAITING, Call
@@ -47,7 +48,6 @@ class Router:
         self.table = RoutingTable(version=0)
         self.report = report
         self.next_page = page_paths(way.folder, name)
-        self.retried = 0
         self._loop = asyncio.get_running_loop()
         self.now = time.monotonic
         self.draw = random.Random(os.urandom(16)).random
@@ -61,9 +61,10 @@ class Router:
         self._wheel: DeadlineWheel[Call] = DeadlineWheel()
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = math.inf
-        self._counts: dict[tuple[str, str, int], list[float]] = {}
+        self._counts: dict[tuple[str, str, int], Tally] = {}  # times of requests by endpoint, backend and status, …
+        self._shadow_counts: dict[tuple[str, str, int], Tally] = {}  # … and of copies
+        self._events: dict[tuple[str, str, str, str], int] = {}  # see `EventCount`
         self._shadows: set[Call] = set()
-        self._shadows_dropped = 0
         self._closed = False
 
     # The table.
@@ -213,8 +214,10 @@ class Router:
         return None
 
     def _refuse(self, call: Call, error: ErrorInfo) -> None:
+        if error.status == 503:
+            self.note(SHED, call.endpoint, call.backend, error.reason)
         call.state = OVER
-        self._count(call, error.status, self.now())
+        self._count(call, error.status, self.now(), self._counts)
         call.failed(error)
 
     def cancel(self, call: Call) -> None:
@@ -222,6 +225,8 @@ class Router:
         if call.state == OVER:
             return
         self._abandon(call)
+        if not call.shadow:
+            self.note(CANCELLED, call.endpoint, call.backend)
         self.over(call, 499, self.now())
 
     def credit(self, call: Call, count_bytes: int) -> None:
@@ -244,10 +249,11 @@ class Router:
             self._wheel.discard(call, call.bucket)
         if call.shadow:
             self._shadows.discard(call)
+            self._count(call, status, now, self._shadow_counts)
             return
         call.backend_route.in_flight -= 1
         call.endpoint_route.in_flight -= 1
-        self._count(call, status, now)
+        self._count(call, status, now, self._counts)
         if self._old_endpoints or self._leaving or self._old_backends:
             self._loop.call_soon(self._report_idle)
 
@@ -257,6 +263,12 @@ class Router:
             return
         self.over(call, error.status, now)
         call.failed(error)
+
+    def shed(self, call: Call, error: ErrorInfo, now: float) -> None:
+        """Refuse a call that was admitted: nobody will come to take it."""
+        if call.state != OVER and not call.shadow:
+            self.note(SHED, call.endpoint, call.backend, error.reason)
+        self.fail(call, error, now)
 
     def extend(self, call: Call, now: float) -> None:
         """A chunk of its stream has come: the limit counts from now to the next. The wheel hears of it when it reports the call."""
@@ -270,13 +282,19 @@ class Router:
                 self._set_alarm()
         call.deadline = deadline
 
-    def _count(self, call: Call, status: int, now: float) -> None:
+    def _count(self, call: Call, status: int, now: float, counts: dict[tuple[str, str, int], Tally]) -> None:
         key = (call.endpoint, call.backend, status)
-        counted = self._counts.get(key)
-        if counted is None:
-            counted = self._counts[key] = [0, 0.0]
-        counted[0] += 1
-        counted[1] += now - call.admitted_at
+        tally = counts.get(key)
+        if tally is None:
+            tally = counts[key] = histograms.tally()
+        seconds = now - call.admitted_at
+        tally[int(seconds * TICKS_PER_S).bit_length()] += 1
+        tally[SUM] += seconds
+
+    def note(self, event: str, endpoint: str, backend: str, reason: str = "") -> None:
+        """Count what has befallen a call; see `EventCount`."""
+        key = (event, endpoint, backend, reason)
+        self._events[key] = self._events.get(key, 0) + 1
 
     # Time.
 
@@ -299,12 +317,15 @@ class Router:
                 call.bucket = self._wheel.add(call, call.deadline)
                 continue
             link = call.link
+            stage = "queued"
             if call.state == WAITING:
                 what = "it was still queued and never started"
             elif link is not None and (link.is_remote or link.has_begun(call)):
-                what = "it may still be running"
+                what, stage = "it may still be running", "running"
             else:  # not begun, or dropped by its replica, which had seen first that it is too late
                 what = "its replica had not begun it"
+            if not call.shadow:
+                self.note(EXPIRED, call.endpoint, call.backend, stage)
             self._abandon(call)
             limit = call.backend_route.timeout_s if call.started_stream else call.deadline - call.admitted_at
             self.fail(call, ErrorInfo("DeadlineExceededError", f"endpoint {call.endpoint!r}: no answer within {limit:.3g} s; {what}"), now)
@@ -321,7 +342,7 @@ class Router:
             if call.http and call.method not in ("", "__call__", *entry.http_methods):
                 continue  # a client may name only what this backend lists, also by way of another
             if not entry.replicas or dispatcher.half_full:
-                self._shadows_dropped += 1
+                self.note(SHADOW_DROPPED, call.endpoint, tag)
                 continue
             shadow = _Shadow(call, tag, now + min(backend.timeout_s, _SHADOW_S))
             shadow.backend_route = backend
@@ -359,14 +380,14 @@ class Router:
 
     def counters(self) -> Counters:
         """What this router counted since it started."""
-        requests = tuple(RequestCount(*key, int(count), seconds) for key, (count, seconds) in self._counts.items())
         queues = tuple(QueueDepth(route.tag, route.dispatcher.queued, route.in_flight) for route in self._all_backends())
-        return Counters(requests=requests, queues=queues, shadows_dropped=self._shadows_dropped, retried=self.retried)
+        events = tuple(EventCount(*key, count) for key, count in self._events.items())
+        return Counters(_told(self._counts), queues, events, _told(self._shadow_counts))
 
     def served(self) -> tuple[int, float]:
         """How many calls came to an end other than a refusal, and how many seconds these took together."""
-        counted = [value for (_, backend, status), value in self._counts.items() if backend and status != 503]
-        return int(sum(count for count, _ in counted)), sum(seconds for _, seconds in counted)
+        counted = [tally for (_, backend, status), tally in self._counts.items() if backend and status != 503]
+        return int(sum(sum(tally[:SUM]) for tally in counted)), sum(tally[SUM] for tally in counted)
 
     @property
     def active(self) -> int:
@@ -395,11 +416,16 @@ class Router:
             sent = [call for link in backend.links.values() for call in link.calls.values()]
             sent += [call for link in backend.dying for call in link.unstarted]
             for call in [*waiting, *sent]:
-                self.fail(call, unavailable("its router was closed", "shutting down", None), now)
+                self.shed(call, unavailable("its router was closed", "shutting down", None), now)
             backend.close()
 
     def _all_backends(self) -> list[BackendRoute]:
         return [*self._backends.values(), *self._leaving.values(), *self._old_backends]
+
+
+def _told(counts: dict[tuple[str, str, int], Tally]) -> tuple[RequestCount, ...]:
+    told = ((key, histograms.of(tally)) for key, tally in counts.items())
+    return tuple(RequestCount(*key, histogram.count, histogram.sum, histogram.buckets) for key, histogram in told)
 
 
 class _Shadow(Call):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from headgate.core.dispatch import Dispatcher, Limits
 from headgate.core.messages import BackendEntry, BrokenReplica, EndpointEntry, HadAnswered
+from headgate.core.reports import RETRIED
 from headgate.core.traffic import KeyMemory, TrafficPolicy
 from headgate.errors import ErrorInfo
 from headgate.router.call import OVER, SENT, WAITING, Call
@@ -121,7 +122,7 @@ class BackendRoute:
         now = self.router.now()
         error = unavailable(f"no replica of backend {self.tag!r} is ready or starting", "no replica", self.next_start_s(now))
         for call in self.dispatcher.drain():
-            self.router.fail(call, error, now)
+            self.router.shed(call, error, now)
 
     def next_start_s(self, now: float) -> float | None:
         """In how many seconds the next replica is to be started, while there is none; None where that isn't known."""
@@ -188,7 +189,7 @@ class BackendRoute:
                 continue
             call.deaths += 1
             if call.deaths < MOST_DEATHS:
-                self.router.retried += 1
+                self.router.note(RETRIED, call.endpoint, call.backend)
                 self.requeue(call)
             else:
                 if not call.shadow:

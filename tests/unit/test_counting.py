@@ -1,0 +1,103 @@
+"""Is what processes have counted kept when they end, and counted once when they come back?"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any, cast
+
+from headgate.controller.counting import _KEPT_ENDED, Counting
+from headgate.controller.server import Connection
+from headgate.core.messages import PROTOCOL, Count, Hello, Message
+from tests.support import until
+
+
+class Peer:
+    """A process that counts, as the controller sees it."""
+
+    slow = False
+
+    def __init__(self, id: str) -> None:
+        self.hello = Hello(PROTOCOL, "replica", id, 1)
+        self.asked: list[int] = []
+
+    def send(self, message: Message) -> None:
+        self.asked.append(cast(Count, message).number)
+
+
+def connection(id: str) -> Any:
+    return cast(Connection, Peer(id))
+
+
+def counting(known: Iterable[str] = "ab") -> Counting[int]:
+    """Counters are numbers here, and the key of each is the first letter of its id."""
+    return Counting(lambda id: id[0] if id[0] in known else None, sum, lambda counters: counters)
+
+
+def test_who_has_ended_counts_on_and_who_comes_back_counts_once():
+    found = counting()
+    first, second = connection("a1"), connection("a2")
+    for peer, count in ((first, 3), (second, 4)):
+        found.came(peer)
+        found.said(peer, 1, count)
+    found.left(first)
+    assert found.totals() == {"a": 7}
+    assert found.living() == {"a2": ("a", 4)}
+    again = connection("a1")
+    found.came(again)
+    found.said(again, 2, 5)
+    assert found.totals() == {"a": 9}
+
+
+def test_of_many_that_have_ended_only_the_sum_is_kept():
+    found = counting()
+    for number in range(_KEPT_ENDED + 50):
+        peer = connection(f"{'ab'[number % 2]}{number}")
+        found.came(peer)
+        found.said(peer, 1, 1)
+        found.left(peer)
+    assert found.totals() == {"a": _KEPT_ENDED // 2 + 25, "b": _KEPT_ENDED // 2 + 25}
+    assert len(found.kept().said) == _KEPT_ENDED
+
+
+def test_who_says_its_last_words_unasked_has_them_counted_and_strangers_are_not():
+    found = counting()
+    peer, stranger = connection("a1"), connection("z1")
+    for who in (peer, stranger):
+        found.came(who)
+        found.said(who, 0, 3)
+        found.left(who)
+    assert found.totals() == {"a": 3}
+
+
+def test_the_next_controller_counts_on_from_what_was_kept():
+    before, after = counting(), counting()
+    gone, living = connection("a1"), connection("a2")
+    for peer in (gone, living):
+        before.came(peer)
+        before.said(peer, 7, 10)
+    before.left(gone)
+    after.begin_with(before.kept())
+    assert after.totals() == {"a": 20}
+    again = connection("a2")
+    after.came(again)
+    after.said(again, 1, 12)
+    assert after.totals() == {"a": 22}
+
+
+def test_an_answer_to_an_earlier_question_is_no_answer_and_who_is_lost_is_not_waited_for():
+    async def scene() -> None:
+        found = counting()
+        peer, lost = connection("a1"), connection("a2")
+        found.came(peer)
+        found.came(lost)
+        asked = asyncio.ensure_future(found.ask())
+        await until(lambda: peer.asked and lost.asked, "both are asked")
+        found.said(peer, peer.asked[0] - 1, 1)
+        found.left(lost)
+        await asyncio.sleep(0)
+        assert not asked.done()
+        found.said(peer, peer.asked[0], 2)
+        assert await asked == {"a1": 2}
+
+    asyncio.run(scene())
