@@ -56,6 +56,13 @@ def test_options_of_init_are_those_of_its_signature() -> None:
     assert values == {"other": 1}
 
 
+def test_alone_it_says_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 0
+    alone = capsys.readouterr().out
+    assert run(["--help"]) == 0
+    assert capsys.readouterr().out == alone
+
+
 def test_wrong_commands_and_options_exit_with_2_and_name_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["satus"]) == 2
     assert "did you mean 'status'?" in capsys.readouterr().err

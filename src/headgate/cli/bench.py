@@ -179,7 +179,7 @@ def _show(plan: Plan, run: Run) -> None:
     took = output.seconds_text(run.elapsed_s)
     output.fields(
         [
-            ("requests", f"{run.due} at {plan.rate:g}/s in {took}, over at most {run.connections} connections"),
+            ("requests", f"{run.due} at {plan.rate:g}/s in {took}, over {run.connections} connection{'' if run.connections == 1 else 's'}"),
             ("answered", f"{run.answered}, {per_second:.4g}/s: {statuses}" if statuses else "none"),
         ]
     )

@@ -88,13 +88,16 @@ class LazyGroup(click.Group):
                 formatter.write_dl(rows)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, invoke_without_command=True)
 @click.version_option(package_name="headgate", message="headgate %(version)s")
-def headgate() -> None:
+@click.pass_context
+def headgate(ctx: click.Context) -> None:
     """Serve Python functions and models over HTTP and to Python callers.
 
     What a command does, with examples: headgate COMMAND --help.
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def run(arguments: Sequence[str]) -> int:
