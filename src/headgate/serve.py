@@ -158,15 +158,6 @@ class Instance:
         connection.close()
         _let_sigterm_be()
 
-    def abandon(self) -> None:
-        """What a second Ctrl-C does: have an instance that this process has started end with it, at once, whatever it was doing.
-
-        Nothing is finished, nor waited for, also not by the exit of the interpreter.
-        """
-        self._closed = True
-        if self._starter is not None and self._owned:
-            self._starter.abandon(self._connection.way)
-
     def create_backend(
         self,
         tag: str,
@@ -511,7 +502,7 @@ class Instance:
             try:
                 self.shutdown()
             except KeyboardInterrupt:
-                self.abandon()
+                abandon(self)
                 raise
         self._closed = True
         from headgate.router import connections
@@ -658,6 +649,16 @@ def init(
             continue  # it ended between the two: start it anew
         return _keep(instance)
     raise AssertionError("the last attempt returns or raises")
+
+
+def abandon(instance: Instance) -> None:
+    """What a second Ctrl-C does: an instance that this process has started ends with it, at once, whatever it was doing.
+
+    Nothing is finished, nor waited for, also not by the exit of the interpreter.
+    """
+    instance._closed = True
+    if instance._starter is not None and instance._owned:
+        instance._starter.abandon(instance._connection.way)
 
 
 class Host(NamedTuple):

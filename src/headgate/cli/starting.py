@@ -163,6 +163,7 @@ def _until_told(instance: Instance, work: Callable[[], int]) -> int:
 
 
 def _drain(instance: Instance, again: str) -> int:
+    from headgate import serve
     from headgate.errors import NotRunningError
 
     try:
@@ -171,7 +172,7 @@ def _drain(instance: Instance, again: str) -> int:
     except NotRunningError:
         pass  # others were faster
     except KeyboardInterrupt:
-        instance.abandon()
+        serve.abandon(instance)
         raise
     return 0
 
