@@ -162,6 +162,43 @@ def test_a_progress_bar_that_rewrites_its_line_gives_lines_and_a_line_without_en
     assert [text for _, text in written.said] == ["0 %", "50 %", "100 %", "x" * (capture.MAX_LINE + 1)]
 
 
+def test_a_stream_is_what_libraries_take_it_for(written: Written) -> None:
+    original = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace")
+    out = Stream(original, "stdout", 1, Speaker(written, "replica", "1-ab"))
+    assert (out.encoding, out.errors, out.isatty(), out.writable(), out.closed) == ("utf-8", "backslashreplace", False, True, False)
+    out.buffer.write(b"raw")
+    out.flush()
+    assert original.buffer.getvalue() == b"raw"
+    with contextlib.redirect_stdout(out):
+        print("redirected")  # noqa: T201  # that is what is tested
+    assert written.said == [("", "redirected")]
+
+
+FORKS = """
+import os, sys, threading
+from headgate.core.specs import LogSettings
+from headgate.logs.begin import begin
+begin(LogSettings("text", ""), "replica", "1-ab", backend="v1", call=lambda: None)
+stream = sys.stdout
+stream._lock.acquire()  # as a thread has it that is printing just now
+stream._speaker._output._lock.acquire()
+sys.stdout._unfinished.clear()
+def fork():
+    if os.fork() == 0:
+        print("from the fork")
+        os._exit(0)
+    os.wait()
+thread = threading.Thread(target=fork)
+thread.start()
+thread.join()
+"""
+
+
+def test_a_fork_of_user_code_can_print_whatever_other_threads_were_at() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKS], check=False, timeout=30, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "[v1/1-ab] from the fork\n"), done.stderr
+
+
 def test_what_is_logged_carries_level_logger_request_and_traceback(written: Written) -> None:
     logger = logging.getLogger("mine")
     handler = Handler(Speaker(written, "replica", "1-ab", "v1", current.get))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import threading
 import time
@@ -46,6 +47,7 @@ class Speaker:
 
     def __init__(self, output: Output, role: str, id: str, backend: str = "", call: Callable[[], Call | None] = lambda: None) -> None:
         self._output = output
+        os.register_at_fork(after_in_child=output.begin_anew)
         self._role = role
         self._id = id
         self._backend = backend
@@ -85,6 +87,11 @@ class Stream(io.TextIOBase):
         self._name = name
         self._descriptor = descriptor
         self._speaker = speaker
+        self._begin_anew()
+        os.register_at_fork(after_in_child=self._begin_anew)
+
+    def _begin_anew(self) -> None:
+        """In a fork, too, which has one thread, and not what others have begun."""
         self._lock = threading.RLock()  # a signal handler may print, too
         self._unfinished: list[_Unfinished] = []
 
@@ -125,6 +132,16 @@ class Stream(io.TextIOBase):
         text = line.text.strip("\r\n")
         if text or line.text.endswith("\n"):
             self._speaker.say(text, line.call, descriptor=self._descriptor, stream=self._name)
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # a plain attribute there
+        """As the original."""
+        return str(self._original.encoding)
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]  # a plain attribute there
+        """As the original."""
+        return str(self._original.errors)
 
     def writable(self) -> bool:
         """It is."""

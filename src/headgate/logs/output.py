@@ -72,7 +72,11 @@ class Output:
     def __init__(self, *, json: bool, descriptor: int = _TERMINAL) -> None:
         self._json = json
         self._descriptor = descriptor
-        self._lock = threading.Lock()
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Forget who was writing: this is a fork, in which that thread isn't."""
+        self._lock = threading.RLock()  # a signal handler may write, too
 
     def write(self, entry: Entry, descriptor: int | None = None) -> None:
         """Write an entry, to another descriptor where one is given. Nobody is left to tell where that fails."""
@@ -97,6 +101,7 @@ class File(Output):
         self._path = path
         self._max_bytes = max_bytes
         self._kept = kept
+        self._pid = os.getpid()
         self._open()
         forget_ended(os.path.dirname(path))
 
@@ -105,12 +110,9 @@ class File(Output):
         super().write(entry)
 
     def _write(self, descriptor: int, data: bytes) -> None:
-        if self._bytes() > self._max_bytes:
+        if os.fstat(self._descriptor).st_size > self._max_bytes and os.getpid() == self._pid:  # not what user code has forked
             self._begin_the_next()
         super()._write(descriptor, data)
-
-    def _bytes(self) -> int:
-        return os.fstat(self._descriptor).st_size
 
     def _open(self) -> None:
         opened = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
