@@ -36,6 +36,7 @@ def settings(
     debug: object,
     ssl_certfile: object,
     ssl_keyfile: object,
+    access_log: object,
     log_format: object,
     log_dir: object,
 ) -> InstanceSettings:
@@ -66,6 +67,7 @@ def settings(
         leased=engine != "local" and not detached,
         folder=folder,
         state_dir=folder if kept is None else kept,
+        access_log=flag("access_log", access_log),
         log_format=str(log_format),
         log_dir=logs or (f"{kept or folder}/logs" if detached and engine == "local" else ""),
         state_kept=kept is not None,

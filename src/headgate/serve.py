@@ -566,6 +566,7 @@ def init(
     debug: bool = False,
     ssl_certfile: str | os.PathLike[str] | None = None,
     ssl_keyfile: str | os.PathLike[str] | None = None,
+    access_log: bool = False,
     log_format: str = "text",
     log_dir: str | os.PathLike[str] | None = None,
 ) -> Instance:
@@ -593,6 +594,7 @@ def init(
         debug: clients see tracebacks of user code.
         ssl_certfile: certificate chain, for HTTPS.
         ssl_keyfile: its private key, where it isn't in the same file.
+        access_log: an entry of the log for each HTTP request.
         log_format: how lines of the log look on the terminal: "text" or "json", a line of JSON each, as in files.
         log_dir: the folder in which each process has a file of its own, put aside when it has 10 MiB; not on a cluster, where Ray
             keeps the log. None: the terminal; where `detached`, the folder `logs` in `state_dir` or in the instance's own folder.
@@ -623,6 +625,7 @@ def init(
         debug=debug,
         ssl_certfile=ssl_certfile,
         ssl_keyfile=ssl_keyfile,
+        access_log=access_log,
         log_format=log_format,
         log_dir=log_dir,
     )

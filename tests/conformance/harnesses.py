@@ -222,6 +222,7 @@ def settings_for(
         debug=False,
         ssl_certfile=None,
         ssl_keyfile=None,
+        access_log=False,
         log_format="text",
         log_dir=f"{state_dir or folder}/logs" if detached else "",
         driver_pid=os.getpid(),

@@ -73,6 +73,7 @@ def settings_in(folder: str, **changes: Any) -> InstanceSettings:
         "debug": False,
         "ssl_certfile": None,
         "ssl_keyfile": None,
+        "access_log": False,
         "log_format": "text",
         "log_dir": "",
         "driver_pid": os.getpid(),

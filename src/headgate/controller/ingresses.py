@@ -117,6 +117,7 @@ class Ingresses:
                     place=place,
                     ssl_certfile=self._settings.ssl_certfile,
                     ssl_keyfile=self._settings.ssl_keyfile,
+                    access_log=self._settings.access_log,
                 )
                 self._starting.add(spec.id)
                 try:

@@ -38,6 +38,7 @@ class InstanceSettings(msgspec.Struct, frozen=True, kw_only=True):
     ssl_certfile: str | None
     ssl_keyfile: str | None
     log_format: str  # of lines on the terminal: "text" or "json"
+    access_log: bool  # an entry for each request
     log_dir: str  # where each process has a file of its own; empty: the terminal
     driver_pid: int
     leased: bool = False  # it ends when nobody who owns it is connected, since its engine doesn't see their end
@@ -122,3 +123,4 @@ class IngressSpec(msgspec.Struct, frozen=True, kw_only=True):
     shares_port: bool = False  # with another one of the instance
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
+    access_log: bool = False

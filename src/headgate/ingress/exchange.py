@@ -162,6 +162,9 @@ class Exchange(Call):
 
     # From the ingress.
 
+    def left(self) -> None:
+        """Its client is gone, before it was answered."""
+
     def reply(self, reply: Reply | Refusal) -> None:
         """Answer with something of the ingress's own. Nothing happens where nobody waits any more."""
         if isinstance(reply, Refusal):

@@ -195,7 +195,7 @@ class Connection(asyncio.Protocol):
             self._patience += 1
         self._messages += 1
         admission.held_bytes += held_bytes
-        exchange = Exchange(self, known, service.next_id())
+        exchange = service.exchange(self, known, service.next_id())
         exchange.http = http
         exchange.body = body
         exchange.body_bytes = known.length
@@ -245,7 +245,7 @@ class Connection(asyncio.Protocol):
         """Check the head, and make its exchange. What ends the connection is raised as `InputRefused`."""
         service, parser = self.service, self._parser
         self._quiet_bytes = 0
-        exchange = self._current = Exchange(self)
+        exchange = self._current = service.exchange(self)
         keep_alive = parser.should_keep_alive()
         method, url, headers = parser.get_method(), self._url, self._headers
         version, hosts, unusual = "1.1", 0, not keep_alive
@@ -298,6 +298,8 @@ class Connection(asyncio.Protocol):
             exchange.http = http = _encode((method.decode(), url, version, headers, service.scheme, service.server, self._client))
             size = exchange.held_bytes = len(http)
             service.admission.held_bytes += size
+        elif service.access is not None:
+            exchange.http = _encode((method.decode(), url, version, (), service.scheme, service.server, self._client))
         if self._unknown:
             self._remember(exchange)
 
@@ -576,7 +578,7 @@ class Connection(asyncio.Protocol):
         """Answer, in turn, what can't be read on from, and close the connection after it."""
         exchange = self._current or self._upgraded
         if exchange is None:
-            exchange = Exchange(self)
+            exchange = self.service.exchange(self)
             exchange.request_id = next((own_id(value) for name, value in self._special if name == b"x-request-id"), "")
         exchange.request_id = exchange.request_id or self.service.next_id()
         self._current = self._upgraded = None
@@ -672,6 +674,8 @@ class Connection(asyncio.Protocol):
         given = [e for e in self.slots if not e.complete and e.instead is None]
         self.service.admission.held_bytes -= held
         for exchange in self.slots:
+            if not exchange.complete:
+                exchange.left()
             exchange.complete = True
         self.slots.clear()
         self._waiting.clear()

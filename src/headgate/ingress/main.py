@@ -37,8 +37,10 @@ from headgate.core.reports import Counters, Measurement
 from headgate.core.specs import IngressSpec
 from headgate.errors import rebuild
 from headgate.heap import keep_freed
+from headgate.ingress.access import AccessLog
 from headgate.ingress.http1 import Connection
 from headgate.ingress.service import Limits, Service
+from headgate.logs.begin import speaker
 from headgate.router.control import ControlLink
 from headgate.router.remote import join
 from headgate.router.router import Router
@@ -86,6 +88,7 @@ class _Ingress:
             server=self._address,
             scheme="http" if context is None else "https",
             limits=Limits(connections=_raise_file_limit() * 9 // 10),
+            access=AccessLog(speaker()) if spec.access_log else None,
         )
         self._service.start()
         self._link.start()

@@ -21,14 +21,15 @@ from headgate.config import DEFAULT_MAX_BODY_BYTES
 from headgate.core.messages import RoutingTable
 from headgate.core.reports import SHED, Counters, EventCount, Measurement, RequestCount
 from headgate.ingress import metrics, pages
+from headgate.ingress.access import AccessLog, NotedExchange
 from headgate.ingress.admission import Admission
+from headgate.ingress.exchange import Exchange
 from headgate.ingress.memory import Memory
 from headgate.ingress.problems import Refusal, Reply, phrase
 from headgate.ingress.routes import Routes
 from headgate.router.call import Call
 
 if TYPE_CHECKING:
-    from headgate.ingress.exchange import Exchange
     from headgate.ingress.http1 import Connection
 
 _log = logging.getLogger("headgate.ingress")
@@ -103,9 +104,13 @@ class Service:
         server: str = "",
         scheme: str = "http",
         limits: Limits | None = None,
+        access: AccessLog | None = None,
     ) -> None:
         self.router = router
         self.limits = limits or Limits()
+        self.access = access
+        self.exchange: type[Exchange] = Exchange if access is None else NotedExchange
+        """What connections make of requests."""
         self.server = server
         self.scheme = scheme
         self.admission = Admission()
@@ -174,6 +179,8 @@ class Service:
                 _log.warning("%d connections were cut: their answers took longer than %g s", len(self.connections), grace_s)
         for connection in list(self.connections):
             connection.abort()
+        if self.access is not None:
+            await self.access.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
         if self._measuring is not None:

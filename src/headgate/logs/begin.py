@@ -9,6 +9,14 @@ from headgate.core.specs import LogSettings
 from headgate.logs.capture import Call, Handler, Speaker, capture
 from headgate.logs.output import output_of
 
+_speaker: Speaker | None = None
+
+
+def speaker() -> Speaker:
+    """Who says what is said in this process. To be asked after `begin`."""
+    assert _speaker is not None
+    return _speaker
+
 
 def begin(settings: LogSettings, role: str, id: str = "", *, backend: str = "", call: Callable[[], Call | None] | None = None) -> Speaker:
     """Have this process write entries of its own, with `call` also what is printed and logged in it.
@@ -20,7 +28,8 @@ def begin(settings: LogSettings, role: str, id: str = "", *, backend: str = "", 
         backend: whose code it runs.
         call: the call that is being answered in this thread or task.
     """
-    speaker = Speaker(output_of(settings, role, id), role, id, backend, call or (lambda: None))
+    global _speaker
+    speaker = _speaker = Speaker(output_of(settings, role, id), role, id, backend, call or (lambda: None))
     logger = logging.getLogger("headgate")
     logger.handlers[:] = [Handler(speaker)]
     logger.propagate = False

@@ -13,12 +13,12 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 import msgspec
 
-from headgate.logs.entry import Entry
+from headgate.logs.entry import Entry, HttpFacts
 from headgate.logs.output import Output
 
 MAX_LINE: Final = 65536
@@ -69,6 +69,25 @@ class Speaker:
             text=text,
         )
         self._output.write(entry, descriptor)
+
+    def say_of_requests(self, requests: Iterable[tuple[float, str, str, str, HttpFacts]]) -> None:
+        """Write an entry for each: when it ended, its endpoint, backend and id, and what else is known of it."""
+        entries = [
+            Entry(
+                time=at,
+                role=self._role,
+                id=self._id,
+                backend=backend,
+                endpoint=endpoint,
+                request_ids=(id,),
+                level="INFO",
+                logger="headgate.access",
+                http=http,
+                text=f"{http.text} {backend}".rstrip(),
+            )
+            for at, endpoint, backend, id, http in requests
+        ]
+        self._output.write_all(entries)
 
 
 class _Unfinished(msgspec.Struct):

@@ -10,6 +10,23 @@ IDS_SHOWN = 3
 """Of the requests of a batch, in a line for people; JSON has all."""
 
 
+class HttpFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """An HTTP request that has ended."""
+
+    method: str  # empty where its head could not be read
+    target: str  # path and query
+    status: int  # 499: the client had left before
+    sent_bytes: int  # of the body
+    duration_s: float  # from the whole request's arrival to the answer
+    client: str  # its address
+
+    @property
+    def text(self) -> str:
+        """On one line, for people."""
+        what = f"{self.method} {self.target}" if self.method else "a request that could not be read"
+        return f"{self.client or '-'} {what} {self.status} {self.sent_bytes} B {1e3 * self.duration_s:.1f} ms"
+
+
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Something that a process has to say, at one moment, of one call or of none.
 
@@ -25,6 +42,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stream: str = ""  # stdout or stderr
     level: str = ""
     logger: str = ""
+    http: HttpFacts | None = None  # of an access log
     text: str
 
 
@@ -41,6 +59,7 @@ class _Written(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     request_ids: tuple[str, ...] = ()
     stream: str = ""
     logger: str = ""
+    http: HttpFacts | None = None
     text: str
 
 
@@ -62,6 +81,7 @@ def as_json(entry: Entry) -> bytes:
         request_ids=entry.request_ids if several else (),
         stream=entry.stream,
         logger=entry.logger,
+        http=entry.http,
         text=entry.text,
     )
     return _encoder.encode(written) + b"\n"
@@ -84,6 +104,7 @@ def from_json(line: bytes) -> Entry | None:
         stream=written.stream,
         level=written.level,
         logger=written.logger,
+        http=written.http,
         text=written.text,
     )
 
@@ -91,16 +112,16 @@ def from_json(line: bytes) -> Entry | None:
 def as_text(entry: Entry, *, time: bool = False) -> str:
     """For people, each of its lines with whose it is; without a line end. Local time, where it is wanted."""
     at = f"{dt.datetime.fromtimestamp(entry.time).astimezone():%Y-%m-%d %H:%M:%S.%f}"[:-3] + " " if time else ""
-    begins = f"{at}{_whose(entry)}{f'{entry.level} ' if entry.level else ''}"
+    begins = f"{at}{_whose(entry)}{f'{entry.level} ' if entry.level and entry.http is None else ''}"
     return "\n".join(begins + line for line in (entry.text.splitlines() or [""]))
 
 
 def _whose(entry: Entry) -> str:
-    if entry.role != "replica":
+    if entry.role != "replica" and entry.http is None:
         return "headgate: "
-    what = [f"{entry.backend}/{entry.id}"]
+    what = [f"{entry.backend}/{entry.id}" if entry.http is None else entry.id]
     if entry.request_ids:
         shown = ",".join(entry.request_ids[:IDS_SHOWN])
         more = len(entry.request_ids) - IDS_SHOWN
-        what += [entry.endpoint, shown if more <= 0 else f"{shown},+{more}"]
+        what += [entry.endpoint or "-", shown if more <= 0 else f"{shown},+{more}"]
     return f"[{' '.join(what)}] "

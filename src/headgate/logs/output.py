@@ -11,6 +11,7 @@ import fcntl
 import os
 import select
 import threading
+from collections.abc import Iterable
 from typing import Final
 
 from headgate.core.specs import LogSettings
@@ -80,7 +81,14 @@ class Output:
 
     def write(self, entry: Entry, descriptor: int | None = None) -> None:
         """Write an entry, to another descriptor where one is given. Nobody is left to tell where that fails."""
-        data = as_json(entry) if self._json else as_text(entry).encode("utf-8", "replace") + b"\n"
+        self.write_all((entry,), descriptor)
+
+    def write_all(self, entries: Iterable[Entry], descriptor: int | None = None) -> None:
+        """Write several at once."""
+        if self._json:
+            data = b"".join([as_json(entry) for entry in entries])
+        else:
+            data = b"".join([as_text(entry).encode("utf-8", "replace") + b"\n" for entry in entries])
         with self._lock, contextlib.suppress(OSError):
             self._write(self._descriptor if descriptor is None else descriptor, data)
 
@@ -105,9 +113,9 @@ class File(Output):
         self._open()
         forget_ended(os.path.dirname(path))
 
-    def write(self, entry: Entry, descriptor: int | None = None) -> None:
+    def write_all(self, entries: Iterable[Entry], descriptor: int | None = None) -> None:
         """As `Output`; all descriptors lead to the file."""
-        super().write(entry)
+        super().write_all(entries)
 
     def _write(self, descriptor: int, data: bytes) -> None:
         if os.fstat(self._descriptor).st_size > self._max_bytes and os.getpid() == self._pid:  # not what user code has forked

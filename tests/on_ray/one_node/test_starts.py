@@ -50,6 +50,7 @@ def settings(name: str, http_port: int = 0) -> Any:
         debug=False,
         ssl_certfile=None,
         ssl_keyfile=None,
+        access_log=False,
         log_format="text",
         log_dir=None,
     )

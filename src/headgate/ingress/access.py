@@ -1,0 +1,173 @@
+"""What is said of each request, where that is asked for?
+
+One entry for each that has ended, also for those that the ingress has refused by itself, and those whose client left. The loop takes
+notes; they are written together, by a thread, so that a terminal or disk that takes nothing holds up no request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from headgate.core import wire
+from headgate.errors import ErrorInfo
+from headgate.ingress.exchange import Exchange
+from headgate.ingress.problems import Refusal, Reply
+from headgate.logs.entry import HttpFacts
+
+if TYPE_CHECKING:
+    from headgate.logs.capture import Speaker
+
+LEFT: Final = 499
+"""What is noted as the status where the client has left before the answer; nobody is ever sent it."""
+WRITE_EVERY_S: Final = 0.1
+MOST_BYTES: Final = 16 << 20
+"""Of heads in notes that were not written yet; what comes beyond them is counted, and that is said."""
+_NOTE_BYTES: Final = 300
+
+_head: Final = msgspec.msgpack.Decoder(tuple[str, bytes, str, msgspec.Raw, msgspec.Raw, msgspec.Raw, str])
+"""A request's head as it stands on the wire: see `Connection.on_headers_complete`."""
+
+
+class _Note(NamedTuple):
+    at: float
+    duration_s: float
+    http: bytes
+    endpoint: str
+    backend: str
+    request_id: str
+    status: int
+    sent_bytes: int
+
+
+class AccessLog:
+    """Made on the running loop, which calls everything but what its thread does."""
+
+    def __init__(self, speaker: Speaker) -> None:
+        self._speaker = speaker
+        self._loop = asyncio.get_running_loop()
+        self._notes: list[_Note] = []
+        self._bytes = 0
+        self._missing = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="headgate access log")
+        self._writing: asyncio.Future[None] | None = None
+
+    def note(self, exchange: Exchange, status: int, sent_bytes: int) -> None:
+        """A request has ended."""
+        http = getattr(exchange, "http", b"")  # none where its head could not be read
+        size = len(http) + _NOTE_BYTES
+        if self._bytes + size > MOST_BYTES:
+            self._missing += 1
+            return
+        self._bytes += size
+        duration_s = max(0.0, monotonic() - getattr(exchange, "admitted_at", monotonic()))
+        backend = getattr(exchange, "backend", "")
+        self._notes.append(_Note(time.time(), duration_s, http, exchange.endpoint, backend, exchange.request_id, status, sent_bytes))
+        if self._writing is None:
+            self._writing = self._loop.create_future()
+            self._loop.call_later(WRITE_EVERY_S, self._write)
+
+    async def close(self) -> None:
+        """Write what is left, and end the thread."""
+        while self._writing is not None:
+            await self._writing
+        self._thread.shutdown()
+
+    def _write(self) -> None:
+        notes, self._notes = self._notes, []
+        missing, self._missing = self._missing, 0
+        self._bytes = 0
+        self._loop.run_in_executor(self._thread, self._say, notes, missing).add_done_callback(self._written)
+
+    def _written(self, done: asyncio.Future[None]) -> None:
+        done.exception()  # nobody is left to tell
+        assert self._writing is not None
+        self._writing.set_result(None)
+        self._writing = None
+        if self._notes:
+            self._writing = self._loop.create_future()
+            self._loop.call_later(WRITE_EVERY_S, self._write)
+
+    # On the thread.
+
+    def _say(self, notes: list[_Note], missing: int) -> None:
+        self._speaker.say_of_requests([_facts(note) for note in notes])
+        if missing:
+            text = f"{missing} requests are missing in the access log: what it is written to took too long"
+            self._speaker.say(text, None, level="WARNING", logger="headgate.access")
+
+
+def _facts(note: _Note) -> tuple[float, str, str, str, HttpFacts]:
+    method, target, client = "", b"", ""
+    if note.http:
+        method, target, _, _, _, _, client = _head.decode(note.http)
+    facts = HttpFacts(
+        method=method,
+        target=target.decode("utf-8", "backslashreplace"),
+        status=note.status,
+        sent_bytes=note.sent_bytes,
+        duration_s=round(note.duration_s, 6),
+        client=client,
+    )
+    return note.at, note.endpoint, note.backend, note.request_id, facts
+
+
+class NotedExchange(Exchange):
+    """An exchange that is noted when it has ended."""
+
+    __slots__ = ("sent_bytes", "status")
+
+    status: int
+    sent_bytes: int
+
+    def answered(self, answer: wire.Answer) -> None:
+        """As `Exchange`."""
+        self._note(answer.code, 0 if self.bare else len(answer.body))
+        super().answered(answer)
+
+    def chunk(self, frame: wire.Frame) -> None:
+        """As `Exchange`."""
+        if not self.complete:
+            if frame.flags & wire.FIRST:
+                self.status, self.sent_bytes = frame.code, 0
+            self.sent_bytes += len(frame.body)
+        super().chunk(frame)
+
+    def small_chunk(self, body: bytes) -> None:
+        """As `Exchange`."""
+        self.sent_bytes += int(body[: body.index(b"\r")], 16)  # it comes with its size before it
+        super().small_chunk(body)
+
+    def ended(self) -> None:
+        """As `Exchange`."""
+        if not self.complete:
+            self._note(self.status, self.sent_bytes)
+        super().ended()
+
+    def failed(self, error: ErrorInfo) -> None:
+        """As `Exchange`; what fails before its stream has begun is noted by `reply`."""
+        if not self.complete and self.started_stream:
+            self._note(self.status, self.sent_bytes)
+        super().failed(error)
+
+    def reply(self, reply: Reply | Refusal) -> None:
+        """As `Exchange`."""
+        if isinstance(reply, Refusal):
+            reply = reply.reply(self.request_id)
+        if not self.complete:
+            self._note(reply.status, 0 if self.bare else len(reply.body))
+        super().reply(reply)
+
+    def left(self) -> None:
+        """As `Exchange`."""
+        self._note(LEFT, self.sent_bytes if self.started_stream else 0)
+
+    def _note(self, status: int, sent_bytes: int) -> None:
+        access = self.connection.service.access
+        assert access is not None  # else it would be a plain exchange
+        access.note(self, status, sent_bytes)
