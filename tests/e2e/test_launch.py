@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -231,6 +232,14 @@ def test_a_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
     finally:
         folder.unlink()
         base.rmdir()
+
+
+def test_a_log_dir_that_can_not_be_written_to_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "logs").touch()
+    settings = msgspec.structs.replace(settings_for("test"), log_dir=str(tmp_path / "logs"))
+    with pytest.raises(InvalidValueError, match=r"log_dir=.*can't be written to: File exists"):
+        start(settings)
+    _assert_nothing_left(settings.folder)
 
 
 def test_a_state_dir_serves_one_instance_at_a_time(tmp_path: Path) -> None:

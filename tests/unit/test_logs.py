@@ -116,7 +116,7 @@ def test_what_is_printed_says_its_request_and_what_is_printed_outside_of_one_say
         print(file=out)
     with call("r2", "r3"):
         out.write("a batch\n")
-    assert written.said == [("", "made"), ("r1", "one 2"), ("r1", "several\nlines"), ("r1", ""), ("r2,r3", "a batch")]
+    assert written.said == [("", "made"), ("r1", "one 2"), ("r1", "several"), ("r1", "lines"), ("r1", ""), ("r2,r3", "a batch")]
     assert {(entry.backend, entry.id, entry.stream) for entry in written.entries} == {("v1", "1-ab", "stdout")}
 
 
@@ -152,6 +152,35 @@ def test_a_line_that_has_not_ended_comes_out_after_its_call_by_flush_and_at_the_
     out.write("last")
     out.finish()
     assert written.said[3:] == [("", "last")]
+
+
+def test_a_line_that_has_ended_is_written_at_once_though_another_has_begun(written: Written, out: Stream) -> None:
+    print("question", end="\n> ", file=out)
+    assert written.said == [("", "question")]
+    out.flush()
+    assert written.said == [("", "question"), ("", "> ")]
+
+
+def test_who_prints_while_he_is_interrupted_in_a_print_loses_nothing(written: Written) -> None:
+    interrupted: list[str] = ["handler\n"]
+
+    class Interrupts(Speaker):
+        def say(self, text: str, *rest: object, **how: object) -> None:
+            while interrupted:
+                streams[0].write(interrupted.pop())  # as a signal handler does
+            super().say(text, *rest, **how)  # type: ignore[arg-type]  # passed on as they are
+
+    streams = [Stream(io.StringIO(), "stdout", 1, Interrupts(written, "replica", "1-ab"))]
+    streams[0].write("first\n")
+    streams[0].write("second\n")
+    assert [text for _, text in written.said] == ["handler", "first", "second"]
+
+
+def test_text_that_can_not_be_encoded_is_escaped() -> None:
+    entry = Entry(time=0.0, role="replica", text="caf\u00e9 \udcff")
+    read = from_json(as_json(entry))
+    assert read is not None
+    assert read.text == "caf\u00e9 \\udcff"
 
 
 def test_a_progress_bar_that_rewrites_its_line_gives_lines_and_a_line_without_end_is_bounded(written: Written, out: Stream) -> None:
@@ -244,7 +273,10 @@ def test_of_processes_that_have_ended_the_latest_files_stay_and_those_of_living_
         for name in (f"replica-{number}.log", f"replica-{number}.log.1"):
             (tmp_path / name).touch()
             os.utime(tmp_path / name, (number, number))
-    (tmp_path / "mine.txt").touch()
+    for number in range(6):
+        (tmp_path / f"mine-{number}.log").touch()
+        os.utime(tmp_path / f"mine-{number}.log", (0, 0))
+    (tmp_path / "replica-of-mine.log").mkdir()
     hold = "import fcntl, sys; file = open(sys.argv[1]); fcntl.flock(file, fcntl.LOCK_SH); print(flush=True); sys.stdin.read()"
     program = [sys.executable, "-c", hold, str(tmp_path / "replica-0.log")]
     living = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -252,9 +284,9 @@ def test_of_processes_that_have_ended_the_latest_files_stay_and_those_of_living_
     living.stdout.readline()
     forget_ended(str(tmp_path), kept=2)
     living.communicate()
-    left = {path.name.partition(".")[0] for path in tmp_path.iterdir()}
-    assert left == {"mine", "replica-0", "replica-4", "replica-5"}
-    assert len(list(tmp_path.iterdir())) == 7
+    left = sorted(path.name for path in tmp_path.iterdir() if path.is_file() and not path.name.startswith("mine"))
+    assert left == sorted(f"replica-{number}.log{aside}" for number in (0, 4, 5) for aside in ("", ".1"))
+    assert len(list(tmp_path.glob("mine-*"))) == 6, "only what Headgate has written goes"
 
 
 def test_a_file_takes_descriptors_of_its_own_process_alone(tmp_path: Path) -> None:

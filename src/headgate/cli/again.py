@@ -21,7 +21,7 @@ from headgate.cli import output
 from headgate.cli.reload import Job, Names
 from headgate.cli.target import failure, perform
 from headgate.config import BackendConfig, parse_config, parse_options
-from headgate.errors import ConfigError
+from headgate.errors import AlreadyExistsError, ConfigError
 from headgate.serve import Instance
 
 FAILED: Final = 1
@@ -44,8 +44,11 @@ def create_backend(
     names.backends.add(tag)
     existing = self.list_backends().get(tag)
     if existing is None:
-        _create_backend(self, tag, func_or_class, *init_args, config=config, ray_actor_options=ray_actor_options, **init_kwargs)
-        return
+        try:
+            _create_backend(self, tag, func_or_class, *init_args, config=config, ray_actor_options=ray_actor_options, **init_kwargs)
+            return
+        except AlreadyExistsError:  # what an earlier change has begun, whose program is gone, was finished first
+            existing = self.list_backends()[tag]
     old, new = existing.config, parse_config(config)
     if existing.options != parse_options(ray_actor_options):
         raise ConfigError(

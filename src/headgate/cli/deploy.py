@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 CHANGES: Final = 3
 """The exit status of --dry-run where there is something to do."""
 _LOOK_S: Final = 0.1
+_TAKEN_BACK_WITHIN_S: Final = 10.0
 _STYLES: Final = {"+": "green", "-": "red", "~": "yellow"}
 
 
@@ -138,11 +140,28 @@ def _do(instance: Instance, plan: Plan) -> int:
         output.note("nothing has changed")
         return 1
     except KeyboardInterrupt:
-        is_done = instance.status().state_id != plan.verb.based_on
-        output.note("interrupted, but it was done already" if is_done else "interrupted: nothing has changed")
+        output.note(_what_became_of_it(instance, plan))
         raise
     output.say(f"{instance.name} runs what is declared")
     return 0
+
+
+def _what_became_of_it(instance: Instance, plan: Plan) -> str:
+    """An interruption takes back what hasn't taken effect, which may take a moment."""
+    from headgate.errors import HeadgateError
+
+    deadline = time.monotonic() + _TAKEN_BACK_WITHIN_S
+    try:
+        while time.monotonic() < deadline:
+            status = instance.status()
+            if status.state_id != plan.verb.based_on:
+                return "interrupted when something had changed already: headgate status shows what runs"
+            if not any(backend.tag in status.coming for backend in plan.verb.backends):
+                return "interrupted: nothing has changed"
+            time.sleep(_LOOK_S)
+    except HeadgateError:
+        pass
+    return "interrupted; whether it takes effect is not known yet: headgate status shows it"
 
 
 @contextlib.contextmanager

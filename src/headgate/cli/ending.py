@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import click
 
 from headgate.cli import output
@@ -39,11 +41,13 @@ def stop(where: Where, everything: bool) -> None:
       headgate stop --all
     """
     from headgate import serve
+    from headgate.errors import NotRunningError
 
     running = serve.list_instances(engine=where.engine, address=where.address)
     wanted = running if everything else [name for name in running if name == where.name]
     for name in wanted:
-        _shut_down(where._replace(name=name))
+        with contextlib.suppress(NotRunningError):  # others were faster
+            _shut_down(where._replace(name=name))
     if not wanted:
         output.say("no instance is running" if everything else f"no instance {where.name!r} is running")
 

@@ -27,7 +27,7 @@ _STYLES: Final = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
 @click.option(
     "--lines", "-l", type=click.IntRange(min=0), default=100, show_default=True, help="The latest so many of what there is; 0: all."
 )
-@click.option("--backend", "-b", metavar="TAG", shell_complete=completing.backends, help="Of this backend's replicas alone.")
+@click.option("--backend", "-b", metavar="TAG", shell_complete=completing.backends, help="Of this backend alone.")
 @click.option("--request", "-r", metavar="ID", help="Of this request alone, as X-Request-Id names it.")
 @click.option("--level", type=click.Choice(_LEVELS, case_sensitive=False), help="Logged, and at least so bad.")
 @click.option("--json", "in_json", is_flag=True, help="A line of JSON for each.")

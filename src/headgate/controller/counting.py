@@ -101,7 +101,10 @@ class Counting(Generic[C]):
 
     def kept(self) -> KeptCounting[C]:
         """What the next controller is to begin with."""
-        return KeptCounting({id: (key, self._lasting(counters)) for id, (_, key, counters) in self._said.items()}, dict(self._forgotten))
+        # First those that have ended: they are forgotten in this order, and the others may come back.
+        ids = [*self._ended, *(id for id in self._said if id not in self._ended)]
+        said = {id: (key, self._lasting(counters)) for id, (_, key, counters) in ((id, self._said[id]) for id in ids)}
+        return KeptCounting(said, dict(self._forgotten))
 
     def begin_with(self, kept: KeptCounting[C]) -> None:
         """What a controller before this one was told. Who still runs says more; the others have ended."""

@@ -310,6 +310,8 @@ class Verbs:
         for backend, _, _ in starts:
             self._restarts.forget(backend.tag)
         try:
+            if pending.id in self._left:
+                raise ChangedMeanwhileError("its caller left before it took effect")
             desired.check_unchanged(self.state, pending.based_on)
             next_generation = max(self.state.next_generation, pending.state.next_generation)
             self._commit_deployment(pending.id, msgspec.structs.replace(pending.state, next_generation=next_generation))

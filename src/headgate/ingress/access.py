@@ -7,6 +7,7 @@ notes; they are written together, by a thread, so that a terminal or disk that t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 LEFT: Final = 499
 """What is noted as the status where the client has left before the answer; nobody is ever sent it."""
 WRITE_EVERY_S: Final = 0.1
+CLOSE_WITHIN_S: Final = 2.0
 MOST_BYTES: Final = 16 << 20
 """Of heads in notes that were not written yet; what comes beyond them is counted, and that is said."""
 _NOTE_BYTES: Final = 300
@@ -73,10 +75,12 @@ class AccessLog:
             self._loop.call_later(WRITE_EVERY_S, self._write)
 
     async def close(self) -> None:
-        """Write what is left, and end the thread."""
-        while self._writing is not None:
-            await self._writing
-        self._thread.shutdown()
+        """Write what is left, unless that takes too long, and end the thread."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_WITHIN_S):
+                while self._writing is not None:
+                    await asyncio.shield(self._writing)
+        self._thread.shutdown(wait=False)
 
     def _write(self) -> None:
         notes, self._notes = self._notes, []
@@ -132,11 +136,14 @@ class NotedExchange(Exchange):
 
     def chunk(self, frame: wire.Frame) -> None:
         """As `Exchange`."""
-        if not self.complete:
+        was_over = self.complete
+        if not was_over:
             if frame.flags & wire.FIRST:
                 self.status, self.sent_bytes = frame.code, 0
             self.sent_bytes += len(frame.body)
         super().chunk(frame)
+        if self.complete and not was_over:  # its head was all that was to be sent
+            self._note(self.status, 0)
 
     def small_chunk(self, body: bytes) -> None:
         """As `Exchange`."""

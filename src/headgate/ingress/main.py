@@ -110,6 +110,8 @@ class _Ingress:
         await self._router.close(max(0.0, ends_at - loop.time()))
         self._link.send(Counted(0, self._counters()))
         await asyncio.sleep(0)  # so that it leaves
+        if self._service.access is not None:
+            await self._service.access.close()
         await self._link.close()
 
     def _hello(self) -> Hello:

@@ -179,8 +179,6 @@ class Service:
                 _log.warning("%d connections were cut: their answers took longer than %g s", len(self.connections), grace_s)
         for connection in list(self.connections):
             connection.abort()
-        if self.access is not None:
-            await self.access.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
         if self._measuring is not None:

@@ -18,7 +18,7 @@ def speaker() -> Speaker:
     return _speaker
 
 
-def begin(settings: LogSettings, role: str, id: str = "", *, backend: str = "", call: Callable[[], Call | None] | None = None) -> Speaker:
+def begin(settings: LogSettings, role: str, id: str = "", *, backend: str = "", call: Callable[[], Call | None] | None = None) -> None:
     """Have this process write entries of its own, with `call` also what is printed and logged in it.
 
     Args:
@@ -29,11 +29,10 @@ def begin(settings: LogSettings, role: str, id: str = "", *, backend: str = "", 
         call: the call that is being answered in this thread or task.
     """
     global _speaker
-    speaker = _speaker = Speaker(output_of(settings, role, id), role, id, backend, call or (lambda: None))
+    _speaker = Speaker(output_of(settings, role, id), role, id, backend, call or (lambda: None))
     logger = logging.getLogger("headgate")
-    logger.handlers[:] = [Handler(speaker)]
+    logger.handlers[:] = [Handler(_speaker)]
     logger.propagate = False
     logger.setLevel(logging.INFO if settings.verbose else logging.WARNING)
     if call is not None:
-        capture(speaker)
-    return speaker
+        capture(_speaker)

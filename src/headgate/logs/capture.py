@@ -7,6 +7,7 @@ that lines of calls that run at the same time don't mix. `logging` is left to th
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -115,42 +116,52 @@ class Stream(io.TextIOBase):
         self._unfinished: list[_Unfinished] = []
 
     def write(self, text: str, /) -> int:
-        """Keep it until the line ends."""
+        """Write what ends its line, and keep the rest."""
         call, thread = self._speaker.call(), threading.get_ident()
         with self._lock:
-            self._end_lines_of_calls_that_are_over()
+            due = self._taken(lambda each: each.call is not None and each.call.over)
             mine = next((each for each in self._unfinished if each.call is call and each.thread == thread), None)
             if mine is None:
                 mine = _Unfinished(call, thread, "")
                 self._unfinished.append(mine)
             mine.text += text
-            if mine.text.endswith(("\n", "\r")) or len(mine.text) > MAX_LINE:
-                self._end(mine)
+            ends = max(mine.text.rfind("\n"), mine.text.rfind("\r")) + 1
+            if len(mine.text) - ends > MAX_LINE:
+                ends = len(mine.text)
+            if ends:
+                due.append(_Unfinished(call, thread, mine.text[:ends]))
+                mine.text = mine.text[ends:]
+            if not mine.text:
+                self._unfinished = [each for each in self._unfinished if each is not mine]
+        self._say(due)
         return len(text)
 
     def flush(self) -> None:
         """End the line of this call and thread."""
         call, thread = self._speaker.call(), threading.get_ident()
         with self._lock:
-            for each in [each for each in self._unfinished if each.call is call and each.thread == thread]:
-                self._end(each)
+            due = self._taken(lambda each: each.call is call and each.thread == thread)
+        self._say(due)
         self._original.flush()
 
     def finish(self) -> None:
         """End every line: this process is about to."""
         with self._lock:
-            for each in list(self._unfinished):
-                self._end(each)
+            due = self._taken(lambda each: True)
+        self._say(due)
+        self._original.flush()
 
-    def _end_lines_of_calls_that_are_over(self) -> None:
-        for each in [each for each in self._unfinished if each.call is not None and each.call.over]:
-            self._end(each)
+    def _taken(self, which: Callable[[_Unfinished], bool]) -> list[_Unfinished]:
+        taken = [each for each in self._unfinished if which(each)]
+        self._unfinished = [each for each in self._unfinished if not which(each)]
+        return taken
 
-    def _end(self, line: _Unfinished) -> None:
-        self._unfinished.remove(line)
-        text = line.text.strip("\r\n")
-        if text or line.text.endswith("\n"):
-            self._speaker.say(text, line.call, descriptor=self._descriptor, stream=self._name)
+    def _say(self, lines: list[_Unfinished]) -> None:
+        """Without the lock: who writes may have to wait."""
+        for line in lines:
+            text = line.text.strip("\r\n")
+            if text or line.text.endswith("\n"):
+                self._speaker.say(text, line.call, descriptor=self._descriptor, stream=self._name)
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # a plain attribute there
@@ -193,17 +204,22 @@ class Handler(logging.Handler):
             self.handleError(record)
 
 
+_captured: list[Stream] = []
+
+
 def finish() -> None:
-    """Write also the lines that haven't ended: this process is about to end."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, Stream):
-            stream.finish()
-        else:
-            stream.flush()
+    """Write also what hasn't ended, or left: this process is about to end. Also where user code has put other streams before ours."""
+    for stream in (sys.stdout, sys.stderr, *_captured):
+        with contextlib.suppress(Exception):
+            if isinstance(stream, Stream):
+                stream.finish()
+            else:
+                stream.flush()
 
 
 def capture(speaker: Speaker) -> None:
     """Have this process's output go through `speaker`: what is printed, and what is logged where nobody has configured that."""
     sys.stdout = Stream(sys.stdout, "stdout", 1, speaker)
     sys.stderr = Stream(sys.stderr, "stderr", 2, speaker)
+    _captured[:] = [sys.stdout, sys.stderr]
     logging.lastResort = Handler(speaker, logging.WARNING)

@@ -68,7 +68,7 @@ _decoder = msgspec.json.Decoder(_Written)
 
 
 def as_json(entry: Entry) -> bytes:
-    """One line of JSON, its time in UTC by RFC 3339."""
+    """One line of JSON, its time in UTC by RFC 3339. What UTF-8 can't encode, as a lone surrogate, is escaped."""
     several = len(entry.request_ids) > 1
     written = _Written(
         time=dt.datetime.fromtimestamp(entry.time, dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
@@ -82,7 +82,7 @@ def as_json(entry: Entry) -> bytes:
         stream=entry.stream,
         logger=entry.logger,
         http=entry.http,
-        text=entry.text,
+        text=entry.text if entry.text.isascii() else entry.text.encode("utf-8", "backslashreplace").decode(),
     )
     return _encoder.encode(written) + b"\n"
 

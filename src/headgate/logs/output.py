@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import select
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from headgate.core.specs import LogSettings
@@ -23,6 +24,8 @@ KEPT: Final = 4
 """So many files of a process are kept that were put aside."""
 KEPT_OF_ENDED: Final = 50
 """Of so many processes that have ended the files stay."""
+_OF_ENDING: Final = re.compile(r"(?P<process>(ingress|replica)-.+)\.log(\.(?P<number>\d+))?")
+_PATIENCE_S: Final = 1.0
 _TERMINAL: Final = 2
 
 
@@ -37,17 +40,17 @@ def forget_ended(folder: str, *, kept: int = KEPT_OF_ENDED) -> None:
     ended: dict[str, float] = {}
     files: dict[str, list[str]] = {}
     for entry in os.scandir(folder):
-        process, is_one, number = entry.name.partition(".log")
-        if not is_one:
+        match = _OF_ENDING.fullmatch(entry.name)
+        if match is None or not entry.is_file(follow_symlinks=False):
             continue
-        files.setdefault(process, []).append(entry.path)
-        if not number:
-            with contextlib.suppress(FileNotFoundError):
+        files.setdefault(match["process"], []).append(entry.path)
+        if match["number"] is None:
+            with contextlib.suppress(OSError):
                 if not _is_written_to(entry.path):
-                    ended[process] = entry.stat().st_mtime
+                    ended[match["process"]] = entry.stat().st_mtime
     for process in sorted(ended, key=ended.__getitem__)[: max(0, len(ended) - kept)]:
         for path in files[process]:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 os.remove(path)
 
 
@@ -77,7 +80,8 @@ class Output:
 
     def begin_anew(self) -> None:
         """Forget who was writing: this is a fork, in which that thread isn't."""
-        self._lock = threading.RLock()  # a signal handler may write, too
+        # A signal handler may write, too. No line waits long for another: one that does may be cut by it.
+        self._lock = threading.RLock()
 
     def write(self, entry: Entry, descriptor: int | None = None) -> None:
         """Write an entry, to another descriptor where one is given. Nobody is left to tell where that fails."""
@@ -85,12 +89,15 @@ class Output:
 
     def write_all(self, entries: Iterable[Entry], descriptor: int | None = None) -> None:
         """Write several at once."""
-        if self._json:
-            data = b"".join([as_json(entry) for entry in entries])
-        else:
-            data = b"".join([as_text(entry).encode("utf-8", "replace") + b"\n" for entry in entries])
-        with self._lock, contextlib.suppress(OSError):
-            self._write(self._descriptor if descriptor is None else descriptor, data)
+        lines = [as_json(entry) if self._json else as_text(entry).encode("utf-8", "backslashreplace") + b"\n" for entry in entries]
+        is_held = self._lock.acquire(timeout=_PATIENCE_S)
+        try:
+            with contextlib.suppress(OSError):
+                for data in _together(lines):
+                    self._write(self._descriptor if descriptor is None else descriptor, data)
+        finally:
+            if is_held:
+                self._lock.release()
 
     def _write(self, descriptor: int, data: bytes) -> None:
         left = memoryview(data)
@@ -99,6 +106,17 @@ class Output:
                 left = left[os.write(descriptor, left) :]
             except BlockingIOError:  # a terminal that another program has set so
                 select.select([], [descriptor], [])
+
+
+def _together(lines: list[bytes]) -> Iterator[bytes]:
+    """Lines that are written at once: so much at most as a pipe takes whole, so that those of other processes don't come between."""
+    data = b""
+    for line in lines:
+        if data and len(data) + len(line) > select.PIPE_BUF:
+            yield data
+            data = b""
+        data += line
+    yield data
 
 
 class File(Output):
@@ -110,7 +128,7 @@ class File(Output):
         self._max_bytes = max_bytes
         self._kept = kept
         self._pid = os.getpid()
-        self._open()
+        self._take(self._opened(path))
         forget_ended(os.path.dirname(path))
 
     def write_all(self, entries: Iterable[Entry], descriptor: int | None = None) -> None:
@@ -119,19 +137,25 @@ class File(Output):
 
     def _write(self, descriptor: int, data: bytes) -> None:
         if os.fstat(self._descriptor).st_size > self._max_bytes and os.getpid() == self._pid:  # not what user code has forked
-            self._begin_the_next()
+            with contextlib.suppress(OSError):  # then this one gets longer
+                self._begin_the_next()
         super()._write(descriptor, data)
 
-    def _open(self) -> None:
-        opened = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    def _opened(self, path: str) -> int:
+        opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         fcntl.flock(opened, fcntl.LOCK_SH)  # for as long as somebody may write to it
+        return opened
+
+    def _take(self, opened: int) -> None:
         for descriptor in (1, 2):
             os.dup2(opened, descriptor)
         os.close(opened)
 
     def _begin_the_next(self) -> None:
+        opened = self._opened(f"{self._path}.new")  # first, since it may fail
         for number in range(self._kept, 0, -1):
             older = self._path if number == 1 else f"{self._path}.{number - 1}"
             with contextlib.suppress(FileNotFoundError):
                 os.replace(older, f"{self._path}.{number}")
-        self._open()
+        os.replace(f"{self._path}.new", self._path)
+        self._take(opened)

@@ -63,7 +63,7 @@ def find(import_path: str) -> Any:
     importlib.invalidate_caches()
     try:
         found: Any = importlib.import_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a program without a guard may end itself
         if isinstance(error, ModuleNotFoundError) and error.name and (module == error.name or module.startswith(f"{error.name}.")):
             raise NotFoundError(f"there is no module {error.name!r}{suggest(error.name, _modules_beside(error.name))}") from None
         raise InvalidValueError(f"module {module!r} can't be imported: {in_one_line(error)}{_last_line_of(error)}") from error

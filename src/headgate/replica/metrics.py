@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import threading
 from bisect import bisect_left
@@ -41,6 +42,15 @@ _log = logging.getLogger("headgate.replica")
 _lock = threading.RLock()  # a signal's handler may count, too
 
 
+def _begin_anew() -> None:
+    """In a fork of user code, in which who held the lock isn't."""
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
+
+
 class _Family:
     """One metric of this process, however often it was made: the values of each set of labels."""
 
@@ -58,17 +68,18 @@ class _Family:
             blank = [0.0] * (len(self.bounds) + 2 if self.kind == "histogram" else 1)
             if len(self.series) < MOST_SERIES and sum(len(family.series) for family in _families.values()) < MOST_SERIES_IN_ALL:
                 self.series[labels] = blank
-            elif not self.warned:
-                self.warned = True
-                _log.warning(
-                    "metric %r: %d sets of labels are kept (at most %d of a metric, %d of all together); further ones count nothing. "
-                    "Use labels with few values: no ids, no names of users",
-                    self.name,
-                    len(self.series),
-                    MOST_SERIES,
-                    MOST_SERIES_IN_ALL,
-                )
-            return blank
+                return blank
+            warned, self.warned = self.warned, True
+        if not warned:
+            _log.warning(
+                "metric %r: %d sets of labels are kept (at most %d of a metric, %d of all together); further ones count nothing. "
+                "Use labels with few values: no ids, no names of users",
+                self.name,
+                len(self.series),
+                MOST_SERIES,
+                MOST_SERIES_IN_ALL,
+            )
+        return blank
 
     def told(self) -> UserMetric:
         """All of it, as it is now."""

@@ -31,7 +31,7 @@ def main(programs: Programs) -> None:
         spec = read_replica_spec(sys.argv[2])
         # The supervisor has chosen the variables; only PYTHONPATH differs, which had to lead to Headgate.
         environ = surroundings.environment(spec, os.environ)
-        run_replica(programs, spec, os.path.dirname(sys.argv[2]), environ, LogSettings(sys.argv[3], sys.argv[4]))
+        run_replica(programs, spec, os.path.dirname(sys.argv[2]), environ, LogSettings(sys.argv[3], sys.argv[4], verbose=len(sys.argv) > 5))
     gc.disable()  # nothing that is imported now will ever be freed
     try:
         boot, report_to = _receive()

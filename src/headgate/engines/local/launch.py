@@ -21,7 +21,7 @@ from headgate.engines.base import InstanceSettings, Report
 from headgate.engines.local import folders
 from headgate.engines.local.folders import LocalWay, find, folder_for, has_died
 from headgate.engines.local.protocol import Boot
-from headgate.errors import InstanceStartError, rebuild
+from headgate.errors import InstanceStartError, InvalidValueError, rebuild
 from headgate.logs.entry import as_text, from_json
 from headgate.logs.output import path_of
 from headgate.router.way import Way
@@ -43,8 +43,9 @@ def launch(settings: InstanceSettings, *, root: str = "headgate.root", timeout_s
 
     `settings.folder` is `folder_for(name)`; `root` is the module to run, whose `main` supervises. Call it from any thread.
 
-    Raises `AddressInUseError`, `StateDirInUseError`, `StateDirUnsafeError`, or `InstanceStartError` for anything else, with
-    the end of the log. After an error, or an interrupt, nothing of it is left running.
+    Raises `AddressInUseError`, `StateDirInUseError`, `StateDirUnsafeError`, `InvalidValueError` for a `log_dir` that can't be
+    used, or `InstanceStartError` for anything else, with the end of the log. After an error, or an interrupt, nothing of it is
+    left running.
     """
     if settings.state_kept:
         folders.check_state_dir(settings.state_dir)
@@ -128,10 +129,11 @@ def _wait_free(folder: str, timeout_s: float) -> bool:
 
 def _start(boot: Boot, timeout_s: float) -> None:
     settings = boot.settings
-    logs = _Logs(settings.log_dir)
+    logs = _Logs()
     ours, theirs = socket.socketpair()
     pid: int | None = None
     try:
+        logs.open(settings.log_dir)
         pid = _execute(boot, theirs, logs.of_supervisor)
         theirs.close()
         ours.settimeout(timeout_s)
@@ -207,12 +209,18 @@ def _read_report(sock: socket.socket, pid: int, timeout_s: float) -> Report:
 class _Logs:
     """The files to which those write that start an instance. Open, so that they can be read when the instance's folder is gone."""
 
-    def __init__(self, folder: str) -> None:
-        self._files = {}
-        for role in ("supervisor", "controller") if folder else ():
-            path = path_of(folder, role)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            self._files[path] = (descriptor, os.fstat(descriptor).st_size)
+    def __init__(self) -> None:
+        self._files: dict[str, tuple[int, int]] = {}
+
+    def open(self, folder: str) -> None:
+        """Open them, if there is a folder of them."""
+        try:
+            for role in ("supervisor", "controller") if folder else ():
+                path = path_of(folder, role)
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                self._files[path] = (descriptor, os.fstat(descriptor).st_size)
+        except OSError as error:
+            raise InvalidValueError(f"log_dir={folder!r} can't be written to: {error.strerror}") from error
 
     @property
     def of_supervisor(self) -> int | None:

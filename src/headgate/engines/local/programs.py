@@ -79,7 +79,7 @@ def become_replica(programs: Programs, path: str, root: str, started_with: Mappi
     spec = read_replica_spec(path)
     environ = surroundings.environment(spec, started_with)
     if surroundings.needs_exec(environ, started_with):
-        _execute_replica(root, [REPLICA, path, log.format, log.folder], environ)
+        _execute_replica(root, [REPLICA, path, log.format, log.folder, *(["verbose"] if log.verbose else [])], environ)
     run_replica(programs, spec, os.path.dirname(path), environ, log)
 
 

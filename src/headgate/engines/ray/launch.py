@@ -165,6 +165,13 @@ def _wait_for_report(told: Any, deadline: float) -> Report:
     raise InstanceStartError(f"the instance did not answer HTTP within {START_TIMEOUT_S:g} s")
 
 
+def _can_be_found(name: str) -> bool:
+    try:
+        return find(name) is not None
+    except InstanceStartError:  # one of another version
+        return False
+
+
 class RayStarter:
     """See `Starter`: the functions of this module, for instances of the cluster that this process is connected with."""
 
@@ -174,7 +181,7 @@ class RayStarter:
 
     def running(self) -> list[str]:
         """On the cluster that this process is connected with."""
-        return [name for name in records.names() if find(name) is not None]
+        return [name for name in records.names() if _can_be_found(name)]
 
     def start(self, settings: InstanceSettings) -> Way | None:
         """`launch` it."""
