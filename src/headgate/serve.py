@@ -105,10 +105,11 @@ class Instance:
     and it is not `detached`; else they only disconnect.
     """
 
-    def __init__(self, connection: Connection, starter: Starter | None, *, owned: bool) -> None:
+    def __init__(self, connection: Connection, starter: Starter | None, *, owned: bool, started: bool = False) -> None:
         self._connection = connection
         self._starter = starter
         self._owned = owned
+        self._started = started
         self._closed = False
         self._http_urls: tuple[str, ...] = ()
 
@@ -128,6 +129,11 @@ class Instance:
         if not self._http_urls:
             self._http_urls = self._connection.welcome().http_urls
         return self._http_urls
+
+    @property
+    def started(self) -> bool:
+        """Whether the `init` that returned this has started it, and did not find it running."""
+        return self._started
 
     @property
     def ended(self) -> str:
@@ -748,7 +754,7 @@ def _connect(
             sigterm.exit_once()
         if wanted and not started:
             connection.verb(CompareInit(dict(wanted)))
-        instance = Instance(connection, starter, owned=owned)
+        instance = Instance(connection, starter, owned=owned, started=started)
         instance._http_urls = connection.welcome().http_urls
         if starter.has_ended(way):
             raise NotRunningError(f"instance {name!r} has just died")  # its controller is about to

@@ -103,3 +103,17 @@ def test_numbers_of_different_kinds_are_different_arguments():
     one, other = (Declared(backends={"a": backend(kwargs={"n": value})}) for value in (1, 1.0))
     state = desired.apply(State(), planned(one, State()).verb)
     assert str(planned(other, state)) == "~ backend a (1 replica replaced)\n  ~ init_kwargs.n: 1 -> 1.0"
+
+
+def test_values_of_environment_variables_are_not_shown():
+    def declared(token: str) -> Declared:
+        options = ReplicaOptions(runtime_env={"env_vars": {"TOKEN": token}})
+        return Declared(backends={"a": backend(options=options)})
+
+    created = planned(declared("hush"), State())
+    replaced = planned(declared("new"), desired.apply(State(), created.verb))
+    assert '+ ray_actor_options.runtime_env: {"env_vars":["TOKEN"]}' in str(created)
+    assert str(replaced) == (
+        "~ backend a (1 replica replaced)\n"
+        '  ~ ray_actor_options.runtime_env: {"env_vars":["TOKEN"]} (a value has changed that isn\'t shown)'
+    )

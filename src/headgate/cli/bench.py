@@ -76,6 +76,8 @@ def bench(
         raise click.BadParameter(
             f"{url!r} is neither a URL, such as http://127.0.0.1:8000/hello, nor a route such as /hello", param_hint="URL"
         )
+    if verb and verb.upper() == "HEAD":
+        raise click.BadParameter("an answer to HEAD has no body to measure; GET has the same head", param_hint="--request")
     body = call.read_body(data)
     plan = Plan(
         url=url,

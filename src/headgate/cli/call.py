@@ -253,7 +253,7 @@ def _over_http(url: str, verb: str, headers: list[tuple[str, str]], body: bytes 
             return 0
         output.note(f"{answer.status} {answer.reason}")
         return 1
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:  # also for what can't be sent, such as a header
         raise click.ClickException(f"{url}: {str(error) or type(error).__name__}") from None
     finally:
         connection.close()

@@ -107,6 +107,10 @@ def _instance(where: Where, source: Source, *, start: bool) -> Iterator[Instance
         return
     with output.working(f"starting {where.name}"):
         instance = serve.init(where.name, engine=where.engine, address=where.address, detached=True, **source.http())
+    if not instance.started:  # others were faster, and it is theirs
+        with instance:
+            yield instance
+        return
     try:
         yield instance
     except BaseException:

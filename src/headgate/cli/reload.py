@@ -141,7 +141,8 @@ class Reloader:
 
     def _names(self) -> Names:
         assert self._told is not None
-        with open(self._told, "rb") as file:  # whose other end is closed: the process has ended
+        os.set_blocking(self._told, False)  # the process has ended, but what it has forked may still have the other end
+        with open(self._told, "rb") as file:
             told = file.read()
         self._told = None
         return msgspec.json.decode(told, type=Names) if told else Names()

@@ -38,8 +38,8 @@ def run(where: Where, target: str, arguments: tuple[str, ...], reload: bool, wat
     TARGET is a file, which is run as `python FILE ARGUMENTS` would, or module:function, which is called. There serve.init() connects
     with this instance, whatever its name. When TARGET has ended, serving goes on.
 
-    The first Ctrl-C, or SIGTERM, refuses new requests and finishes those that were admitted; a second one ends everything at once.
-    The exit status is 0 then, and 1 where TARGET fails.
+    The first Ctrl-C, or SIGTERM, refuses new requests and finishes those that were admitted, with exit status 0; a second one ends
+    everything at once, with 130. Where TARGET fails it is 1.
 
     \b
     Examples:
@@ -49,7 +49,7 @@ def run(where: Where, target: str, arguments: tuple[str, ...], reload: bool, wat
       headgate run --reload app.py
     """
     parsed, given = parse(target), init_options.given(values)
-    _refuse_running(where)
+    _refuse_running(where, needs_cluster=False)
     if reload:
         from headgate.cli.reload import Reloader
 
@@ -84,7 +84,7 @@ def start(where: Where, target: str | None, arguments: tuple[str, ...], **values
       headgate start --name staging --http-port 9000 package.module:setup
     """
     parsed, given = parse(target) if target is not None else None, init_options.given(values)
-    _refuse_running(where)
+    _refuse_running(where, needs_cluster=True)
     instance = _started(where, {**given, "detached": True})
     try:
         status = _set_up(where, parsed, arguments) if parsed is not None else 0
@@ -100,19 +100,23 @@ def start(where: Where, target: str | None, arguments: tuple[str, ...], **values
     return 0
 
 
-def _refuse_running(where: Where) -> None:
+def _refuse_running(where: Where, *, needs_cluster: bool) -> None:
     from headgate import serve
     from headgate.errors import ClusterUnreachableError
 
     try:
         running = serve.list_instances(engine=where.engine, address=where.address)
     except ClusterUnreachableError:
-        if where.address is not None:
+        if needs_cluster or where.address is not None:
             raise
-        return  # `init` makes one
+        return  # `init` makes one, which ends with this process
     if where.name in running:
-        ends_it = f"`headgate stop --name {where.name}` ends it"
-        raise click.ClickException(f"instance {where.name!r} is running already; {ends_it}, and --name OTHER starts one beside it")
+        raise _running_already(where)
+
+
+def _running_already(where: Where) -> click.ClickException:
+    ends_it = f"`headgate stop --name {where.name}` ends it"
+    return click.ClickException(f"instance {where.name!r} is running already; {ends_it}, and --name OTHER starts one beside it")
 
 
 def _started(where: Where, given: dict[str, Any]) -> Instance:
@@ -120,6 +124,8 @@ def _started(where: Where, given: dict[str, Any]) -> Instance:
 
     with output.working(f"starting {where.name}"):
         instance = serve.init(where.name, engine=where.engine, address=where.address, **given)
+    if not instance.started:  # others were faster, and it is theirs
+        raise _running_already(where)
     output.note(f"{where.name}: {' '.join(instance.http_urls)}")
     return instance
 

@@ -143,11 +143,19 @@ def _of_arguments(old: Code, new: Code) -> list[Change]:
 
 def _of_record(name: str, old: msgspec.Struct | None, new: msgspec.Struct) -> list[Change]:
     before = type(new)() if old is None else old
-    return [
-        Change(f"{name}.{key}", msgspec.to_builtins(getattr(before, key)), msgspec.to_builtins(getattr(new, key)))
-        for key in new.__struct_fields__
-        if getattr(before, key) != getattr(new, key)
-    ]
+    changes = []
+    for key in new.__struct_fields__:
+        if getattr(before, key) != getattr(new, key):
+            was, is_now = _without_secrets(key, getattr(before, key)), _without_secrets(key, getattr(new, key))
+            changes.append(Change(f"{name}.{key}", was, is_now, "a value has changed that isn't shown" if was == is_now else ""))
+    return changes
+
+
+def _without_secrets(key: str, value: Any) -> Any:
+    """As it is shown: of environment variables the names alone."""
+    if key == "runtime_env" and "env_vars" in value:
+        return {**value, "env_vars": sorted(value["env_vars"])}
+    return msgspec.to_builtins(value)
 
 
 def _of_mapping(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
