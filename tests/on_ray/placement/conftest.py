@@ -39,6 +39,16 @@ class Nodes:
     def remove(self, name: str) -> None:
         self._cluster.remove_node(self._nodes.pop(name), allow_graceful=False)
 
+    def end_one(self, name: str) -> None:
+        """Remove it, and wait until the cluster knows: until then it may still put actors of the next test there, which die with it."""
+        import ray
+
+        id = self.id(name)
+        self.remove(name)
+        wait_until(
+            lambda: all(node["NodeID"] != id or not node["Alive"] for node in ray.nodes()), 60.0, "the cluster knows that the node is gone"
+        )
+
     def id(self, name: str) -> str:
         return str(self._nodes[name].node_id)
 

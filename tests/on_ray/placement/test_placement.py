@@ -212,7 +212,7 @@ def test_a_node_that_comes_gives_room(nodes: Nodes, create: Callable[..., Any]) 
     finally:
         serve.delete_endpoint("second")
         serve.delete_backend("second")
-        nodes.remove("c")
+        nodes.end_one("c")
 
 
 def test_a_backend_that_waits_can_be_deleted(create: Callable[..., Any]) -> None:
@@ -301,4 +301,4 @@ def test_a_replica_whose_node_is_lost_starts_again_on_one_that_comes(nodes: Node
     finally:
         serve.delete_endpoint("rare")
         serve.delete_backend("rare")
-        nodes.remove("d")
+        nodes.end_one("d")
