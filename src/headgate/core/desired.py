@@ -26,6 +26,7 @@ from headgate.core.messages import (
     RoutingTable,
     SetTraffic,
     ShadowTraffic,
+    StateVerb,
     UpdateBackend,
     UpdateBackendConfig,
 )
@@ -71,20 +72,6 @@ class State(msgspec.Struct, frozen=True):
     backends: dict[str, Backend] = {}
     endpoints: dict[str, Endpoint] = {}
     next_generation: int = 1
-
-
-StateVerb = (
-    CreateBackend
-    | UpdateBackend
-    | DeleteBackend
-    | UpdateBackendConfig
-    | CreateEndpoint
-    | DeleteEndpoint
-    | SetTraffic
-    | ShadowTraffic
-    | Deploy
-)
-"""The verbs that change what is asked for."""
 
 
 def concurrency_of(definition: Definition, config: BackendConfig) -> int:

@@ -198,7 +198,7 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     pass
 
 
-Verb = (
+StateVerb = (
     CreateBackend
     | UpdateBackend
     | DeleteBackend
@@ -208,11 +208,10 @@ Verb = (
     | SetTraffic
     | ShadowTraffic
     | Deploy
-    | Describe
-    | Measure
-    | CompareInit
-    | Shutdown
 )
+"""The verbs that change what is asked for."""
+
+Verb = StateVerb | Describe | Measure | CompareInit | Shutdown
 
 
 # What processes say to the controller.

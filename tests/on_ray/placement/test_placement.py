@@ -268,9 +268,14 @@ def test_what_others_take_is_waited_for_no_longer_than_a_start_may_take(create: 
         def here(self) -> bool:
             return True
 
+    def has_free(cpus: float) -> Callable[[], bool]:
+        return lambda: ray.available_resources().get("CPU", 0.0) == cpus
+
+    wait_until(has_free(4), PLACED_WITHIN_S, "Ray knows that the test before has ended")
     strangers = [ray.remote(Stranger).options(num_cpus=1, scheduling_strategy="SPREAD").remote() for _ in range(4)]
     try:
         ray.get([stranger.here.remote() for stranger in strangers])
+        wait_until(has_free(0), PLACED_WITHIN_S, "Ray knows that all is taken")
         began = time.monotonic()
         with pytest.raises(InsufficientResourcesError, match=r"'late'.*asked for 1 CPU.*waited \d"):
             create("late", config={"startup_timeout": 1.0}, num_cpus=1)
