@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 
@@ -59,6 +60,8 @@ from headgate.core.reconcile import Wanted
 from headgate.core.reports import Counters, Description, Measurement, ProcessReport, ReplicaCounters, ReplicaReport
 from headgate.engines.base import Ended, Engine, InstanceSettings, ReplicaSpec, Running
 from headgate.errors import AddressInUseError, HeadgateError, InstanceStartError, InvalidValueError
+from headgate.router import admin
+from headgate.router.certificate import Certificate
 from headgate.router.way import Way
 
 _log = logging.getLogger("headgate.controller")
@@ -89,6 +92,8 @@ class Controller:
         self._rollouts = Rollouts(engine, self._fleet, self._changes, reconcile=self._reconcile)
         self._ingresses = Ingresses(engine, settings, self._routers, self._tasks, self._changes)
         self._server = ControlServer(way, self)
+        if way.admin_listener is not None:
+            self._server.add_door(way.admin_listener, settings.admin_key, _shown_at(way.admin_listener, settings))
         self._store = store
         self._matching = Pace()
         self._unmatched = False  # replicas have started or ended since what runs was compared with what is asked for
@@ -489,6 +494,7 @@ class Controller:
             waiting=self._waits.found(),
             resources=self._engine.resources(),
             node=self._node,
+            admin_address=self._server.admin_address,
             now=self._now(),
         )
 
@@ -629,3 +635,13 @@ class Controller:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _shown_at(listener: socket.socket, settings: InstanceSettings) -> Certificate | None:
+    """What those from afar are shown there; None on loopback, where nobody is in between, and a tunnel ends under another name."""
+    host = listener.getsockname()[0]
+    if admin.is_loopback(host):
+        return None
+    if settings.ssl_certfile is None:  # a name that was taken for this machine's own
+        raise InvalidValueError(f"admin_address={settings.admin_address!r} is {host}, beyond this machine, which takes ssl_certfile")
+    return Certificate(settings.ssl_certfile, settings.ssl_keyfile)
