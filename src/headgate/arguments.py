@@ -110,7 +110,7 @@ def _admin(address: object, token: object, *, encrypted: bool) -> tuple[str, byt
     given = admin.from_environment() if token is None else token
     if given is None:
         raise AdminTokenError(
-            f"admin_address={address!r} takes commands from whoever knows a token: give admin_token, or set {admin.TOKEN_VARIABLE}"
+            f"admin_address={address!r} takes commands from whoever knows a token: give admin_token (--admin-token-file), or set {admin.TOKEN_VARIABLE}"
         )
     if not (encrypted or admin.is_loopback(host)):
         raise ConfigError(
@@ -158,7 +158,9 @@ def way_from_afar(engine: object, address: object, token: object, cafile: object
     host, port = admin.address(text("address", address))
     given = admin.from_environment() if token is None else token
     if given is None:
-        raise AdminTokenError(f"address={address!r} asks for the instance's admin token: give admin_token, or set {admin.TOKEN_VARIABLE}")
+        raise AdminTokenError(
+            f"address={address!r} asks for the instance's admin token: give admin_token (--admin-token-file), or set {admin.TOKEN_VARIABLE}"
+        )
     return AfarWay(host, port, admin.key_of(given), _path("admin_cafile", cafile))
 
 

@@ -473,7 +473,7 @@ class Instance:
         if self._connection.way.is_afar:
             from headgate.router import afar
 
-            afar.refuse("a handle")
+            afar.refuse("calls by handle", "an endpoint is called over HTTP, by its route")
         arguments.text("an endpoint name", name)
         table = self._connection.wait_for_routes()
         if name not in table.endpoints and not missing_ok:

@@ -91,10 +91,13 @@ def logs(
 def _of_running(where: Where) -> tuple[str, Callable[[], bool]]:
     """The folder of a running instance, and whether that has ended meanwhile."""
     from headgate import serve
-    from headgate.errors import NotRunningError
+    from headgate.errors import FromAfarError, NotRunningError
 
     with where.connect() as instance:
         folder = instance.status().log_dir
+    if where.is_afar:
+        kept = f"in {folder}" if folder else "on the terminal, or where Ray keeps it"
+        raise FromAfarError(f"the log of instance {instance.name!r} is on its own machine, {kept}: `headgate logs` shows it there")
     if not folder:
         kept = "where Ray keeps the output of actors" if where.engine == "ray" else "on the terminal of the program that has started it"
         raise NotRunningError(

@@ -54,7 +54,7 @@ class AfarWay(Way):
     @property
     def folder(self) -> str:
         """There is none here."""
-        refuse("calls by handle")
+        refuse("links to replicas", "endpoints are called over HTTP, by their routes")
 
     async def controller(self) -> str | None:
         """Where it listens."""
@@ -152,7 +152,7 @@ class AfarStarter:
 
     def start(self, settings: InstanceSettings) -> Way | None:
         """Never."""
-        refuse("the start of an instance")
+        refuse("the start of an instance", "there are the verbs of one that runs")
 
     def wait_ended(self, way: Way, timeout_s: float) -> bool:
         """Until nobody listens there any more; its supervisor lets go last of all."""
@@ -182,11 +182,9 @@ class AfarStarter:
         """Nothing of it is here."""
 
 
-def refuse(what: str) -> NoReturn:
+def refuse(what: str, instead: str) -> NoReturn:
     """Raise `FromAfarError`."""
-    raise FromAfarError(
-        f"{what}: only on the instance's own machine, or its cluster; from afar an endpoint is called over HTTP, by its route"
-    )
+    raise FromAfarError(f"{what}: only on the instance's own machine, or its cluster; from afar {instead}")
 
 
 async def _connected(host: str, port: int) -> socket.socket:
