@@ -110,7 +110,8 @@ def _admin(address: object, token: object, *, encrypted: bool) -> tuple[str, byt
     given = admin.from_environment() if token is None else token
     if given is None:
         raise AdminTokenError(
-            f"admin_address={address!r} takes commands from whoever knows a token: give admin_token (--admin-token-file), or set {admin.TOKEN_VARIABLE}"
+            f"admin_address={address!r} takes commands from who knows a token: give admin_token (--admin-token-file), or set "
+            f"{admin.TOKEN_VARIABLE}"
         )
     if not (encrypted or admin.is_loopback(host)):
         raise ConfigError(

@@ -385,7 +385,7 @@ class _Supervisor:
             time.sleep(0.002)
         folders.remove_instance(self._settings.folder)
         if self._from_afar is not None:
-            self._from_afar.close()
+            self._from_afar.detach()  # closed by the exit of this process
         if self._report_to is not None:
             _tell(self._report_to, self._failure or InstanceStartError("the instance was ended while it started"))
             self._report_to = None
