@@ -221,7 +221,7 @@ def test_beyond_loopback_it_speaks_tls_and_a_renewed_certificate_is_shown_withou
 ) -> None:
     files = certificates.write(tmp_path, "localhost", "127.0.0.1")
     first = Path(files.authority).read_bytes()
-    how = {"ssl_certfile": files.cert, "ssl_keyfile": files.key, "admin_address": "0.0.0.0:0", "admin_token": TOKEN}
+    how: dict[str, Any] = {"ssl_certfile": files.cert, "ssl_keyfile": files.key, "admin_address": "0.0.0.0:0", "admin_token": TOKEN}
     with pytest.warns(UserWarning, match="http_host"):
         near = serve.init("tls", http_port=0, http_host="0.0.0.0", **how)
     with near:

@@ -96,7 +96,7 @@ class Door:
                 finally:
                     if not proved:
                         stranger.end()
-            stranger.become(self._accept())
+            stranger.become(self._accept)
         except AdminTokenError:
             self._refused.note(host, "its admin token is wrong")
         except TimeoutError:
@@ -168,11 +168,12 @@ class _Stranger(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
-    def become(self, protocol: asyncio.Protocol) -> None:
-        """Hand the connection over."""
+    def become(self, make: Callable[[], asyncio.Protocol]) -> None:
+        """Hand the connection over to what that makes, unless the peer has left."""
         transport = self._transport
         if transport is None or transport.is_closing():
             return
+        protocol = make()
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         if self._said:

@@ -105,7 +105,9 @@ def check(certfile: str, keyfile: str | None) -> float | None:
 
 
 def days_left(certfile: str, keyfile: str | None) -> float | None:
-    """For how many days it is valid yet: 0 where it can't be used any more, None where that can't be told."""
+    """For how many days it is valid yet: 0 where it can't be used, or not any more; None where that can't be told, or it isn't here."""
+    if not os.path.exists(certfile):  # such as on another node
+        return None
     try:
         expires_at = check(certfile, keyfile)
     except InvalidValueError:

@@ -28,7 +28,8 @@ def enter(spec: ReplicaSpec) -> Definition:
     the working directory, unless the `runtime_env` has one; and for imports, before the node's own ones, or after them where
     the `runtime_env` says where code comes from.
     """
-    os.environ.pop(TOKEN_VARIABLE, None)  # a cluster that the driver has started has its variables
+    if TOKEN_VARIABLE not in spec.options.runtime_env.get("env_vars", {}):
+        os.environ.pop(TOKEN_VARIABLE, None)  # a cluster that the driver has started has its variables
     limit_threads(os.environ, spec.options.num_cpus)
     runtime_env = ray.get_runtime_context().runtime_env  # the job's, and the replica's own
     if spec.definition.cwd and "working_dir" not in runtime_env and os.path.isdir(spec.definition.cwd):
