@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -88,7 +90,7 @@ def test_what_can_not_be_done_from_there_says_what_can(place: Place, tmp_path: P
         ),
         (("call", "greet", "--http"), "for its own machine alone"),
         (("bench", "/greet"), "for its own machine alone"),
-        (("logs",), "`headgate logs` shows it there"),
+        (("logs",), "keeps no log"),
         (("status", "--name", "other"), f"there is '{NAME}'"),
     ):
         said = place.piped(*arguments)
@@ -105,6 +107,39 @@ def test_what_can_not_be_done_from_there_says_what_can(place: Place, tmp_path: P
     said = piped("status", "--address", "tcp://127.0.0.1:1", HEADGATE_ADMIN_TOKEN=TOKEN)
     assert "no instance takes commands at tcp://127.0.0.1:1: Connection refused" in said.err
     assert piped("status", "--admin-token-file", str(wrong)).status == 1
+
+
+def speak(text: str) -> None:
+    import logging
+
+    logging.getLogger("mine").warning("warned of %s", text)
+
+
+def test_the_log_is_shown_from_afar_and_followed_over_the_death_of_the_controller_until_the_end(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(TOKEN)
+    with serve.init("spoken", http_port=0, log_dir=tmp_path / "log", admin_address="127.0.0.1:0", admin_token=TOKEN) as near:
+        near.create_backend("one", speak)
+        near.create_endpoint("one", backend="one")
+        handle = near.get_handle("one")
+        for number in range(5):
+            handle.remote(f"<{number}>").result(30)
+        options = ("--address", f"tcp://{near.status().admin_address}", "--admin-token-file", str(file))
+        narrow = ("--backend", "one", "--level", "warning")
+        assert piped("logs", *options, *narrow).out == piped("logs", "--name", "spoken", *narrow).out
+        assert [line[-3:] for line in piped("logs", *options, *narrow, "--lines", "2").out.splitlines()] == ["<3>", "<4>"]
+        with on_terminal("logs", *options, *narrow, "--follow", "--lines", "1") as terminal:
+            terminal.until("<4>")
+            handle.remote("<5>").result(30)
+            terminal.until("<5>")
+            (controller,) = [process.pid for process in near.status().processes if process.role == "controller"]
+            os.kill(controller, signal.SIGKILL)
+            handle.remote("<6>").result(30)
+            terminal.until("<6>")
+            near.shutdown()
+            said = terminal.end()
+    assert said.status == 0
+    assert [said.out.count(f"<{number}>") for number in range(7)] == [0, 0, 0, 0, 1, 1, 1]
 
 
 def test_start_takes_the_token_from_a_file_and_stop_ends_it_from_afar(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ from headgate.core.messages import (
     Hello,
     Measure,
     Message,
+    ReadLog,
     ReplicaCounted,
     ReplicaEntry,
     RoutingTable,
@@ -59,7 +60,9 @@ from headgate.core.pace import Pace
 from headgate.core.reconcile import Wanted
 from headgate.core.reports import Counters, Description, Measurement, ProcessReport, ReplicaCounters, ReplicaReport
 from headgate.engines.base import Ended, Engine, InstanceSettings, ReplicaSpec, Running
-from headgate.errors import AddressInUseError, HeadgateError, InstanceStartError, InvalidValueError
+from headgate.errors import AddressInUseError, HeadgateError, InstanceStartError, InvalidValueError, NotFoundError
+from headgate.logs import reading
+from headgate.logs.reading import Part
 from headgate.router import admin
 from headgate.router.certificate import Certificate
 from headgate.router.way import Way
@@ -124,6 +127,7 @@ class Controller:
         self._base = RoutingTable(
             version=0, max_body_bytes=settings.max_body_bytes, max_inflight_bytes=settings.max_inflight_bytes, debug=settings.debug
         )
+        self._reading_log = asyncio.Lock()
         self._lease = Lease(self._shutdown_once_adopted, self._tasks)
 
     async def run(self) -> None:
@@ -470,12 +474,14 @@ class Controller:
 
     # Questions.
 
-    async def _ask(self, question: Question) -> Description | Measurement | None:
+    async def _ask(self, question: Question) -> Description | Measurement | Part | None:
         match question:
             case Describe():
                 return self._describe()
             case Measure():
                 return await self._measure()
+            case ReadLog():
+                return await self._read_log(question)
             case CompareInit():
                 compare_init(self._settings, self._engine.http_urls(), question.given)
             case Shutdown():
@@ -497,6 +503,17 @@ class Controller:
             admin_address=self._server.admin_address,
             now=self._now(),
         )
+
+    async def _read_log(self, asked: ReadLog) -> Part:
+        """In a thread, for one at a time: a log may be long."""
+        folder = self._settings.log_dir
+        if not folder:
+            raise NotFoundError(f"instance {self._settings.name!r} keeps no log; start it with a log_dir, or detached")
+        wanted = reading.Wanted(asked.backend, asked.request, asked.level)
+        async with self._reading_log:
+            if asked.marks is None:
+                return await asyncio.to_thread(reading.latest, folder, asked.lines, wanted)
+            return await asyncio.to_thread(reading.following, folder, asked.marks, wanted)
 
     async def _measure(self) -> Measurement:
         answered, _ = await asyncio.gather(self._routers.counting.ask(), self._replicas.ask())

@@ -74,8 +74,8 @@ class AfarWay(Way):
             except ssl.SSLCertVerificationError as error:
                 sock.close()
                 raise WireError(
-                    f"what listens at {self.url} shows a certificate that isn't believed: {error.verify_message}; connect by a name "
-                    "that is in the certificate, and give admin_cafile where no authority that this machine knows has signed it"
+                    f"what listens at {self.url} shows a certificate that isn't believed: {error.verify_message.rstrip('.')}; connect by a "
+                    "name that is in the certificate, and give admin_cafile where no authority that this machine knows has signed it"
                 ) from error
             except BaseException:
                 sock.close()
