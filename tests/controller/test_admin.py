@@ -191,6 +191,27 @@ def test_who_says_nothing_has_a_deadline(tmp_path: Path, monkeypatch: pytest.Mon
     play(tmp_path, scene, files)
 
 
+def test_who_says_nothing_in_tls_has_the_same_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doors, "HANDSHAKE_S", 0.5)
+    files = certificates.write(tmp_path, "localhost")
+
+    def listens(place: Place) -> bytes:
+        trusting = ssl.create_default_context(cafile=files.authority)
+        with socket.create_connection((place.host, place.port)) as sock:
+            assert sock.recv(len(admin.TLS)) == admin.TLS
+            with trusting.wrap_socket(sock, server_hostname="localhost", suppress_ragged_eofs=True) as secured:
+                said = b""
+                with contextlib.suppress(ConnectionResetError):
+                    while more := secured.recv(100):
+                        said += more
+                return said
+
+    async def scene(place: Place) -> None:
+        assert len(await asyncio.to_thread(listens, place)) == admin.NONCE_BYTES
+
+    play(tmp_path, scene, files)
+
+
 def test_one_address_has_few_tries_a_second_and_the_log_a_line_for_all_of_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def scene(place: Place) -> None:
         place.server._door._strangers = strangers.Strangers(hold_s=60.0)  # type: ignore[union-attr]  # it has one

@@ -127,8 +127,8 @@ def _started(where: Where, given: dict[str, Any]) -> Instance:
     if not instance.started:  # others were faster, and it is theirs
         raise _running_already(where)
     output.note(f"{where.name}: {' '.join(instance.http_urls)}")
-    if admin_address := instance.status().admin_address:
-        output.note(f"commands are taken at tcp://{admin_address}")
+    if "admin_address" in given:
+        output.note(f"commands are taken at tcp://{instance.status().admin_address}")
     return instance
 
 

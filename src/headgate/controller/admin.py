@@ -25,6 +25,7 @@ LOST_AFTER_S: Final = 20.0
 """So long after the last packet from its peer a connection is lost."""
 SAY_EVERY_S: Final = 10.0
 """How often strangers are told of in the log."""
+_LINGERS_S: Final = 1.0
 
 _log = logging.getLogger("headgate.controller")
 
@@ -134,6 +135,7 @@ class _Stranger(asyncio.Protocol):
         self._shown = shown
         self._ours = admin.nonce()
         self._said = b""
+        self._refused = False
         self._transport: asyncio.Transport | None = None
         self.proved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -151,6 +153,7 @@ class _Stranger(asyncio.Protocol):
         self._said = self._said[length:]
         wanted = admin.proof(self._key, by_client=True, shown=self._shown, of_server=self._ours, of_client=theirs)
         if not admin.is_proof(given, wanted):
+            self._refused = True
             self._transport.write(admin.REFUSED)
             self.proved.set_exception(AdminTokenError())
             return
@@ -164,9 +167,14 @@ class _Stranger(asyncio.Protocol):
             self.proved.set_exception(ConnectionResetError("it has left"))
 
     def end(self) -> None:
-        """Close the connection, after what was said."""
-        if self._transport is not None:
+        """Close the connection: at once, or where there was a refusal to say a moment later, whether or not the peer takes it."""
+        if self._transport is None:
+            return
+        if self._refused:
             self._transport.close()
+            asyncio.get_running_loop().call_later(_LINGERS_S, self._transport.abort)
+        else:
+            self._transport.abort()
 
     def become(self, make: Callable[[], asyncio.Protocol]) -> None:
         """Hand the connection over to what that makes, unless the peer has left."""

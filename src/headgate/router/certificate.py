@@ -7,6 +7,7 @@ restart: connections that come later get the new certificate. Files that can't b
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import logging
 import os
@@ -40,7 +41,7 @@ class Certificate:
 
     def __init__(self, certfile: str, keyfile: str | None, *, protocols: tuple[str, ...] = ()) -> None:
         self._files = (certfile, keyfile)
-        self._seen = self._stamp()
+        self._seen = _stamp(certfile, keyfile)
         self.context = _context(certfile, keyfile)
         """What every new connection is served by; the same object for good."""
         if protocols:
@@ -50,7 +51,7 @@ class Certificate:
 
     def renew(self) -> bool:
         """Read the files again if they have changed; True if they had. Raises as `check`, once for each change, and keeps what it had."""
-        found = self._stamp()
+        found = _stamp(*self._files)
         if found == self._seen:
             return False
         self._seen = found
@@ -72,13 +73,6 @@ class Certificate:
                     _log.info("%s was renewed: new connections get the new certificate", self._files[0])
             except InvalidValueError as error:
                 _log.error("the certificate stays the one that was read before: %s", error)
-
-    def _stamp(self) -> tuple[tuple[int, int, int], ...] | None:
-        try:
-            found = [os.stat(file) for file in self._files if file is not None]
-        except OSError:
-            return None
-        return tuple((each.st_mtime_ns, each.st_ino, each.st_size) for each in found)
 
 
 def check(certfile: str, keyfile: str | None) -> float | None:
@@ -106,13 +100,27 @@ def check(certfile: str, keyfile: str | None) -> float | None:
 
 def days_left(certfile: str, keyfile: str | None) -> float | None:
     """For how many days it is valid yet: 0 where it can't be used, or not any more; None where that can't be told, or it isn't here."""
-    if not os.path.exists(certfile):  # such as on another node
-        return None
+    stamp = _stamp(certfile, keyfile)
+    expires_at = None if stamp is None else _expires_at(certfile, keyfile, stamp)
+    return None if expires_at is None else max((expires_at - time.time()) / 86400, 0.0)
+
+
+@functools.lru_cache(maxsize=2)
+def _expires_at(certfile: str, keyfile: str | None, stamp: object) -> float | None:
+    """Of the files as of that stamp: `days_left` is asked again and again, and to look costs milliseconds."""
     try:
-        expires_at = check(certfile, keyfile)
+        return check(certfile, keyfile)
     except InvalidValueError:
         return 0.0
-    return None if expires_at is None else max((expires_at - time.time()) / 86400, 0.0)
+
+
+def _stamp(certfile: str, keyfile: str | None) -> tuple[tuple[int, int, int], ...] | None:
+    """Another one where the files have changed; None where one of them isn't there."""
+    try:
+        found = [os.stat(file) for file in (certfile, keyfile) if file is not None]
+    except OSError:
+        return None
+    return tuple((each.st_mtime_ns, each.st_ino, each.st_size) for each in found)
 
 
 def _shown(server: ssl.SSLContext, client: ssl.SSLContext) -> str:
