@@ -109,6 +109,19 @@ def test_what_can_not_be_done_from_there_says_what_can(place: Place, tmp_path: P
     assert piped("status", "--admin-token-file", str(wrong)).status == 1
 
 
+def test_http_that_others_can_reach_is_called_at_the_host_of_the_admin_address(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(TOKEN)
+    with pytest.warns(UserWarning, match="http_host"):
+        near = serve.init("reached", http_port=0, http_host="0.0.0.0", admin_address="127.0.0.1:0", admin_token=TOKEN)
+    with near:
+        near.create_backend("one", lambda request: request.host)
+        near.create_endpoint("one", "/one", backend="one")
+        port = near.status().admin_address.rpartition(":")[2]
+        said = piped("call", "one", "--http", "--address", f"tcp://localhost:{port}", "--admin-token-file", str(file))
+    assert said.out == f"localhost:{near.http_url.rpartition(':')[2]}", said.err
+
+
 def speak(text: str) -> None:
     import logging
 
