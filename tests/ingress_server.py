@@ -18,9 +18,9 @@ from headgate.core.messages import BackendEntry, EndpointEntry, ReplicaEntry, Ro
 from headgate.core.reports import Counters, Measurement, RequestCount
 from headgate.errors import ErrorInfo
 from headgate.ingress.http1 import Connection
-from headgate.ingress.main import tls_context
 from headgate.ingress.service import Limits, Service
 from headgate.router.call import Call
+from headgate.router.certificate import Certificate
 from tests.support import wait_until
 
 T = TypeVar("T")
@@ -276,7 +276,7 @@ def ingress(
         if table is not None:
             service.apply(table)
         loop = asyncio.get_running_loop()
-        context = tls_context(CERTIFICATE, KEY) if tls else None
+        context = Certificate(CERTIFICATE, KEY, protocols=("http/1.1",)).context if tls else None
         server = await loop.create_server(lambda: Connection(service), "127.0.0.1", 0, ssl=context)
         ready.append(IngressServer(loop, service, router, server.sockets[0].getsockname()[1], tls=tls))
         ended.append(loop.create_future())

@@ -132,6 +132,20 @@ class ClusterUnreachableError(HeadgateError, ConnectionError):
     retry = True
 
 
+class AdminTokenError(HeadgateError, PermissionError):
+    """An admin token that is missing, can't be one, or isn't that of the instance."""
+
+
+class AdminUnreachableError(HeadgateError, ConnectionError):
+    """At that address no instance takes commands from afar, or what is there can't be trusted, such as its certificate."""
+
+    retry = True
+
+
+class FromAfarError(HeadgateError, RuntimeError):
+    """What only a process on the instance's own machine, or its cluster, can do. The message says what can be done instead."""
+
+
 class InsufficientResourcesError(HeadgateError, RuntimeError):
     """What was asked for does not fit into what is free now."""
 

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec
 
 from headgate import arguments
 from headgate.config import DEFAULT_MAX_BODY_BYTES, BackendConfig, parse_config, parse_options, suggest, unknown
-from headgate.errors import InReplicaError, InvalidTypeError, NotRunningError
+from headgate.errors import ConfigError, InReplicaError, InvalidTypeError, NotRunningError
 from headgate.router import way as ways
 
 if TYPE_CHECKING:
@@ -105,8 +105,11 @@ class Instance:
     and it is not `detached`; else they only disconnect.
     """
 
-    def __init__(self, connection: Connection, starter: Starter | None, *, owned: bool, started: bool = False) -> None:
+    def __init__(
+        self, connection: Connection, starter: Starter | None, *, owned: bool, started: bool = False, name: str | None = None
+    ) -> None:
         self._connection = connection
+        self._name = connection.name if name is None else name
         self._starter = starter
         self._owned = owned
         self._started = started
@@ -116,7 +119,7 @@ class Instance:
     @property
     def name(self) -> str:
         """Its name."""
-        return self._connection.name
+        return self._name
 
     @property
     def http_url(self) -> str:
@@ -199,7 +202,7 @@ class Instance:
         checked, options = parse_config(config), self._connection.way.check(parse_options(ray_actor_options))
         described = definition.describe(func_or_class, init_args, init_kwargs)
         _warn(definition.http_warnings(described, checked.http_methods))
-        self._verb(CreateBackend(tag, described, checked, options))
+        self._verb(CreateBackend(tag, self._connection.way.portable(described), checked, options))
 
     def update_backend(
         self, tag: str, func_or_class: Callable[..., Any], /, *init_args: Any, allow_gap: bool = False, **init_kwargs: Any
@@ -226,7 +229,7 @@ class Instance:
         arguments.flag("allow_gap", allow_gap)
         described = definition.describe(func_or_class, init_args, init_kwargs)
         _warn(definition.http_warnings(described))
-        self._verb(UpdateBackend(tag, described, allow_gap))
+        self._verb(UpdateBackend(tag, self._connection.way.portable(described), allow_gap))
 
     def delete_backend(self, tag: str) -> None:
         """Drain and stop a backend's replicas; the tag can be used again at once.
@@ -438,7 +441,7 @@ class Instance:
                 with source.at("backends", tag, "import_path", who=f"backend {tag!r}"):
                     code[tag] = arguments.code_by_value(backend.import_path, None if old is None else old.code, updated=tag in update)
             else:
-                definitions[tag] = source.definition(tag)
+                definitions[tag] = self._connection.way.portable(source.definition(tag))
                 code[tag] = definitions[tag].code
         planned = plan(declared, definitions, running, update=update, code=code)
         for given in planned.verb.backends:
@@ -462,11 +465,15 @@ class Instance:
             name: the endpoint.
             missing_ok: give a handle also where there is no such endpoint yet; its calls fail until there is.
 
-        Raises `NotFoundError` (`LookupError`).
+        Raises `NotFoundError` (`LookupError`), and `FromAfarError` (`RuntimeError`) where the instance is on another machine.
         """
         from headgate.router.handle import Handle
 
         self._check_running()
+        if self._connection.way.is_afar:
+            from headgate.router import afar
+
+            afar.refuse("calls by handle", "an endpoint is called over HTTP, by its route")
         arguments.text("an endpoint name", name)
         table = self._connection.wait_for_routes()
         if name not in table.endpoints and not missing_ok:
@@ -575,6 +582,8 @@ def init(
     access_log: bool = False,
     log_format: str = "text",
     log_dir: str | os.PathLike[str] | None = None,
+    admin_address: str | None = None,
+    admin_token: str | None = None,
 ) -> Instance:
     """Start the instance of that name, or connect to the one that runs; returns once HTTP answers.
 
@@ -604,9 +613,13 @@ def init(
         log_format: how lines of the log look on the terminal: "text" or "json", a line of JSON each, as in files.
         log_dir: the folder in which each process has a file of its own, put aside when it has 10 MiB; not on a cluster, where Ray
             keeps the log. None: the terminal; where `detached`, the folder `logs` in `state_dir` or in the instance's own folder.
+        admin_address: where verbs are taken over TCP, such as "0.0.0.0:8100", from whoever knows the `admin_token`; beyond this machine
+            over TLS, with the certificate for HTTPS.
+        admin_token: at least 16 characters; None: what the environment variable HEADGATE_ADMIN_TOKEN says.
 
     Raises `InvalidTypeError` (`TypeError`), `InvalidValueError` (`ValueError`), `ConfigError` (`ValueError`) naming each
-    argument in which the running instance differs; `ClusterUnreachableError` (`ConnectionError`); and, with nothing left running,
+    argument in which the running instance differs; `AdminTokenError` (`PermissionError`); `ClusterUnreachableError`
+    (`ConnectionError`); and, with nothing left running,
     `AddressInUseError`, `StateDirInUseError` (`OSError`), `StateDirUnsafeError` (`PermissionError`), `InstanceStartError` (`RuntimeError`).
 
     In a replica the instance is there already, and is returned.
@@ -634,6 +647,8 @@ def init(
         access_log=access_log,
         log_format=log_format,
         log_dir=log_dir,
+        admin_address=admin_address,
+        admin_token=admin_token,
     )
     starter = _starter(engine, address)
     wanted = {
@@ -641,6 +656,8 @@ def init(
         for key, value in given.items()
         if key in settings.__struct_fields__ and key != "name"
     }
+    if admin_token is not None:
+        wanted["admin_key"] = settings.admin_key
     for attempt in range(_ATTEMPTS):
         started, way = False, starter.find(settings.name)
         if way is None:
@@ -692,20 +709,36 @@ def _keep(instance: Instance) -> Instance:
     return instance
 
 
-def connect(name: str | None = None, *, engine: str = "local", address: str | None = None) -> Instance:
+def connect(
+    name: str | None = None,
+    *,
+    engine: str = "local",
+    address: str | None = None,
+    admin_token: str | None = None,
+    admin_cafile: str | os.PathLike[str] | None = None,
+) -> Instance:
     """Connect to the instance of that name that runs; never starts one. Leaving a `with` block disconnects.
 
     Args:
-        name: None is "default".
+        name: None is "default"; with an address of an instance, whichever is there.
         engine: "local" or "ray", as for `init`.
-        address: of the cluster, as for `init`, but never one of this process's own.
+        address: of the cluster, as for `init`, but never one of this process's own; or "tcp://host:port", the `admin_address` of an
+            instance on another machine, whatever its engine.
+        admin_token: that instance's; None: what the environment variable HEADGATE_ADMIN_TOKEN says.
+        admin_cafile: PEM file with the authorities that may have signed its certificate; None: those that this machine trusts.
 
     Raises `NotRunningError` (`RuntimeError`), which names the nearest that run; `InvalidTypeError`, `InvalidValueError`, `ConfigError`, and
-    `ClusterUnreachableError` as `init`. In a replica the instance is there already, and is returned.
+    `ClusterUnreachableError` as `init`; from another machine `AdminTokenError` (`PermissionError`) and `AdminUnreachableError`
+    (`ConnectionError`). In a replica the instance is there already, and is returned.
     """
     own = _of_replica()
     if own is not None:
         return own
+    if address is not None and address[:6] == "tcp://":
+        return _connect_from_afar(name, engine, address, admin_token, admin_cafile)
+    for what, value in (("admin_token", admin_token), ("admin_cafile", admin_cafile)):
+        if value is not None:
+            raise ConfigError(f"{what} is for an instance at an address such as tcp://host:8100; leave it out, or give the address")
     wanted, starter = arguments.instance_name(_DEFAULT_NAME if name is None else name), _finder(engine, address)
     way = starter.find(wanted)
     if way is None:
@@ -713,6 +746,26 @@ def connect(name: str | None = None, *, engine: str = "local", address: str | No
         listed = f"; there {'is' if len(running) == 1 else 'are'} {', '.join(map(repr, running))}" if running else ", nor any other"
         raise NotRunningError(f"no instance {wanted!r} is running{suggest(wanted, running) if len(running) > 1 else ''}{listed}")
     return _keep(_connect(wanted, starter, way))
+
+
+def _connect_from_afar(name: str | None, engine: str, address: str, token: str | None, cafile: str | os.PathLike[str] | None) -> Instance:
+    from headgate.router import connections
+    from headgate.router.afar import AfarStarter
+
+    way, starter = arguments.way_from_afar(engine, address, token, cafile), AfarStarter()
+    connection = connections.open_to(way.url, way, new=False)
+    try:
+        connection.meet(way)
+        welcome = connection.welcome()
+        if name not in (None, welcome.name):
+            raise NotRunningError(f"no instance {name!r} is running at {way.url}; there is {welcome.name!r}")
+        connection.on_end = functools.partial(starter.wait_ended, way, _SHUTDOWN_S)
+        instance = Instance(connection, starter, owned=False, name=welcome.name)
+        instance._http_urls = welcome.http_urls
+    except BaseException:
+        connections.release(connection)
+        raise
+    return _keep(instance)
 
 
 def list_instances(*, engine: str = "local", address: str | None = None) -> list[str]:

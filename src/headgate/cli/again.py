@@ -92,7 +92,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _exit)
     Instance.create_backend = create_backend  # type: ignore[method-assign]  # for the code that this process runs, and nothing else
     Instance.create_endpoint = create_endpoint  # type: ignore[method-assign]  # as above
-    serve.host(serve.Host(*job.where))
+    serve.host(serve.Host(job.where.name, job.where.engine, job.where.address))
     try:
         serve.connect(job.where.name, engine=job.where.engine, address=job.where.address)
         perform(job.target, job.arguments)

@@ -71,7 +71,7 @@ def bench(
 
     if url.startswith("/"):
         with where.connect() as instance:
-            url = f"{instance.http_url}{url}"
+            url = f"{where.http_url(instance)}{url}"
     elif not url.startswith(("http://", "https://")):
         raise click.BadParameter(
             f"{url!r} is neither a URL, such as http://127.0.0.1:8000/hello, nor a route such as /hello", param_hint="URL"

@@ -82,7 +82,7 @@ def call(
             raise click.UsageError(f"endpoint {endpoint!r} has no route, so it is not reached over HTTP; leave --http, -X, -H and -d out")
         fields = [*map(parse_header, headers), *_named_headers(method, shard_key, timeout)]
         body = _body(data, parsed.named, fields)
-        url = f"{instance.http_url}{route}{'?' if parsed.query else ''}{urlencode(parsed.query)}"
+        url = f"{where.http_url(instance)}{route}{'?' if parsed.query else ''}{urlencode(parsed.query)}"
         return _over_http(url, verb or ("GET" if body is None else "POST"), fields, body, timeout, insecure=insecure)
 
 

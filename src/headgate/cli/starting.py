@@ -15,7 +15,7 @@ import click
 
 from headgate.cli import init_options, output
 from headgate.cli.target import Target, failure, parse, perform
-from headgate.cli.where import Where, on_instance
+from headgate.cli.where import Where, starting_instance
 
 if TYPE_CHECKING:
     from headgate.serve import Instance
@@ -25,7 +25,7 @@ _TERMINATED: Final = 128 + signal.SIGTERM
 
 
 @click.command(cls=init_options.InitCommand, context_settings={"allow_interspersed_args": False})
-@on_instance
+@starting_instance
 @click.option("--reload", is_flag=True, help="When a file changes, set it up anew; the old code serves until the new is ready.")
 @click.option(
     "--watch", "watched", type=click.Path(exists=True), multiple=True, help="With --reload: what to watch, instead of the target's folder."
@@ -69,7 +69,7 @@ def run(where: Where, target: str, arguments: tuple[str, ...], reload: bool, wat
 
 
 @click.command(cls=init_options.InitCommand, context_settings={"allow_interspersed_args": False})
-@on_instance
+@starting_instance
 @click.argument("target", required=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def start(where: Where, target: str | None, arguments: tuple[str, ...], **values: Any) -> int:
@@ -127,6 +127,8 @@ def _started(where: Where, given: dict[str, Any]) -> Instance:
     if not instance.started:  # others were faster, and it is theirs
         raise _running_already(where)
     output.note(f"{where.name}: {' '.join(instance.http_urls)}")
+    if "admin_address" in given:
+        output.note(f"commands are taken at tcp://{instance.status().admin_address}")
     return instance
 
 
@@ -134,7 +136,7 @@ def _set_up(where: Where, target: Target, arguments: tuple[str, ...]) -> int:
     """Returns the status with which to exit, 0 where it went well. What it raises is said."""
     from headgate import serve
 
-    serve.host(serve.Host(*where))
+    serve.host(serve.Host(where.name, where.engine, where.address))
     try:
         perform(target, arguments)
     except SystemExit as asked:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 
@@ -45,6 +46,7 @@ from headgate.core.messages import (
     Hello,
     Measure,
     Message,
+    ReadLog,
     ReplicaCounted,
     ReplicaEntry,
     RoutingTable,
@@ -58,7 +60,11 @@ from headgate.core.pace import Pace
 from headgate.core.reconcile import Wanted
 from headgate.core.reports import Counters, Description, Measurement, ProcessReport, ReplicaCounters, ReplicaReport
 from headgate.engines.base import Ended, Engine, InstanceSettings, ReplicaSpec, Running
-from headgate.errors import AddressInUseError, HeadgateError, InstanceStartError, InvalidValueError
+from headgate.errors import AddressInUseError, HeadgateError, InstanceStartError, InvalidValueError, NotFoundError
+from headgate.logs import reading
+from headgate.logs.reading import Part
+from headgate.router import admin
+from headgate.router.certificate import Certificate
 from headgate.router.way import Way
 
 _log = logging.getLogger("headgate.controller")
@@ -89,6 +95,8 @@ class Controller:
         self._rollouts = Rollouts(engine, self._fleet, self._changes, reconcile=self._reconcile)
         self._ingresses = Ingresses(engine, settings, self._routers, self._tasks, self._changes)
         self._server = ControlServer(way, self)
+        if way.admin_listener is not None:
+            self._server.add_door(way.admin_listener, settings.admin_key, _shown_at(way.admin_listener, settings))
         self._store = store
         self._matching = Pace()
         self._unmatched = False  # replicas have started or ended since what runs was compared with what is asked for
@@ -119,6 +127,7 @@ class Controller:
         self._base = RoutingTable(
             version=0, max_body_bytes=settings.max_body_bytes, max_inflight_bytes=settings.max_inflight_bytes, debug=settings.debug
         )
+        self._reading_log = asyncio.Lock()
         self._lease = Lease(self._shutdown_once_adopted, self._tasks)
 
     async def run(self) -> None:
@@ -465,12 +474,14 @@ class Controller:
 
     # Questions.
 
-    async def _ask(self, question: Question) -> Description | Measurement | None:
+    async def _ask(self, question: Question) -> Description | Measurement | Part | None:
         match question:
             case Describe():
                 return self._describe()
             case Measure():
                 return await self._measure()
+            case ReadLog():
+                return await self._read_log(question)
             case CompareInit():
                 compare_init(self._settings, self._engine.http_urls(), question.given)
             case Shutdown():
@@ -489,8 +500,20 @@ class Controller:
             waiting=self._waits.found(),
             resources=self._engine.resources(),
             node=self._node,
+            admin_address=self._server.admin_address,
             now=self._now(),
         )
+
+    async def _read_log(self, asked: ReadLog) -> Part:
+        """In a thread, for one at a time: a log may be long."""
+        folder = self._settings.log_dir
+        if not folder:
+            raise NotFoundError(f"instance {self._settings.name!r} keeps no log; start it with a log_dir, or detached")
+        wanted = reading.Wanted(asked.backend, asked.request, asked.level)
+        async with self._reading_log:
+            if asked.marks is None:
+                return await asyncio.to_thread(reading.latest, folder, asked.lines, wanted)
+            return await asyncio.to_thread(reading.following, folder, asked.marks, wanted)
 
     async def _measure(self) -> Measurement:
         answered, _ = await asyncio.gather(self._routers.counting.ask(), self._replicas.ask())
@@ -629,3 +652,13 @@ class Controller:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _shown_at(listener: socket.socket, settings: InstanceSettings) -> Certificate | None:
+    """What those from afar are shown there; None on loopback, where nobody is in between, and a tunnel ends under another name."""
+    host = listener.getsockname()[0]
+    if admin.is_loopback(host):
+        return None
+    if settings.ssl_certfile is None:  # a name that was taken for this machine's own
+        raise InvalidValueError(f"admin_address={settings.admin_address!r} is {host}, beyond this machine, which takes ssl_certfile")
+    return Certificate(settings.ssl_certfile, settings.ssl_keyfile)

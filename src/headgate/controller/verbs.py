@@ -35,6 +35,7 @@ from headgate.core.messages import (
     Deploy,
     Describe,
     Measure,
+    ReadLog,
     Shutdown,
     UpdateBackend,
     UpdateBackendConfig,
@@ -45,10 +46,11 @@ from headgate.core.messages import (
 from headgate.core.reports import Description, Measurement
 from headgate.engines.base import Engine
 from headgate.errors import ChangedMeanwhileError, HeadgateError, InsufficientResourcesError, NotRunningError, describe
+from headgate.logs.reading import Part
 
 _log = logging.getLogger("headgate.controller")
 
-Question = Describe | Measure | CompareInit | Shutdown
+Question = Describe | Measure | ReadLog | CompareInit | Shutdown
 """The verbs that change nothing of what is asked for."""
 
 
@@ -84,7 +86,7 @@ class Verbs:
         changes: Changes,
         adopted: asyncio.Event,
         *,
-        ask: Callable[[Question], Awaitable[Description | Measurement | None]],
+        ask: Callable[[Question], Awaitable[Description | Measurement | Part | None]],
         reconcile: Callable[[], None],
         publish: Callable[[], int],
     ) -> None:

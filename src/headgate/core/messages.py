@@ -188,6 +188,16 @@ class Measure(msgspec.Struct, frozen=True, tag="measure"):
     """Asks for a `Measurement`: the counters of all processes, added up."""
 
 
+class ReadLog(msgspec.Struct, frozen=True, tag="read_log"):
+    """Asks for a `Part` of the log, see `logs/reading.py`: what follows these marks, or without any the latest `lines`."""
+
+    lines: int = 0
+    marks: dict[str, tuple[int, int]] | None = None
+    backend: str | None = None
+    request: str | None = None
+    level: str | None = None
+
+
 class CompareInit(msgspec.Struct, frozen=True, tag="compare_init"):
     """Asks whether an `init` with these explicit arguments means the running instance."""
 
@@ -211,7 +221,7 @@ StateVerb = (
 )
 """The verbs that change what is asked for."""
 
-Verb = StateVerb | Describe | Measure | CompareInit | Shutdown
+Verb = StateVerb | Describe | Measure | ReadLog | CompareInit | Shutdown
 
 
 # What processes say to the controller.

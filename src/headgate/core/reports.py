@@ -108,6 +108,8 @@ class Description(msgspec.Struct, frozen=True):
     state_id: str = ""  # another one where something else is asked for
     log_dir: str = ""  # where its processes have files; empty: they write to a terminal, or where Ray has it
     state_dir: str = ""  # where it keeps its state, on the controller's machine
+    admin_address: str = ""  # where its controller takes commands from afar, host and port; empty: nowhere
+    certificate_days: float | None = None  # for so many the certificate is valid that it has on disk; None: unknown, or it has none
 
 
 class RequestCount(msgspec.Struct, frozen=True, array_like=True):

@@ -43,6 +43,12 @@ class InstanceSettings(msgspec.Struct, frozen=True, kw_only=True):
     driver_pid: int
     leased: bool = False  # it ends when nobody who owns it is connected, since its engine doesn't see their end
     id: str = ""  # drawn at each start: tells instances of one name apart
+    admin_address: str = ""  # host and port where the controller takes commands from afar, as asked for; empty: nowhere
+    admin_key: bytes = b""  # of those who know the admin token, which is itself kept nowhere
+
+    def __repr__(self) -> str:  # the key is in no log
+        shown = {name: getattr(self, name) for name in self.__struct_fields__ if name != "admin_key"}
+        return f"InstanceSettings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     @property
     def log(self) -> LogSettings:

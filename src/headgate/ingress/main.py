@@ -12,7 +12,6 @@ import os
 import resource
 import signal
 import socket
-import ssl
 
 import msgspec
 
@@ -41,6 +40,7 @@ from headgate.ingress.access import AccessLog
 from headgate.ingress.http1 import Connection
 from headgate.ingress.service import Limits, Service
 from headgate.logs.begin import speaker
+from headgate.router.certificate import Certificate
 from headgate.router.control import ControlLink
 from headgate.router.remote import join
 from headgate.router.router import Router
@@ -81,7 +81,8 @@ class _Ingress:
         loop.add_signal_handler(signal.SIGINT, self._end_within, _GRACE_S)
         self._link = ControlLink(self._way, self._hello, self._received, on_gone=self._gone)
         self._router = Router(spec.id, self._way, self._link.send)
-        context = None if spec.ssl_certfile is None else tls_context(spec.ssl_certfile, spec.ssl_keyfile)
+        certificate = None if spec.ssl_certfile is None else Certificate(spec.ssl_certfile, spec.ssl_keyfile, protocols=("http/1.1",))
+        context = None if certificate is None else certificate.context
         self._service = Service(
             self._router,
             self._measure,
@@ -103,7 +104,10 @@ class _Ingress:
             ssl=context,
             ssl_handshake_timeout=None if context is None else _TLS_HANDSHAKE_S,
         )
+        renewing = None if certificate is None else loop.create_task(certificate.keep_renewed())
         grace_s = await self._drain
+        if renewing is not None:
+            renewing.cancel()
         ends_at = loop.time() + grace_s
         server.close()
         await self._service.drain(grace_s)
@@ -154,14 +158,6 @@ class _Ingress:
         if done.error is not None:
             raise rebuild(done.error)
         return msgspec.msgpack.decode(done.result, type=Measurement)
-
-
-def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
-    """What a server with these files speaks: TLS by Python's defaults, with HTTP/1.1 in it."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certfile, keyfile)
-    context.set_alpn_protocols(["http/1.1"])
-    return context
 
 
 def _raise_file_limit() -> int:

@@ -22,7 +22,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine
 from types import FrameType
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from headgate.core import messages, tables
 from headgate.core.messages import Count, Counted, Hello, Message, RoutingChanges, RoutingTable, SendTable, Verb, Welcome
@@ -33,6 +33,9 @@ from headgate.router.control import ControlLink
 from headgate.router.reading import Reading
 from headgate.router.router import Router
 from headgate.router.way import Way
+
+if TYPE_CHECKING:
+    from headgate.router.afar import AfarWay
 
 T = TypeVar("T")
 
@@ -114,6 +117,10 @@ class Connection:
         if done.error is not None:
             raise rebuild(done.error)
         return done.result
+
+    def meet(self, way: AfarWay) -> None:
+        """See that this way leads to the controller now; raises at once what `AfarWay.meet` does, where others wait."""
+        self._wait(way.meet())
 
     def welcome(self) -> Welcome:
         """Wait until the controller has been reached, and return what it said of the instance."""

@@ -24,6 +24,7 @@ from headgate.engines.local.protocol import Boot
 from headgate.errors import InstanceStartError, InvalidValueError, rebuild
 from headgate.logs.entry import as_text, from_json
 from headgate.logs.output import path_of
+from headgate.router.admin import TOKEN_VARIABLE
 from headgate.router.way import Way
 
 __all__ = ["LocalStarter", "find", "folder_for", "has_died", "launch", "reap", "wait_ended"]
@@ -160,6 +161,7 @@ def _start(boot: Boot, timeout_s: float) -> None:
 def _execute(boot: Boot, stdin: socket.socket, log: int | None) -> int:
     environ = dict(os.environ)
     # The supervisor must find Headgate, and replicas the user's modules, wherever the driver found them: also where it changed sys.path.
+    environ.pop(TOKEN_VARIABLE, None)
     environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
     actions: list[tuple[int, int, int]] = [(os.POSIX_SPAWN_DUP2, stdin.fileno(), 0)]
     if log is not None:

@@ -33,8 +33,13 @@ class Programs(msgspec.Struct, frozen=True):
     """Imports what the others need and the controller does not."""
 
 
-def run_controller(programs: Programs, settings: InstanceSettings, sock: socket.socket, http_urls: tuple[str, ...]) -> NoReturn:
-    """Run the controller to its end; an error of Headgate's own is told to the supervisor at the other end of `sock`."""
+def run_controller(
+    programs: Programs, settings: InstanceSettings, sock: socket.socket, http_urls: tuple[str, ...], from_afar: socket.socket | None
+) -> NoReturn:
+    """Run the controller to its end; an error of Headgate's own is told to the supervisor at the other end of `sock`.
+
+    `from_afar` listens at the admin address, where there is one.
+    """
 
     from headgate.logs.begin import begin
 
@@ -43,7 +48,9 @@ def run_controller(programs: Programs, settings: InstanceSettings, sock: socket.
     def program() -> None:
         last_words = sock.dup()
         try:
-            programs.controller(settings, LocalWay(settings.folder), sock, http_urls)
+            way = LocalWay(settings.folder)
+            way.admin_listener = from_afar
+            programs.controller(settings, way, sock, http_urls)
         except HeadgateError as error:
             with contextlib.suppress(OSError):
                 Channel(last_words, protocol.to_supervisor).send(Failed(describe(error)))
