@@ -575,6 +575,7 @@ def init(
     access_log: bool = False,
     log_format: str = "text",
     log_dir: str | os.PathLike[str] | None = None,
+    traces: bool = False,
 ) -> Instance:
     """Start the instance of that name, or connect to the one that runs; returns once HTTP answers.
 
@@ -604,6 +605,7 @@ def init(
         log_format: how lines of the log look on the terminal: "text" or "json", a line of JSON each, as in files.
         log_dir: the folder in which each process has a file of its own, put aside when it has 10 MiB; not on a cluster, where Ray
             keeps the log. None: the terminal; where `detached`, the folder `logs` in `state_dir` or in the instance's own folder.
+        traces: spans of requests by OpenTelemetry, as its variables `OTEL_*` say; needs `headgate[otel]`.
 
     Raises `InvalidTypeError` (`TypeError`), `InvalidValueError` (`ValueError`), `ConfigError` (`ValueError`) naming each
     argument in which the running instance differs; `ClusterUnreachableError` (`ConnectionError`); and, with nothing left running,
@@ -634,6 +636,7 @@ def init(
         access_log=access_log,
         log_format=log_format,
         log_dir=log_dir,
+        traces=traces,
     )
     starter = _starter(engine, address)
     wanted = {

@@ -38,13 +38,15 @@ from headgate.core.specs import IngressSpec
 from headgate.errors import rebuild
 from headgate.heap import keep_freed
 from headgate.ingress.access import AccessLog
+from headgate.ingress.exchange import Exchange
 from headgate.ingress.http1 import Connection
 from headgate.ingress.service import Limits, Service
-from headgate.logs.begin import speaker
+from headgate.logs.begin import adopt, speaker
 from headgate.router.control import ControlLink
 from headgate.router.remote import join
 from headgate.router.router import Router
 from headgate.router.way import Way
+from headgate.traces.begin import Tracing
 
 _log = logging.getLogger("headgate.ingress")
 
@@ -80,7 +82,8 @@ class _Ingress:
         self._first_table = asyncio.Event()
         loop.add_signal_handler(signal.SIGINT, self._end_within, _GRACE_S)
         self._link = ControlLink(self._way, self._hello, self._received, on_gone=self._gone)
-        self._router = Router(spec.id, self._way, self._link.send)
+        tracing, router, exchange = _traced(spec.id) if self._way.traces else (None, Router, None)
+        self._router = router(spec.id, self._way, self._link.send)
         context = None if spec.ssl_certfile is None else tls_context(spec.ssl_certfile, spec.ssl_keyfile)
         self._service = Service(
             self._router,
@@ -89,6 +92,7 @@ class _Ingress:
             scheme="http" if context is None else "https",
             limits=Limits(connections=_raise_file_limit() * 9 // 10),
             access=AccessLog(speaker()) if spec.access_log else None,
+            exchange=exchange,
         )
         self._service.start()
         self._link.start()
@@ -112,6 +116,8 @@ class _Ingress:
         await asyncio.sleep(0)  # so that it leaves
         if self._service.access is not None:
             await self._service.access.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.end)
         await self._link.close()
 
     def _hello(self) -> Hello:
@@ -154,6 +160,18 @@ class _Ingress:
         if done.error is not None:
             raise rebuild(done.error)
         return msgspec.msgpack.decode(done.result, type=Measurement)
+
+
+def _traced(id: str) -> tuple[Tracing, type[Router], type[Exchange]]:
+    """Begin to trace, and what to use for that."""
+    from headgate.ingress.traced import TracedExchange
+    from headgate.router.traced import TracedRouter
+    from headgate.traces.begin import begin
+
+    adopt("opentelemetry")
+    tracing = begin("ingress", id)
+    TracedExchange.draw = tracing.draw
+    return tracing, TracedRouter, TracedExchange
 
 
 def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:

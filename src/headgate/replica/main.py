@@ -7,6 +7,7 @@ told to drain, and returns. The I/O thread does the rest: links, control, health
 from __future__ import annotations
 
 import asyncio
+import atexit
 import gc
 import os
 import sys
@@ -93,7 +94,17 @@ def _construct(spec: ReplicaSpec, way: Way) -> Caller:
     constructed()
     gc.collect()
     gc.freeze()
-    return Caller(spec.definition, methods, backend=spec.backend, replica=spec.id, idempotent=spec.config.idempotent, objects=way.objects)
+    caller = _traced(spec) if way.traces else Caller
+    return caller(spec.definition, methods, backend=spec.backend, replica=spec.id, idempotent=spec.config.idempotent, objects=way.objects)
+
+
+def _traced(spec: ReplicaSpec) -> type[Caller]:
+    """Begin to trace, and what to use for that. User code comes first: it may have its own tracer provider."""
+    from headgate.replica.traced import TracedCaller
+    from headgate.traces.begin import begin
+
+    atexit.register(begin("replica", spec.id, spec.backend).end)
+    return TracedCaller
 
 
 def _refuse_unwell(why: str) -> None:

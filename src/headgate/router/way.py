@@ -24,7 +24,9 @@ class Way:
     objects: Objects | None = None
     """The store of objects that references among arguments refer to, where there is one."""
 
-    def __init__(self, folder: str, *, node: str = "", host: str = "", secret: bytes = b"", tls: Tls | None = None) -> None:
+    def __init__(
+        self, folder: str, *, node: str = "", host: str = "", secret: bytes = b"", tls: Tls | None = None, traces: bool = False
+    ) -> None:
         self._folder = folder
         self.id = folder
         """Which instance it leads to: that of this folder, or as an engine says."""
@@ -36,6 +38,8 @@ class Way:
         """What proves to other nodes that a process belongs to the instance."""
         self.tls = tls
         """What encrypts what goes to other nodes, where that is wanted."""
+        self.traces = traces
+        """Whether its requests are traced."""
 
     @property
     def folder(self) -> str:
