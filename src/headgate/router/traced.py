@@ -95,6 +95,6 @@ class TracedConnection(Connection):
 
     def submit(self, call: Call) -> None:
         """As `Connection`."""
-        if isinstance(call, TracedCall):  # a handle may have made it before it was connected here
+        if isinstance(call, TracedCall):  # unless its handle was connected with another instance meanwhile
             call.begin()
         super().submit(call)
