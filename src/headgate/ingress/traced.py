@@ -30,6 +30,7 @@ _OTHER: Final = "_OTHER"
 """In place of a method that isn't known: a client can make up any number of them."""
 _SECRET: Final = re.compile(r"(?<![^&])(AWSAccessKeyId|Signature|sig|X-Goog-Signature)=[^&]*")
 """Parts of queries that the conventions say hold secrets."""
+_PORT_DIGITS: Final = 5
 _UNKNOWN: Final = KnownHead()
 _head: Final = msgspec.msgpack.Decoder(wire.HttpHead)
 
@@ -85,18 +86,18 @@ class TracedExchange(NotedExchange):
         return "" if endpoint is None or endpoint.route is None else endpoint.route
 
     def _note(self, status: int, sent_bytes: int) -> None:
-        if not isinstance(self.instead, Target):
+        if self._span is not None or self._trace is None:  # else nothing is recorded of it
             self._end(status)
         if self.connection.service.access is not None:
             super()._note(status, sent_bytes)
 
     def _end(self, status: int) -> None:
-        _ = self.trace  # what was refused here has not begun yet
+        if self._trace is None and not isinstance(self.instead, Target):  # it was refused here
+            self._trace = self._begin()
         span, self._span = self._span, None
         if span is None:
             return
-        span.set_attribute("http.response.status_code", status)
-        self._describe(span)
+        span.set_attributes({"http.response.status_code": status, **self._described()})
         is_failure = status >= 500 or self.started_stream
         if self._error is not None:
             spans.failed(span, self._error, is_failure=is_failure)
@@ -105,27 +106,37 @@ class TracedExchange(NotedExchange):
             span.set_status(StatusCode.ERROR)
         span.end()
 
-    def _describe(self, span: Span) -> None:
-        """Say what is known of the request, now that this holds up nobody."""
-        attributes = {"headgate.request_id": self.request_id, "url.scheme": self.connection.service.scheme}
-        if self.endpoint:
-            attributes["headgate.endpoint"] = self.endpoint
-        if backend := getattr(self, "backend", ""):
-            attributes["headgate.backend"] = backend
-        if http := getattr(self, "http", b""):
+    def _described(self) -> dict[str, str | int]:
+        """What is known of the request; asked for at its end, when that holds up nobody."""
+        backend: str = getattr(self, "backend", "")
+        found: dict[str, str | int] = {
+            "url.scheme": self.connection.service.scheme,
+            "headgate.request_id": self.request_id,
+            "headgate.endpoint": self.endpoint,
+            "headgate.backend": backend,
+        }
+        http: bytes = getattr(self, "http", b"")
+        if http:
             head = _head.decode(http)
-            if head.method not in _METHODS:
-                attributes["http.request.method_original"] = head.method
             path, _, query = head.target.decode("utf-8", "backslashreplace").partition("?")
-            attributes |= {"url.path": path, "network.protocol.version": head.version, "client.address": head.client}
-            if query:
-                attributes["url.query"] = _SECRET.sub(r"\1=REDACTED", query)
-            for header, attribute in ((b"host", "server.address"), (b"user-agent", "user_agent.original")):
-                given = next((value for name, value in head.headers if name == header), b"")
-                if given:
-                    attributes[attribute] = given.decode("utf-8", "backslashreplace")
-            address, colon, port = attributes.get("server.address", "").rpartition(":")
-            if colon and port.isdecimal():
-                attributes["server.address"] = address
-                span.set_attribute("server.port", int(port))
-        span.set_attributes({name: value for name, value in attributes.items() if value})
+            address, port = _host_and_port(_header(head, b"host"))
+            found |= {
+                "url.path": path,
+                "url.query": _SECRET.sub(r"\1=REDACTED", query),
+                "network.protocol.version": head.version,
+                "client.address": head.client,
+                "server.address": address,
+                "server.port": port,
+                "user_agent.original": _header(head, b"user-agent"),
+                "http.request.method_original": "" if head.method in _METHODS else head.method,
+            }
+        return {name: value for name, value in found.items() if value}
+
+
+def _header(head: wire.HttpHead, wanted: bytes) -> str:
+    return next((value.decode("utf-8", "backslashreplace") for name, value in head.headers if name == wanted), "")
+
+
+def _host_and_port(host: str) -> tuple[str, int]:
+    address, colon, port = host.rpartition(":")
+    return (address, int(port)) if colon and port.isdecimal() and len(port) <= _PORT_DIGITS else (host, 0)

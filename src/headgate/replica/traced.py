@@ -11,12 +11,13 @@ from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry import context as contexts
-from opentelemetry.trace import Link, Span, StatusCode, set_span_in_context
+from opentelemetry.trace import INVALID_SPAN, Link, Span, StatusCode, set_span_in_context
 
 from headgate.errors import in_one_line
 from headgate.replica import response
 from headgate.replica.calls import Caller
 from headgate.traces import spans, travel
+from headgate.traces.spans import Travelled
 
 if TYPE_CHECKING:
     from headgate.replica.calls import Arguments, Handler
@@ -58,9 +59,10 @@ class TracedCaller(Caller):
             _end_run()
 
     def _invoke(self, handler: Handler | None, member: Member, opened: Arguments | None = None) -> Any:
-        trace, span = member.trace, None
+        trace = member.trace
+        span: Span | None = None
         if trace and not travel.is_sampled(trace):
-            context = spans.under(trace)
+            context = set_span_in_context(Travelled(trace))
         else:
             clock = spans.clock()
             above, began = spans.under(trace), spans.at(member.started_at, clock)
@@ -115,24 +117,25 @@ class TracedCaller(Caller):
         self, handler: Handler, slot: int, members: list[Member], calls: list[Arguments], start: float, counts: Counts
     ) -> BaseException | None:
         batched = [self._batched[id(member)] for member in members if id(member) in self._batched]
-        span = None
+        current: Span = INVALID_SPAN
         if batched:
             attributes = {**self._attributes(members[0]), "headgate.batch.size": len(members)}
             del attributes["headgate.request_id"]
             links = [Link(each.get_span_context()) for each in batched]
-            span = spans.tracer.start_span(f"run {self._backend}", set_span_in_context(batched[0]), attributes=attributes, links=links)
+            current = spans.tracer.start_span(f"run {self._backend}", set_span_in_context(batched[0]), attributes=attributes, links=links)
             for other in batched[1:]:
-                other.add_link(span.get_span_context())
-        token = contexts.attach(set_span_in_context(span) if span is not None else spans.under(members[0].trace if members else b""))
+                other.add_link(current.get_span_context())
+        elif members and members[0].trace:
+            current = Travelled(members[0].trace)
+        token = contexts.attach(set_span_in_context(current))
         error: BaseException | None = None
         try:
             error = await super()._run_together(handler, slot, members, calls, start, counts)
         finally:
             contexts.detach(token)
-            if span is not None:
-                if error is not None:
-                    _say(span, error)
-                span.end()
+            if error is not None:
+                _say(current, error)
+            current.end()
         return error
 
     def _fail_all(self, members: list[Member], error: BaseException) -> None:

@@ -35,9 +35,23 @@ def context_of(trace: bytes) -> SpanContext:
     )
 
 
+class Travelled(NonRecordingSpan):
+    """The span that has travelled here, to be a parent. What it is is looked at only where somebody asks."""
+
+    def __init__(self, trace: bytes) -> None:
+        self._trace = trace
+
+    def get_span_context(self) -> SpanContext:
+        """Its ids and flags."""
+        return context_of(self._trace)
+
+    def __repr__(self) -> str:
+        return f"Travelled({self._trace!r})"
+
+
 def under(trace: bytes) -> Context:
     """In which to begin what belongs to the span that has travelled here; where there is none, what begins a trace."""
-    return set_span_in_context(NonRecordingSpan(context_of(trace)), NOWHERE) if trace else NOWHERE
+    return set_span_in_context(Travelled(trace), NOWHERE) if trace else NOWHERE
 
 
 def to_travel(span: SpanContext) -> bytes:
