@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 
 import pytest
 from opentelemetry.exporter.otlp.proto.http import trace_exporter
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio, TraceIdRatioBased
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 
@@ -15,6 +19,8 @@ from headgate import serve
 from headgate.errors import ConfigError
 from headgate.traces import begin, spans, travel
 from headgate.traces.sampling import Lot, share_of_roots
+from headgate.traces.sending import Sending
+from tests.support import wait_until
 
 
 def test_without_the_extra_traces_are_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +115,73 @@ def test_the_lot_decides_as_the_sampler_does_and_once_for_each_trace() -> None:
             recorded += 1
     assert len(drawn) == 1000
     assert 200 < recorded < 400
+
+
+class Played(SpanExporter):
+    """An exporter whose results the test gives, and that says what is wrong as OpenTelemetry's does."""
+
+    def __init__(self, *results: SpanExportResult) -> None:
+        self.results = list(results)
+        self.go_on = threading.Event()
+        self.is_over = False
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        result = self.results.pop(0) if self.results else None
+        if result is None:
+            self.go_on.wait(30)
+            return SpanExportResult.SUCCESS
+        if result is SpanExportResult.FAILURE:
+            logging.getLogger(__name__).warning("nobody is there")
+        return result
+
+    def shutdown(self) -> None:
+        self.is_over = True
+
+
+def test_that_nothing_can_be_sent_is_said_once_and_once_more_when_it_can(caplog: pytest.LogCaptureFixture) -> None:
+    good, bad = SpanExportResult.SUCCESS, SpanExportResult.FAILURE
+    sending = Sending(Played(good, bad, bad, bad, good, good, bad))
+    hopeless = []
+    for _ in range(7):
+        sending.export([])
+        hopeless.append(sending.is_hopeless)
+    assert hopeless == [False, True, True, True, False, False, True]
+    assert [record.getMessage() for record in caplog.records] == [
+        "nobody is there",
+        "spans are sent again; those of meanwhile are lost",
+        "nobody is there",
+    ]
+
+
+def test_the_end_waits_for_a_receiver_only_where_that_may_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tracing(exporter: Played) -> tuple[begin.Tracing, TracerProvider]:
+        sending = Sending(exporter)
+        provider = TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(BatchSpanProcessor(sending, schedule_delay_millis=600_000))
+        return begin.Tracing(provider, sending), provider
+
+    quick = Played(SpanExportResult.SUCCESS)
+    ends, provider = tracing(quick)
+    provider.get_tracer("t").start_span("s").end()
+    ends.end()
+    assert (quick.results, quick.is_over) == ([], True)
+
+    dead = Played(SpanExportResult.FAILURE)
+    ends, provider = tracing(dead)
+    provider.get_tracer("t").start_span("s").end()
+    provider.force_flush()
+    ends.end()
+    assert not dead.is_over  # it wasn't even asked
+    provider.shutdown()
+
+    monkeypatch.setattr(begin, "END_WITHIN_S", 0.01)
+    slow = Played()
+    ends, provider = tracing(slow)
+    provider.get_tracer("t").start_span("s").end()
+    ends.end()
+    assert not slow.is_over  # it is left to itself
+    slow.go_on.set()
+    wait_until(lambda: slow.is_over)
 
 
 def test_where_the_lot_can_not_say_it_draws_nothing_and_ids_are_random() -> None:

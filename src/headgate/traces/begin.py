@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
 
+    from headgate.traces.sending import Sending
+
 END_WITHIN_S: Final = 2.0
 """For the spans that were not sent yet, where a process ends in order."""
 _NEEDED: Final = ("opentelemetry", "opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
@@ -38,21 +40,28 @@ def check() -> None:
 
 def warm() -> None:
     """Import what processes need that trace, once for all of them; nothing that starts threads."""
-    import opentelemetry.exporter.otlp.proto.http.trace_exporter
-    import opentelemetry.sdk.trace.export  # noqa: F401  # imported for their sake
+    import opentelemetry.exporter.otlp.proto.http.trace_exporter  # noqa: F401  # imported for their sake, all of them
+
+    import headgate.traces.sampling
+    import headgate.traces.sending
+    import headgate.traces.spans  # noqa: F401  # as above
 
 
 class Tracing:
     """What a process traces by, from `begin` to `end`."""
 
-    def __init__(self, provider: TracerProvider | None, draw: Callable[[], bytes] = bytes) -> None:
+    def __init__(self, provider: TracerProvider | None, sending: Sending | None = None, draw: Callable[[], bytes] = bytes) -> None:
         self._provider = provider
+        self._sending = sending
         self.draw = draw
         """See `Lot`."""
 
     def end(self) -> None:
-        """Send what wasn't sent yet, for `END_WITHIN_S` at most. A provider of the user's own is the user's to end."""
-        if self._provider is not None:
+        """Send what wasn't sent yet, for `END_WITHIN_S` at most, unless the receiver takes nothing anyhow.
+
+        A provider of the user's own is the user's to end.
+        """
+        if self._provider is not None and not (self._sending is not None and self._sending.is_hopeless):
             ending = threading.Thread(target=self._provider.shutdown, name="headgate traces end", daemon=True)
             ending.start()
             ending.join(END_WITHIN_S)
@@ -69,6 +78,7 @@ def begin(role: str, id: str, backend: str = "") -> Tracing:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     from headgate.traces.sampling import Lot, share_of_roots
+    from headgate.traces.sending import Sending
 
     if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         return Tracing(None)
@@ -78,14 +88,16 @@ def begin(role: str, id: str, backend: str = "") -> Tracing:
         resource = resource.merge(Resource({SERVICE_NAME: "headgate"}))
     lot = Lot(share_of_roots(os.environ))
     provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=lot)
+    sending: Sending | None = None
     try:
         exporter = _exporter(os.environ)
         if exporter is not None:
-            provider.add_span_processor(BatchSpanProcessor(exporter))
+            sending = Sending(exporter)
+            provider.add_span_processor(BatchSpanProcessor(sending))
     except (ConfigError, ValueError) as error:  # this process has other variables than the one that `init` was called in
         _log.error("no spans leave this process: %s", error)
     trace.set_tracer_provider(provider)
-    return Tracing(provider, lot.draw)
+    return Tracing(provider, sending, lot.draw)
 
 
 def _exporter(environ: Mapping[str, str]) -> SpanExporter | None:
