@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -241,6 +242,30 @@ def test_user_code_keeps_the_tracer_provider_that_it_has_set_and_its_replicas_sp
         names = {span.name for span in taking.spans()}
     assert found == [["queue own:v1"], ["queue own:v1", "run own:v1", "queue own:v1"]]
     assert names == {"GET /own"}
+
+
+def test_without_a_receiver_spans_can_be_read_in_the_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
+    with serve.init("traced", http_port=0, traces=True, log_dir=tmp_path) as instance:
+        url = nested(instance)
+        assert requests.get(f"{url}?value=1", headers={"traceparent": PARENT}, timeout=20).text == "1"
+    folder = Folder(str(tmp_path))
+    found = [json.loads(entry.text) for entry in folder.read() if entry.stream == "stdout"]
+    folder.close()
+    assert {span["name"] for span in found} >= {"run outer:v1", "mine", "call inner", "run inner:v1"}
+    assert {span["context"]["trace_id"] for span in found} == {f"0x{'11' * 16}"}
+    assert '"name": "GET /outer"' in "".join(path.read_text() for path in tmp_path.glob("ingress-*.log"))
+
+
+def test_opentelemetrys_own_switch_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    with receiver() as taking:
+        with traced(monkeypatch, taking) as instance:
+            url = nested(instance)
+            for headers in ({}, {"traceparent": PARENT}):
+                assert requests.get(f"{url}?value=1", headers=headers, timeout=20).text == "1"
+            assert instance.get_handle("inner").remote(2).result() == 2
+        assert taking.requests == 0
 
 
 def test_lines_of_the_log_name_the_trace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

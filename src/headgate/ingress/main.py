@@ -46,7 +46,7 @@ from headgate.router.control import ControlLink
 from headgate.router.remote import join
 from headgate.router.router import Router
 from headgate.router.way import Way
-from headgate.traces.begin import Tracing
+from headgate.traces import begin as tracing
 
 _log = logging.getLogger("headgate.ingress")
 
@@ -82,7 +82,7 @@ class _Ingress:
         self._first_table = asyncio.Event()
         loop.add_signal_handler(signal.SIGINT, self._end_within, _GRACE_S)
         self._link = ControlLink(self._way, self._hello, self._received, on_gone=self._gone)
-        tracing, router, exchange = _traced(spec.id) if self._way.traces else (None, Router, None)
+        router, exchange = _traced(spec.id) if self._way.traces else (Router, None)
         self._router = router(spec.id, self._way, self._link.send)
         context = None if spec.ssl_certfile is None else tls_context(spec.ssl_certfile, spec.ssl_keyfile)
         self._service = Service(
@@ -116,7 +116,7 @@ class _Ingress:
         await asyncio.sleep(0)  # so that it leaves
         if self._service.access is not None:
             await self._service.access.close()
-        if tracing is not None:
+        if self._way.traces:
             await asyncio.to_thread(tracing.end)
         await self._link.close()
 
@@ -162,16 +162,14 @@ class _Ingress:
         return msgspec.msgpack.decode(done.result, type=Measurement)
 
 
-def _traced(id: str) -> tuple[Tracing, type[Router], type[Exchange]]:
+def _traced(id: str) -> tuple[type[Router], type[Exchange]]:
     """Begin to trace, and what to use for that."""
     from headgate.ingress.traced import TracedExchange
     from headgate.router.traced import TracedRouter
-    from headgate.traces.begin import begin
 
     adopt("opentelemetry")
-    tracing = begin("ingress", id)
-    TracedExchange.draw = tracing.draw
-    return tracing, TracedRouter, TracedExchange
+    TracedExchange.draw = tracing.begin("ingress", id).draw
+    return TracedRouter, TracedExchange
 
 
 def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:

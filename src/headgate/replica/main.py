@@ -7,7 +7,6 @@ told to drain, and returns. The I/O thread does the rest: links, control, health
 from __future__ import annotations
 
 import asyncio
-import atexit
 import gc
 import os
 import sys
@@ -43,6 +42,7 @@ from headgate.replica.runner import Runner
 from headgate.router.connections import adopt_process, constructed
 from headgate.router.control import ControlLink
 from headgate.router.way import Way
+from headgate.traces import begin as tracing
 
 T = TypeVar("T")
 
@@ -75,6 +75,7 @@ def run(spec: ReplicaSpec, way: Way) -> None:
     finally:
         connection.close()
         io.stop()
+        tracing.end()
 
 
 async def _run_async(spec: ReplicaSpec, way: Way, io: _IoThread) -> None:
@@ -101,9 +102,8 @@ def _construct(spec: ReplicaSpec, way: Way) -> Caller:
 def _traced(spec: ReplicaSpec) -> type[Caller]:
     """Begin to trace, and what to use for that. User code comes first: it may have its own tracer provider."""
     from headgate.replica.traced import TracedCaller
-    from headgate.traces.begin import begin
 
-    atexit.register(begin("replica", spec.id, spec.backend).end)
+    tracing.begin("replica", spec.id, spec.backend)
     return TracedCaller
 
 

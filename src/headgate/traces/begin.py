@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
@@ -48,7 +49,7 @@ def warm() -> None:
 
 
 class Tracing:
-    """What a process traces by, from `begin` to `end`."""
+    """What a process traces by."""
 
     def __init__(self, provider: TracerProvider | None, sending: Sending | None = None, draw: Callable[[], bytes] = bytes) -> None:
         self._provider = provider
@@ -67,11 +68,20 @@ class Tracing:
             ending.join(END_WITHIN_S)
 
 
+_tracing = Tracing(None)  # this process's
+
+
+def end() -> None:
+    """This process is about to end in order: see `Tracing.end`. Nothing happens where it doesn't trace."""
+    _tracing.end()
+
+
 def begin(role: str, id: str, backend: str = "") -> Tracing:
-    """Have spans of this process go where `OTEL_*` says, its user code's too.
+    """Have spans of this process go where `OTEL_*` says, its user code's too. Pair it with `end`.
 
     Where a tracer provider has been set already, by user code, that is used as it is.
     """
+    global _tracing
     from opentelemetry import trace
     from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
     from opentelemetry.sdk.trace import TracerProvider
@@ -97,7 +107,8 @@ def begin(role: str, id: str, backend: str = "") -> Tracing:
     except (ConfigError, ValueError) as error:  # this process has other variables than the one that `init` was called in
         _log.error("no spans leave this process: %s", error)
     trace.set_tracer_provider(provider)
-    return Tracing(provider, sending, lot.draw)
+    _tracing = Tracing(provider, sending, lot.draw)
+    return _tracing
 
 
 def _exporter(environ: Mapping[str, str]) -> SpanExporter | None:
@@ -110,7 +121,7 @@ def _exporter(environ: Mapping[str, str]) -> SpanExporter | None:
     if name == "console":
         from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 
-        return ConsoleSpanExporter()
+        return ConsoleSpanExporter(out=sys.stdout, formatter=lambda span: span.to_json(indent=None) + "\n")
     for variable in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
         protocol = environ.get(variable, "").strip() or _PROTOCOL
         if protocol != _PROTOCOL:
