@@ -181,6 +181,31 @@ def test_where_a_replica_is_killed_the_span_of_the_request_tells(monkeypatch: py
     assert span.attributes["http.response.status_code"] == 502
 
 
+class KilledOnce:
+    def __init__(self, mark: str) -> None:
+        self._mark = Path(mark)
+
+    def __call__(self, request: serve.Request) -> str:
+        if not self._mark.exists():
+            self._mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "done"
+
+
+def test_what_runs_again_after_a_death_runs_in_the_same_trace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with receiver() as taking:
+        with traced(monkeypatch, taking, soon=False) as instance:
+            instance.create_backend("again:v1", KilledOnce, str(tmp_path / "mark"), config={"idempotent": True, "num_replicas": 2})
+            instance.create_endpoint("again", "/again", backend="again:v1")
+            assert requests.get(f"{instance.http_url}/again", timeout=20).text == "done"
+        spans = taking.spans()
+    assert {span.name: (above(span, spans), span.failed) for span in spans} == {
+        "GET /again": ("", False),
+        "queue again:v1": ("GET /again", False),
+        "run again:v1": ("GET /again", False),
+    }
+
+
 def test_what_streams_and_what_is_cancelled_ends_its_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     with receiver() as taking, traced(monkeypatch, taking) as instance:
         instance.create_backend("waits:v1", Waits)
