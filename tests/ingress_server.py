@@ -17,6 +17,7 @@ from headgate.core import wire
 from headgate.core.messages import BackendEntry, EndpointEntry, ReplicaEntry, RoutingTable
 from headgate.core.reports import Counters, Measurement, RequestCount
 from headgate.errors import ErrorInfo
+from headgate.ingress.exchange import Exchange
 from headgate.ingress.http1 import Connection
 from headgate.ingress.service import Limits, Service
 from headgate.router.call import Call
@@ -265,6 +266,7 @@ def ingress(
     limits: Limits | None = None,
     measure: Callable[[], asyncio.Future[Measurement]] | None = None,
     tls: bool = False,
+    exchange: type[Exchange] | None = None,
 ) -> Iterator[IngressServer]:
     """An ingress that listens on a free port until the block ends."""
     ready: list[IngressServer] = []
@@ -272,7 +274,7 @@ def ingress(
 
     async def serve() -> None:
         router = FakeRouter(on_submit)
-        service = Service(router, measure or _measure, server="127.0.0.1:0", limits=limits)
+        service = Service(router, measure or _measure, server="127.0.0.1:0", limits=limits, exchange=exchange)
         if table is not None:
             service.apply(table)
         loop = asyncio.get_running_loop()

@@ -40,6 +40,7 @@ def settings(
     access_log: object,
     log_format: object,
     log_dir: object,
+    traces: object,
     admin_address: object = None,
     admin_token: object = None,
 ) -> InstanceSettings:
@@ -65,6 +66,10 @@ def settings(
     logs = _path("log_dir", log_dir)
     if logs is not None and engine == "ray":
         raise ConfigError("log_dir: on a cluster Ray keeps what its actors write, on each node; leave it out")
+    if flag("traces", traces):
+        from headgate.traces.begin import check
+
+        check()
 
     from headgate.core.specs import InstanceSettings
     from headgate.engines.local import launch, machine
@@ -76,6 +81,7 @@ def settings(
         folder=folder,
         state_dir=folder if kept is None else kept,
         access_log=flag("access_log", access_log),
+        traces=flag("traces", traces),
         log_format=str(log_format),
         log_dir=logs or (f"{kept or folder}/logs" if detached and engine == "local" else ""),
         state_kept=kept is not None,

@@ -584,6 +584,7 @@ def init(
     log_dir: str | os.PathLike[str] | None = None,
     admin_address: str | None = None,
     admin_token: str | None = None,
+    traces: bool = False,
 ) -> Instance:
     """Start the instance of that name, or connect to the one that runs; returns once HTTP answers.
 
@@ -616,6 +617,7 @@ def init(
         admin_address: where verbs are taken over TCP, such as "0.0.0.0:8100", from whoever knows the `admin_token`; beyond this machine
             over TLS, with the certificate for HTTPS.
         admin_token: at least 16 characters; None: what the environment variable HEADGATE_ADMIN_TOKEN says.
+        traces: spans of requests by OpenTelemetry, as its variables `OTEL_*` say; needs `headgate[otel]`.
 
     Raises `InvalidTypeError` (`TypeError`), `InvalidValueError` (`ValueError`), `ConfigError` (`ValueError`) naming each
     argument in which the running instance differs; `AdminTokenError` (`PermissionError`); `ClusterUnreachableError`
@@ -649,6 +651,7 @@ def init(
         log_dir=log_dir,
         admin_address=admin_address,
         admin_token=admin_token,
+        traces=traces,
     )
     starter = _starter(engine, address)
     wanted = {

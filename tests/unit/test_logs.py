@@ -43,6 +43,7 @@ class FakeCall(msgspec.Struct):
     request_ids: tuple[str, ...]
     endpoint: str = "e"
     over: bool = False
+    trace_ids: tuple[str, ...] = ()
 
 
 current: contextvars.ContextVar[FakeCall | None] = contextvars.ContextVar("current", default=None)

@@ -161,6 +161,7 @@ def test_the_signature_of_init_shows_the_defaults_of_the_contract() -> None:
         "log_dir": None,
         "admin_address": None,
         "admin_token": None,
+        "traces": False,
     }
 
 

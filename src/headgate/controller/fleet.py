@@ -138,6 +138,7 @@ class Fleet:
             config=backend.config,
             options=backend.options,
             instance=self._settings.name,
+            traces=self._settings.traces,
         )
         replica = Replica(spec, backend.config, next(self._numbers), self._now(), held=held)
         self._replicas[replica.id] = replica

@@ -37,14 +37,16 @@ from headgate.core.specs import IngressSpec
 from headgate.errors import rebuild
 from headgate.heap import keep_freed
 from headgate.ingress.access import AccessLog
+from headgate.ingress.exchange import Exchange
 from headgate.ingress.http1 import Connection
 from headgate.ingress.service import Limits, Service
-from headgate.logs.begin import speaker
+from headgate.logs.begin import adopt, speaker
 from headgate.router.certificate import Certificate
 from headgate.router.control import ControlLink
 from headgate.router.remote import join
 from headgate.router.router import Router
 from headgate.router.way import Way
+from headgate.traces import begin as tracing
 
 _log = logging.getLogger("headgate.ingress")
 
@@ -80,7 +82,8 @@ class _Ingress:
         self._first_table = asyncio.Event()
         loop.add_signal_handler(signal.SIGINT, self._end_within, _GRACE_S)
         self._link = ControlLink(self._way, self._hello, self._received, on_gone=self._gone)
-        self._router = Router(spec.id, self._way, self._link.send)
+        router, exchange = _traced(spec.id) if self._way.traces else (Router, None)
+        self._router = router(spec.id, self._way, self._link.send)
         certificate = None if spec.ssl_certfile is None else Certificate(spec.ssl_certfile, spec.ssl_keyfile, protocols=("http/1.1",))
         context = None if certificate is None else certificate.context
         self._service = Service(
@@ -90,6 +93,7 @@ class _Ingress:
             scheme="http" if context is None else "https",
             limits=Limits(connections=_raise_file_limit() * 9 // 10),
             access=AccessLog(speaker()) if spec.access_log else None,
+            exchange=exchange,
         )
         self._service.start()
         self._link.start()
@@ -116,6 +120,8 @@ class _Ingress:
         await asyncio.sleep(0)  # so that it leaves
         if self._service.access is not None:
             await self._service.access.close()
+        if self._way.traces:
+            await asyncio.to_thread(tracing.end)
         await self._link.close()
 
     def _hello(self) -> Hello:
@@ -158,6 +164,16 @@ class _Ingress:
         if done.error is not None:
             raise rebuild(done.error)
         return msgspec.msgpack.decode(done.result, type=Measurement)
+
+
+def _traced(id: str) -> tuple[type[Router], type[Exchange]]:
+    """Begin to trace, and what to use for that."""
+    from headgate.ingress.traced import TracedExchange
+    from headgate.router.traced import TracedRouter
+
+    adopt("opentelemetry")
+    TracedExchange.draw = tracing.begin("ingress", id).draw
+    return TracedRouter, TracedExchange
 
 
 def _raise_file_limit() -> int:

@@ -105,12 +105,15 @@ class Service:
         scheme: str = "http",
         limits: Limits | None = None,
         access: AccessLog | None = None,
+        exchange: type[Exchange] | None = None,
     ) -> None:
         self.router = router
         self.limits = limits or Limits()
         self.access = access
-        self.exchange: type[Exchange] = Exchange if access is None else NotedExchange
+        self.exchange: type[Exchange] = exchange or (Exchange if access is None else NotedExchange)
         """What connections make of requests."""
+        self.noted = self.exchange is not Exchange
+        """Whether something is said of each request, so that what is known of it is kept also where it is refused here."""
         self.server = server
         self.scheme = scheme
         self.admission = Admission()

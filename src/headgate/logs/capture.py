@@ -42,6 +42,11 @@ class Call(Protocol):
         """The ids of its requests; several in a batch."""
         ...
 
+    @property
+    def trace_ids(self) -> tuple[str, ...]:
+        """The ids of the traces that they belong to."""
+        ...
+
 
 class Speaker:
     """Who says what is said in this process: it makes entries of it, and writes them."""
@@ -64,6 +69,7 @@ class Speaker:
             backend=self._backend,
             endpoint="" if call is None else call.endpoint,
             request_ids=() if call is None else call.request_ids,
+            trace_ids=() if call is None else call.trace_ids,
             stream=stream,
             level=level,
             logger=logger,

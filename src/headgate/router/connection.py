@@ -36,6 +36,7 @@ from headgate.router.way import Way
 
 if TYPE_CHECKING:
     from headgate.router.afar import AfarWay
+    from headgate.router.handle import PyCall
 
 T = TypeVar("T")
 
@@ -60,6 +61,10 @@ FORKED: Final = "this process was forked after serve.init(); call serve.init() a
 
 class Connection:
     """One instance, as seen from this process. Nothing runs before it is first used. `forget` is called when it is over."""
+
+    router: type[Router] = Router
+    new_call: type[PyCall] | None = None
+    """What handles make of a call; None for what they make of any."""
 
     def __init__(
         self,
@@ -375,7 +380,7 @@ class Connection:
     def _start_router(self, link: ControlLink) -> None:
         self._routes = link  # here too, as this may be first
         self._changed = asyncio.Event()
-        self._router = Router(self.id, self.way, link.send)
+        self._router = self.router(self.id, self.way, link.send)
         link.start()
 
     async def _latest_table(self) -> RoutingTable:

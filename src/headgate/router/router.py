@@ -25,7 +25,7 @@ from headgate.core.reports import CANCELLED, EXPIRED, SHADOW_DROPPED, SHED, Coun
 from headgate.core.traffic import KeyMemory
 from headgate.errors import ErrorInfo
 from headgate.router.call import OVER, SENT, WAITING, Call
-from headgate.router.link import page_paths
+from headgate.router.link import Link, page_paths
 from headgate.router.routes import MOST_DEATHS, BackendRoute, EndpointRoute, unavailable
 from headgate.router.way import Way
 
@@ -66,6 +66,10 @@ class Router:
         self._events: dict[tuple[str, str, str, str], int] = {}  # see `EventCount`
         self._shadows: set[Call] = set()
         self._closed = False
+        self.link: type[Link] = Link
+        """What it talks to replicas by."""
+        self.shadow: type[Shadow] = Shadow
+        """What it makes for backends that get copies."""
 
     # The table.
 
@@ -344,7 +348,7 @@ class Router:
             if not entry.replicas or dispatcher.half_full:
                 self.note(SHADOW_DROPPED, call.endpoint, tag)
                 continue
-            shadow = _Shadow(call, tag, now + min(backend.timeout_s, _SHADOW_S))
+            shadow = self.shadow(call, tag, now + min(backend.timeout_s, _SHADOW_S))
             shadow.backend_route = backend
             shadow.endpoint_route = endpoint
             self._shadows.add(shadow)
@@ -428,7 +432,7 @@ def _told(counts: dict[tuple[str, str, int], Tally]) -> tuple[RequestCount, ...]
     return tuple(RequestCount(*key, histogram.count, histogram.sum, histogram.buckets) for key, histogram in told)
 
 
-class _Shadow(Call):
+class Shadow(Call):
     """A copy of a call whose answer nobody reads."""
 
     __slots__ = ("_lent", "_owed_bytes")

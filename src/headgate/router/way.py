@@ -32,7 +32,9 @@ class Way:
     is_afar = False
     """Whether it leads to another machine, from which there is no way to replicas."""
 
-    def __init__(self, folder: str, *, node: str = "", host: str = "", secret: bytes = b"", tls: Tls | None = None) -> None:
+    def __init__(
+        self, folder: str, *, node: str = "", host: str = "", secret: bytes = b"", tls: Tls | None = None, traces: bool = False
+    ) -> None:
         self._folder = folder
         self.id = folder
         """Which instance it leads to: that of this folder, or as an engine says."""
@@ -44,6 +46,8 @@ class Way:
         """What proves to other nodes that a process belongs to the instance."""
         self.tls = tls
         """What encrypts what goes to other nodes, where that is wanted."""
+        self.traces = traces
+        """Whether its requests are traced."""
 
     @property
     def folder(self) -> str:

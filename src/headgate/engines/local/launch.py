@@ -67,7 +67,8 @@ class LocalStarter:
     def find(self, name: str) -> Way | None:
         """The way to the running instance of that name."""
         folder = find(name)
-        return None if folder is None else LocalWay(folder)
+        record = None if folder is None else folders.read_record(folder)
+        return None if folder is None or record is None else LocalWay(folder, traces=record.traces)
 
     def running(self) -> list[str]:
         """Of this user, on this machine."""
@@ -75,7 +76,7 @@ class LocalStarter:
 
     def start(self, settings: InstanceSettings) -> Way | None:
         """`launch` it."""
-        return LocalWay(settings.folder) if launch(settings) else None
+        return LocalWay(settings.folder, traces=settings.traces) if launch(settings) else None
 
     def wait_ended(self, way: Way, timeout_s: float) -> bool:
         """Also reaps the supervisor, where this process has started it."""

@@ -48,7 +48,7 @@ def run_controller(
     def program() -> None:
         last_words = sock.dup()
         try:
-            way = LocalWay(settings.folder)
+            way = LocalWay(settings.folder, traces=settings.traces)
             way.admin_listener = from_afar
             programs.controller(settings, way, sock, http_urls)
         except HeadgateError as error:
@@ -64,7 +64,7 @@ def run_ingress(programs: Programs, spec: IngressSpec, folder: str, listener: so
     from headgate.logs.begin import begin
 
     begin(log, INGRESS, spec.id)
-    _end_with(lambda: programs.ingress(spec, LocalWay(folder), listener))
+    _end_with(lambda: programs.ingress(spec, LocalWay(folder, traces=spec.traces), listener))
 
 
 def run_replica(programs: Programs, spec: ReplicaSpec, folder: str, environ: Mapping[str, str], log: LogSettings) -> NoReturn:
@@ -74,7 +74,7 @@ def run_replica(programs: Programs, spec: ReplicaSpec, folder: str, environ: Map
 
     begin(log, REPLICA, spec.id, backend=spec.backend, call=current_call)
     surroundings.enter(environ, spec.definition.cwd)
-    _end_with(lambda: programs.replica(spec, LocalWay(folder)), atexit._run_exitfuncs)
+    _end_with(lambda: programs.replica(spec, LocalWay(folder, traces=spec.traces)), atexit._run_exitfuncs)
 
 
 def become_replica(programs: Programs, path: str, root: str, started_with: Mapping[str, str], log: LogSettings) -> NoReturn:

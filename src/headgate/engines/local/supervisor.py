@@ -51,6 +51,7 @@ from headgate.errors import HeadgateError, InstanceStartError, describe, rebuild
 from headgate.logs.entry import Entry
 from headgate.logs.output import output_of
 from headgate.router.way import link_path
+from headgate.traces import begin as tracing
 
 CONTROLLER: Final = "controller"
 
@@ -158,6 +159,8 @@ class _Supervisor:
             self._prepare()
             self._start_controller()
             self._programs.warm()
+            if self._settings.traces:
+                tracing.warm()
             gc.enable()
             while not self._over:
                 self._turn()
@@ -277,7 +280,7 @@ class _Supervisor:
         self._send(Spawned(id, child.pid))
 
     def _serving(self) -> None:
-        record = InstanceRecord(name=self._settings.name, pid=self._pid, http_urls=self._urls)
+        record = InstanceRecord(name=self._settings.name, pid=self._pid, http_urls=self._urls, traces=self._settings.traces)
         path = f"{self._settings.folder}/instance"
         with open(f"{path}.new", "wb") as file:
             file.write(msgspec.msgpack.encode(record))
