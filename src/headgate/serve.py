@@ -141,7 +141,10 @@ class Instance:
         way = self._connection.way
         if not self._over() and (self._starter is None or not self._starter.has_ended(way)):
             return ""
-        return "was shut down" if self._closed or self._connection.over or not way.is_there() else "died"
+        if self._closed:
+            return "was shut down"
+        died = way.was_killed() if self._connection.over else way.is_there()
+        return "died" if died else "was shut down"
 
     def shutdown(self) -> None:
         """Refuse new work, finish what was admitted, and stop everything, for everybody who is connected.

@@ -110,6 +110,10 @@ def has_died(folder: str) -> bool:
 class LocalWay(Way):
     """The way to an instance of this machine: it ends with its supervisor, which holds a lock."""
 
+    def was_killed(self) -> bool:
+        """Its supervisor has left the lock behind."""
+        return os.path.exists(f"{self.folder}/lock") and not is_held(self.folder)
+
     def _runs(self) -> bool:
         return not has_died(self.folder)
 
