@@ -236,10 +236,15 @@ class Router:
         """Nobody waits for it any more: queued work never starts. No method of the call is called after this."""
         if call.state == OVER:
             return
-        self._abandon(call)
         if not call.shadow:
             self.note(CANCELLED, call.endpoint, call.backend)
-        self.over(call, 499, self.now())
+        self.enough(call, 499)
+
+    def enough(self, call: Call, status: int) -> None:
+        """All of its answer that is wanted has come: what makes the rest is given up. As with `cancel`, no method of the call follows."""
+        if call.state != OVER:
+            self._abandon(call)
+            self.over(call, status, self.now())
 
     def credit(self, call: Call, count_bytes: int) -> None:
         """The reader of this call's stream has taken that many bytes."""
