@@ -605,12 +605,14 @@ def init(
         ssl_keyfile: its private key, where it isn't in the same file.
         access_log: an entry of the log for each HTTP request.
         log_format: how lines of the log look on the terminal: "text" or "json", a line of JSON each, as in files.
-        log_dir: the folder in which each process has a file of its own, put aside when it has 10 MiB; not on a cluster, where Ray
-            keeps the log. None: the terminal; where `detached`, the folder `logs` in `state_dir` or in the instance's own folder.
+        log_dir: the folder, of this instance alone, in which each process has a file of its own, put aside when it has 10 MiB; not on a
+            cluster, where Ray keeps the log. None: the terminal; where `detached`, the folder `logs` in `state_dir` or in the instance's
+            own folder.
 
     Raises `InvalidTypeError` (`TypeError`), `InvalidValueError` (`ValueError`), `ConfigError` (`ValueError`) naming each
     argument in which the running instance differs; `ClusterUnreachableError` (`ConnectionError`); and, with nothing left running,
-    `AddressInUseError`, `StateDirInUseError` (`OSError`), `StateDirUnsafeError` (`PermissionError`), `InstanceStartError` (`RuntimeError`).
+    `AddressInUseError`, `StateDirInUseError`, `LogDirInUseError` (`OSError`), `StateDirUnsafeError` (`PermissionError`),
+    `InstanceStartError` (`RuntimeError`).
 
     In a replica the instance is there already, and is returned.
     """

@@ -97,6 +97,8 @@ def supervise(boot: Boot, report_to: socket.socket, to_run: Programs) -> None:
         held.append(lock)
         if settings.state_kept:
             held.append(folders.hold_state(settings.state_dir))
+        if settings.log_dir:
+            held.append(folders.hold_logs(settings.log_dir))
         listeners = listen(settings, PORT_FREE_TIMEOUT_S if boot.replaces_dead else 0.0)
         driver = None if settings.detached else processes.watch_parent(settings.driver_pid)
     except Exception as error:  # noqa: BLE001  # the root of this process: whatever it is, the driver waits for it
