@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import contextlib
+import json
 import os
 import select
 import shlex
@@ -205,8 +206,8 @@ def test_the_dockerfile_copies_all_that_the_wheel_is_built_from() -> None:
 def test_run_as_the_image_does_serves_and_is_healthy(folder: Path) -> None:
     """The image's command and health check, with any port, and on this machine's own address alone."""
     lines = [line.strip() for line in DOCKERFILE.read_text().splitlines()]
-    run = next(eval(line.removeprefix("CMD ")) for line in lines if line.startswith('CMD ["headgate"'))
-    check = next(eval(line.removeprefix("CMD ")) for line in lines if line.startswith('CMD ["python"'))
+    run = next(json.loads(line.removeprefix("CMD ")) for line in lines if line.startswith('CMD ["headgate"'))
+    check = next(json.loads(line.removeprefix("CMD ")) for line in lines if line.startswith('CMD ["python"'))
     run[run.index("0.0.0.0")] = "127.0.0.1"
     command = [*COMMAND, run[1], "--name", "cli-image", "--http-port", "0", *run[2:]]
     with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, cwd=folder) as process:
