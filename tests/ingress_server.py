@@ -101,6 +101,7 @@ class FakeRouter:
         self.on_submit = on_submit
         self.calls: list[Call] = []
         self.cancelled: list[Call] = []
+        self.enough_of: list[tuple[Call, int]] = []
         self.credits: list[int] = []
         self.has_served = (0, 0.0)
 
@@ -110,6 +111,9 @@ class FakeRouter:
 
     def cancel(self, call: Call) -> None:
         self.cancelled.append(call)
+
+    def enough(self, call: Call, status: int) -> None:
+        self.enough_of.append((call, status))
 
     def credit(self, call: Call, count_bytes: int) -> None:
         self.credits.append(count_bytes)

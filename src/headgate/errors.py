@@ -118,6 +118,10 @@ class StateDirInUseError(HeadgateError, OSError):
     """Another running instance holds this state directory."""
 
 
+class LogDirInUseError(HeadgateError, OSError):
+    """Another running instance writes its log to this folder."""
+
+
 class StateDirUnsafeError(HeadgateError, PermissionError):
     """The state directory can be written by others; its contents are unpickled, so it is refused."""
 

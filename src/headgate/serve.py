@@ -144,7 +144,10 @@ class Instance:
         way = self._connection.way
         if not self._over() and (self._starter is None or not self._starter.has_ended(way)):
             return ""
-        return "was shut down" if self._closed or self._connection.over or not way.is_there() else "died"
+        if self._closed:
+            return "was shut down"
+        died = way.was_killed() if self._connection.over else way.is_there()
+        return "died" if died else "was shut down"
 
     def shutdown(self) -> None:
         """Refuse new work, finish what was admitted, and stop everything, for everybody who is connected.
@@ -612,8 +615,9 @@ def init(
         ssl_keyfile: its private key, where it isn't in the same file.
         access_log: an entry of the log for each HTTP request.
         log_format: how lines of the log look on the terminal: "text" or "json", a line of JSON each, as in files.
-        log_dir: the folder in which each process has a file of its own, put aside when it has 10 MiB; not on a cluster, where Ray
-            keeps the log. None: the terminal; where `detached`, the folder `logs` in `state_dir` or in the instance's own folder.
+        log_dir: the folder, of this instance alone, in which each process has a file of its own, put aside when it has 10 MiB; not on a
+            cluster, where Ray keeps the log. None: the terminal; where `detached`, the folder `logs` in `state_dir` or in the instance's
+            own folder.
         admin_address: where verbs are taken over TCP, such as "0.0.0.0:8100", from whoever knows the `admin_token`; beyond this machine
             over TLS, with the certificate for HTTPS.
         admin_token: at least 16 characters; None: what the environment variable HEADGATE_ADMIN_TOKEN says.
@@ -621,8 +625,8 @@ def init(
 
     Raises `InvalidTypeError` (`TypeError`), `InvalidValueError` (`ValueError`), `ConfigError` (`ValueError`) naming each
     argument in which the running instance differs; `AdminTokenError` (`PermissionError`); `ClusterUnreachableError`
-    (`ConnectionError`); and, with nothing left running,
-    `AddressInUseError`, `StateDirInUseError` (`OSError`), `StateDirUnsafeError` (`PermissionError`), `InstanceStartError` (`RuntimeError`).
+    (`ConnectionError`); and, with nothing left running, `AddressInUseError`, `StateDirInUseError`, `LogDirInUseError` (`OSError`),
+    `StateDirUnsafeError` (`PermissionError`), `InstanceStartError` (`RuntimeError`).
 
     In a replica the instance is there already, and is returned.
     """

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
-from headgate.cli import output
+from headgate.cli import output, service_manager
 from headgate.cli.target import Target
 from headgate.cli.where import Where
 from headgate.errors import HeadgateError
@@ -130,6 +130,7 @@ class Reloader:
         for backend in before.backends - names.backends:
             self._remove(self._instance.delete_backend, backend)
         output.note(f"set up in {output.seconds_text(time.monotonic() - self._began)}: {', '.join(sorted(names.backends)) or 'no backend'}")
+        service_manager.tell(service_manager.READY, f"serving {self._job.target.text}")
 
     def _remove(self, verb: Callable[[str], None], name: str) -> None:
         try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from headgate.cli import init_options, output
+from headgate.cli import init_options, output, service_manager
 from headgate.cli.target import Target, failure, parse, perform
 from headgate.cli.where import Where, starting_instance
 
@@ -39,7 +39,8 @@ def run(where: Where, target: str, arguments: tuple[str, ...], reload: bool, wat
     with this instance, whatever its name. When TARGET has ended, serving goes on.
 
     The first Ctrl-C, or SIGTERM, refuses new requests and finishes those that were admitted, with exit status 0; a second one ends
-    everything at once, with 130. Where TARGET fails it is 1.
+    everything at once, with 130. Where TARGET fails it is 1. A service manager that gives NOTIFY_SOCKET is told when it is ready and when
+    it drains.
 
     \b
     Examples:
@@ -48,6 +49,7 @@ def run(where: Where, target: str, arguments: tuple[str, ...], reload: bool, wat
       headgate run --name staging package.module:setup
       headgate run --reload app.py
     """
+    service_manager.take()
     parsed, given = parse(target), init_options.given(values)
     _refuse_running(where, needs_cluster=False)
     if reload:
@@ -62,6 +64,7 @@ def run(where: Where, target: str, arguments: tuple[str, ...], reload: bool, wat
         if status != 0 or instance.ended:
             return status
         _say_what_serves(instance)
+        service_manager.tell(service_manager.READY, f"serving {parsed.text}")
         return _serve(instance, lambda: time.sleep(_LOOK_S))
 
     with _started(where, given) as instance:
@@ -176,6 +179,7 @@ def _drain(instance: Instance, again: str) -> int:
 
     try:
         output.note(f"draining; {again} again ends it at once")
+        service_manager.tell(service_manager.STOPPING, "finishing what was admitted")
         instance.shutdown()
     except NotRunningError:
         pass  # others were faster

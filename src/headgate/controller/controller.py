@@ -38,6 +38,7 @@ from headgate.controller.waiting import WaitsForRoom
 from headgate.core import counters, desired, histograms, reconcile
 from headgate.core import replica_life as life
 from headgate.core.desired import Backend
+from headgate.core.labels import Labels
 from headgate.core.messages import (
     BrokenReplica,
     CompareInit,
@@ -89,8 +90,11 @@ class Controller:
         self._changes = Changes()
         self._tasks = Tasks()
         self._fleet = Fleet(engine, settings, self._tasks, self._changes, changed=self._publish, over=self._replica_over)
-        self._routers = Routers(self._changes, build=self._table, in_replica=self._is_in_replica)
-        self._replicas: Counting[ReplicaCounters] = Counting(self._tag_of, counters.add_up_replicas, counters.lasting_of_replica)
+        self._labels = Labels()
+        self._routers = Routers(self._changes, self._labels, build=self._table, in_replica=self._is_in_replica)
+        self._replicas: Counting[ReplicaCounters] = Counting(
+            self._tag_of, counters.add_up_replicas, counters.lasting_of_replica, self._labels.backends.__contains__
+        )
         self._departures = Departures(self._fleet, self._routers, self._tasks, self._changes, publish=self._publish)
         self._rollouts = Rollouts(engine, self._fleet, self._changes, reconcile=self._reconcile)
         self._ingresses = Ingresses(engine, settings, self._routers, self._tasks, self._changes)
@@ -409,7 +413,7 @@ class Controller:
             elif replica.state == life.STARTING or (replica.state == life.STOPPING and not replica.dismissed):
                 # Also for one that is killed because it is stuck another will come, once it is dead: what is queued waits for that.
                 coming[replica.tag] = coming.get(replica.tag, 0) + 1
-        return desired.routing_table(
+        table = desired.routing_table(
             self._verbs.state,
             ready,
             coming=coming,
@@ -417,6 +421,8 @@ class Controller:
             leaving=self._departures.backends,
             base=msgspec.structs.replace(self._base, closing=self._closing, num_ingresses=len(self._engine.places())),
         )
+        self._forget_gone(table)
+        return table
 
     async def _start_alone(self, replica: Replica) -> None:
         """Start a replica that no verb waits for. What becomes of a failure is decided where every end is."""
@@ -519,13 +525,15 @@ class Controller:
         answered, _ = await asyncio.gather(self._routers.counting.ask(), self._replicas.ask())
         self._routers.push()  # what is said here, routers have been told
         table = self._routers.table
+        if table is not None:
+            self._forget_gone(table)
         fleet, replicas = self._fleet, self._replicas.living()
         reasons: dict[str, dict[str, int]] = {}
         for (tag, cause), count in sorted(fleet.deaths.items()):
             reasons.setdefault(tag, {})[cause] = count
         self._keep_counts()
         return Measurement(
-            self._routers.counting.totals().get("", Counters()),
+            counters.only(self._routers.counting.totals().get("", Counters()), self._labels),
             dict(fleet.starts),
             {tag: sum(counts.values()) for tag, counts in reasons.items()},
             len(answered),
@@ -537,6 +545,14 @@ class Controller:
             replicas=tuple(ReplicaReport(id, tag, said.metrics) for id, (tag, said) in sorted(replicas.items()) if said.metrics),
             processes=tuple(self._processes(replicas)),
         )
+
+    def _forget_gone(self, table: RoutingTable) -> None:
+        """Of endpoints and backends that have gone only the latest are told of."""
+        fleet = self._fleet
+        tags = dict.fromkeys([*table.backends, *table.leaving, *(replica.tag for replica in fleet.all())])
+        forgotten = self._labels.endpoints.are(table.endpoints)
+        if self._labels.backends.are(tags, fleet.starts) or forgotten:
+            fleet.forget(self._labels.backends)
 
     def _keep_counts(self) -> None:
         fleet = self._fleet
@@ -559,6 +575,8 @@ class Controller:
         if kept is None:
             return
         fleet = self._fleet
+        endpoints, backends = kept_counts.names(kept)
+        self._labels.follow(endpoints, backends)
         self._routers.counting.begin_with(kept.routers)
         self._replicas.begin_with(kept.replicas)
         fleet.starts.update(kept.starts)

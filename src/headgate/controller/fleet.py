@@ -11,14 +11,14 @@ import itertools
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from headgate.config import BackendConfig
 from headgate.controller.tasks import Changes, Tasks, in_time
 from headgate.core import histograms
 from headgate.core import replica_life as life
 from headgate.core.desired import Backend
-from headgate.core.histograms import START_TICKS_PER_S, SUM, Tally
+from headgate.core.histograms import START_TICKS_PER_S, Tally
 from headgate.core.messages import Configure
 from headgate.core.reconcile import Actual
 from headgate.engines.base import Ended, Engine, InstanceSettings, ReplicaSpec, Running
@@ -124,6 +124,14 @@ class Fleet:
     def of(self, tag: str, generation: int | None = None) -> list[Replica]:
         """Those of one backend, or of one generation of it."""
         return [r for r in self._replicas.values() if r.tag == tag and generation in (None, r.generation)]
+
+    def forget(self, told: Container[str]) -> None:
+        """What was counted of backends that aren't among these is told no more."""
+        for counts in (self.starts, self.start_failures, self.start_times):
+            for tag in [tag for tag in counts if tag not in told]:
+                del counts[tag]
+        for key in [key for key in self.deaths if key[0] not in told]:
+            del self.deaths[key]
 
     # Beginning.
 
@@ -279,9 +287,7 @@ class Fleet:
         self._changes.tell()
 
     def _count_start(self, tag: str, took_s: float) -> None:
-        tally = self.start_times.setdefault(tag, histograms.tally())
-        tally[int(took_s * START_TICKS_PER_S).bit_length()] += 1
-        tally[SUM] += took_s
+        histograms.observe(self.start_times.setdefault(tag, histograms.tally()), took_s, START_TICKS_PER_S)
 
     async def _watch(self, replica: Replica) -> None:
         """Ask a ready replica for signs of life, until it is no longer ready."""

@@ -1,4 +1,4 @@
-"""What have several processes counted together, and what of that stays when one has ended?"""
+"""What have several processes counted together, what of that stays when one has ended, and what is told?"""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import msgspec
 
 from headgate.core import histograms
 from headgate.core.histograms import Histogram
+from headgate.core.labels import Labels
 from headgate.core.reports import Counters, EventCount, QueueDepth, ReplicaCounters, RequestCount
 
 
@@ -48,6 +49,16 @@ def _requests(several: Iterable[tuple[RequestCount, ...]]) -> tuple[RequestCount
 def lasting(counters: Counters) -> Counters:
     """What stays of a router that has ended: its queues are gone, and its process."""
     return msgspec.structs.replace(counters, queues=(), usage=None)
+
+
+def only(counters: Counters, labels: Labels) -> Counters:
+    """What of it is told: nothing of endpoints and backends that are forgotten."""
+    return msgspec.structs.replace(
+        counters,
+        requests=tuple(count for count in counters.requests if labels.has(count.endpoint, count.backend)),
+        events=tuple(count for count in counters.events if labels.has(count.endpoint, count.backend)),
+        shadows=tuple(count for count in counters.shadows if labels.has(count.endpoint, count.backend)),
+    )
 
 
 def add_up_replicas(several: Iterable[ReplicaCounters]) -> ReplicaCounters:

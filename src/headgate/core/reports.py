@@ -5,6 +5,7 @@ What `serve.status()` and `serve.stat()` return.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
@@ -177,6 +178,13 @@ class Counters(msgspec.Struct, frozen=True):
     def shadows_dropped(self) -> int:
         """How many copies were not sent."""
         return self._events(SHADOW_DROPPED)
+
+    def labels(self) -> Iterator[tuple[str, str]]:
+        """The endpoint and the backend of each count; a pair comes several times."""
+        for count in (*self.requests, *self.shadows):
+            yield count.endpoint, count.backend
+        for event in self.events:
+            yield event.endpoint, event.backend
 
     def _events(self, event: str) -> int:
         return sum(count.count for count in self.events if count.event == event)

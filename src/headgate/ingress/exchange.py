@@ -202,7 +202,7 @@ class Exchange(Call):
         self.out.append(self._head(status, lines, framing))
         if bodyless:
             self.complete = True
-            self.connection.service.router.cancel(self)
+            self.connection.service.router.enough(self, status)
             self.connection.flush_for(self)
 
     def _head(self, status: int, lines: bytes, framing: bytes) -> bytes:

@@ -435,6 +435,8 @@ class Runner:
         try:
             await self._caller.call_async(members)
         finally:
+            for member in members:
+                member.task = None  # else the two would hold each other, and the call with its body, until the collector comes
             self._async_running -= 1
             self._async_ended += 1
             if not self._inbox.empty:

@@ -69,7 +69,7 @@ _asking = threading.Lock()
 Member_co = TypeVar("Member_co", bound=Member, covariant=True)
 
 
-class CallFacts(msgspec.Struct, Generic[Member_co]):
+class CallFacts(msgspec.Struct, Generic[Member_co], weakref=True):
     """One call of user code, as the replica enters it."""
 
     members: Sequence[Member_co]

@@ -20,6 +20,7 @@ import msgspec
 from headgate.core import histograms, wire
 from headgate.core.deadlines import DeadlineWheel
 from headgate.core.histograms import SUM, TICKS_PER_S, Tally
+from headgate.core.labels import REMEMBERED, Labels
 from headgate.core.messages import Applied, BackendEntry, Idle, Message, RoutingTable
 from headgate.core.reports import CANCELLED, EXPIRED, SHADOW_DROPPED, SHED, Counters, EventCount, QueueDepth, RequestCount
 from headgate.core.traffic import KeyMemory
@@ -64,6 +65,8 @@ class Router:
         self._counts: dict[tuple[str, str, int], Tally] = {}  # times of requests by endpoint, backend and status, …
         self._shadow_counts: dict[tuple[str, str, int], Tally] = {}  # … and of copies
         self._events: dict[tuple[str, str, str, str], int] = {}  # see `EventCount`
+        self._labels = Labels(2 * REMEMBERED)  # what these are kept of
+        self._forgotten = (0, 0.0)  # what `served` has of the others
         self._shadows: set[Call] = set()
         self._closed = False
         self.link: type[Link] = Link
@@ -102,6 +105,8 @@ class Router:
             if leaving is not backend.entry:
                 backend.update(leaving)
         self._drop_shadows(table)
+        if self._labels.follow(table.endpoints, table.backends):
+            self._forget_counts()
         self.report(Applied(table.version))
         self._report_idle(followed=True)
 
@@ -140,8 +145,7 @@ class Router:
         call.backend = ""
         endpoint = self._endpoints.get(call.endpoint)
         if endpoint is None:
-            why = f"there is no endpoint {call.endpoint!r}; list_endpoints() shows those that are"
-            self._refuse(call, ErrorInfo("EndpointRemovedError", why))
+            self._refuse_unknown(call)
             return
         if self.table.closing or self._closed:
             self._refuse(call, unavailable("the instance is shutting down", "shutting down", None))
@@ -224,14 +228,27 @@ class Router:
         self._count(call, error.status, self.now(), self._counts)
         call.failed(error)
 
+    def _refuse_unknown(self, call: Call) -> None:
+        """It is counted without an endpoint: the name is whatever a caller has made up."""
+        why = f"there is no endpoint {call.endpoint!r}; list_endpoints() shows those that are"
+        error = ErrorInfo("EndpointRemovedError", why)
+        call.state = OVER
+        histograms.observe(self._counts.setdefault(("", "", error.status), histograms.tally()), self.now() - call.admitted_at)
+        call.failed(error)
+
     def cancel(self, call: Call) -> None:
         """Nobody waits for it any more: queued work never starts. No method of the call is called after this."""
         if call.state == OVER:
             return
-        self._abandon(call)
         if not call.shadow:
             self.note(CANCELLED, call.endpoint, call.backend)
-        self.over(call, 499, self.now())
+        self.enough(call, 499)
+
+    def enough(self, call: Call, status: int) -> None:
+        """All of its answer that is wanted has come: what makes the rest is given up. As with `cancel`, no method of the call follows."""
+        if call.state != OVER:
+            self._abandon(call)
+            self.over(call, status, self.now())
 
     def credit(self, call: Call, count_bytes: int) -> None:
         """The reader of this call's stream has taken that many bytes."""
@@ -388,10 +405,22 @@ class Router:
         events = tuple(EventCount(*key, count) for key, count in self._events.items())
         return Counters(_told(self._counts), queues, events, _told(self._shadow_counts))
 
+    def _forget_counts(self) -> None:
+        """Of endpoints and backends that have gone only the latest are told of."""
+        has, before = self._labels.has, self.served()
+        for counts in (self._counts, self._shadow_counts):
+            for counted in [key for key in counts if not has(key[0], key[1])]:
+                del counts[counted]
+        for event in [key for key in self._events if not has(key[1], key[2])]:
+            del self._events[event]
+        left, (count, seconds) = self.served(), self._forgotten
+        self._forgotten = (count + before[0] - left[0], seconds + before[1] - left[1])
+
     def served(self) -> tuple[int, float]:
         """How many calls came to an end other than a refusal, and how many seconds these took together."""
         counted = [tally for (_, backend, status), tally in self._counts.items() if backend and status != 503]
-        return int(sum(sum(tally[:SUM]) for tally in counted)), sum(tally[SUM] for tally in counted)
+        count, seconds = self._forgotten
+        return count + int(sum(sum(tally[:SUM]) for tally in counted)), seconds + sum(tally[SUM] for tally in counted)
 
     @property
     def active(self) -> int:

@@ -109,6 +109,10 @@ class Way:
         """False where the instance is known to have ended, at a glance."""
         return os.path.exists(self._folder)
 
+    def was_killed(self) -> bool:
+        """Whether it is known to have ended without having been shut down: what it would have removed is there."""
+        return False
+
     def _runs(self) -> bool:
         return self.is_there()
 

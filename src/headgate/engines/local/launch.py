@@ -44,9 +44,9 @@ def launch(settings: InstanceSettings, *, root: str = "headgate.root", timeout_s
 
     `settings.folder` is `folder_for(name)`; `root` is the module to run, whose `main` supervises. Call it from any thread.
 
-    Raises `AddressInUseError`, `StateDirInUseError`, `StateDirUnsafeError`, `InvalidValueError` for a `log_dir` that can't be
-    used, or `InstanceStartError` for anything else, with the end of the log. After an error, or an interrupt, nothing of it is
-    left running.
+    Raises `AddressInUseError`, `StateDirInUseError`, `LogDirInUseError`, `StateDirUnsafeError`, `InvalidValueError` for a `log_dir`
+    that can't be used, or `InstanceStartError` for anything else, with the end of the log. After an error, or an interrupt, nothing of
+    it is left running.
     """
     if settings.state_kept:
         folders.check_state_dir(settings.state_dir)

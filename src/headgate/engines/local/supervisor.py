@@ -99,6 +99,8 @@ def supervise(boot: Boot, report_to: socket.socket, to_run: Programs) -> None:
         held.append(lock)
         if settings.state_kept:
             held.append(folders.hold_state(settings.state_dir))
+        if settings.log_dir:
+            held.append(folders.hold_logs(settings.log_dir))
         free_timeout_s = PORT_FREE_TIMEOUT_S if boot.replaces_dead else 0.0
         listeners = listen(settings, free_timeout_s)
         from_afar = listen_from_afar(settings.admin_address, free_timeout_s) if settings.admin_address else None
