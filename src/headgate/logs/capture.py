@@ -108,6 +108,7 @@ class _Of(msgspec.Struct, frozen=True):
 
     endpoint: str
     request_ids: tuple[str, ...]
+    trace_ids: tuple[str, ...]
 
 
 class _Unfinished(msgspec.Struct, eq=False):
@@ -172,7 +173,7 @@ class Stream(io.TextIOBase):
             begun = _Unfinished(None, None, thread)
         else:
             # When a call has ended nobody holds it any more. To be told so costs nothing where nothing was printed.
-            begun = _Unfinished(weakref.ref(call, self._gone), _Of(call.endpoint, call.request_ids), thread)
+            begun = _Unfinished(weakref.ref(call, self._gone), _Of(call.endpoint, call.request_ids, call.trace_ids), thread)
         self._unfinished.append(begun)
         return begun
 
