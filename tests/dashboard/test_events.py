@@ -191,6 +191,29 @@ def test_an_old_client_gets_the_events_up_to_the_end_of_the_connection(server: I
         assert looker.next("overview")["name"] == "played"
 
 
+def test_over_tls_it_is_the_same():
+    with ingress(tls=True) as server:
+        with server.client() as client:
+            assert client.ask(b"GET /-/ HTTP/1.1\r\nHost: x\r\n\r\n").status == 200
+            Looker(client).next("overview")
+            draining = asyncio.run_coroutine_threadsafe(server.service.drain(600.0), server.loop)
+            assert client.rest().endswith(b"0\r\n\r\n")
+        draining.result(10)
+
+
+def test_what_comes_behind_a_stream_on_its_connection_is_answered_when_that_has_ended_and_nothing_of_it_runs_before(server: IngressServer):
+    with server.client() as client:
+        looker = Looker(client)
+        client.send(ASK.replace(b"events", b"healthz") + ASK)
+        looker.next("overview")
+        wait_until(lambda: lookers(server) == 2)
+        asyncio.run_coroutine_threadsafe(server.service.drain(600.0), server.loop).result(10)
+        rest = client.rest()
+        assert rest.count(b"HTTP/1.1 200") == 2
+        assert b'{"status":"ok"}' in rest
+        assert rest.endswith(b"0\r\n\r\n")
+
+
 def test_pages_take_nothing_from_elsewhere_and_give_nothing_to_others(server: IngressServer):
     with server.client() as client:
         for name in ("", *FILES):

@@ -9,10 +9,13 @@ from headgate.config import BackendConfig, ReplicaOptions
 from headgate.core.histograms import Histogram
 from headgate.core.overview import MOST_REPLICAS, Looked, Overview, declared_data, overview, without_frames
 from headgate.core.reports import (
+    SHED,
     BackendInfo,
+    Coming,
     Counters,
     Description,
     EndpointInfo,
+    EventCount,
     Failure,
     Measurement,
     ProcessReport,
@@ -21,6 +24,7 @@ from headgate.core.reports import (
     ReplicaStatus,
     RequestCount,
     Usage,
+    Waiting,
 )
 from headgate.core.specs import Code
 
@@ -73,6 +77,22 @@ def test_rates_are_differences_over_the_time_between_two_measurements():
     assert (backend.replicas[0].cores, backend.replicas[0].rss_bytes, backend.replicas[1].cores) == (0.1, 1000, None)
 
 
+def test_what_was_refused_is_told_by_the_rule_that_refused_it():
+    before, after = (
+        Measurement(Counters(events=(EventCount(SHED, "e", "b", "queue full", number), EventCount(SHED, "e", "", "no traffic", 3))))
+        for number in (2, 7)
+    )
+    assert seen(before, after).endpoints[0].shed == {"queue full": 5}
+
+
+def test_what_a_verb_is_about_to_create_is_told_with_what_it_waits_for():
+    waiting = Waiting("new", 2, "asks for 1 GPU, 0 are free", 3.0)
+    found = seen(measurement(0), measurement(0), coming={"new": Coming(3, 1)}, waiting=(waiting,))
+    (coming,) = found.coming
+    assert (coming.backend, coming.replicas, coming.ready) == ("new", 3, 1)
+    assert "asks for 1 GPU" in coming.waits
+
+
 def test_with_one_measurement_there_are_no_rates_and_nothing_else_is_missing():
     once = measurement(100, (3,))
     found = seen(once, once, seconds=0.0)
@@ -98,6 +118,7 @@ def test_tracebacks_and_what_user_code_said_are_there_only_with_debug(debug: boo
 def test_a_traceback_is_left_out_but_for_what_it_ends_with():
     assert without_frames(f"it did not start\n\n{TRACEBACK}") == "it did not start\nValueError: no model"
     assert without_frames(TRACEBACK) == "ValueError: no model"
+    assert without_frames(f"it said: ValueError: no model\n\n{TRACEBACK}") == "it said: ValueError: no model"
     assert without_frames("killed by SIGSEGV") == "killed by SIGSEGV"
 
 

@@ -6,8 +6,8 @@ runs with `debug`; and what may be secret isn't in the declared state.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -15,16 +15,21 @@ from headgate.core import declared, rates
 from headgate.core.histograms import Histogram
 from headgate.core.rates import Rates, Times
 from headgate.core.reports import (
+    SHED,
     BackendInfo,
     Description,
     EndpointInfo,
     Failure,
     Measurement,
+    QueueDepth,
     ReplicaCounters,
     ReplicaStatus,
     RequestCount,
     Usage,
 )
+
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 MOST_REPLICAS: Final = 64
 """So many of a backend are shown one by one; first those that aren't ready."""
@@ -50,6 +55,7 @@ class EndpointView(msgspec.Struct, frozen=True):
     rates: Rates | None
     traffic: tuple[Branch, ...]
     shadows: tuple[Branch, ...]
+    shed: dict[str, int]  # how many were refused with 503, by the rule that refused them
 
 
 class ReplicaView(msgspec.Struct, frozen=True):
@@ -88,6 +94,15 @@ class BackendView(msgspec.Struct, frozen=True):
     deaths: dict[str, int]  # by reason
 
 
+class ComingView(msgspec.Struct, frozen=True):
+    """Replicas that a verb starts before it counts; `waits` says what for, where there is no room."""
+
+    backend: str
+    replicas: int
+    ready: int
+    waits: str
+
+
 class FailureView(msgspec.Struct, frozen=True):
     """What has failed of late; see `Failure`."""
 
@@ -121,6 +136,7 @@ class Overview(msgspec.Struct, frozen=True):
     cores: float | None
     endpoints: tuple[EndpointView, ...]
     backends: tuple[BackendView, ...]
+    coming: tuple[ComingView, ...]
     failures: tuple[FailureView, ...]
     state_id: str
 
@@ -145,8 +161,16 @@ class _Viewer:
         self._debug = debug
         self._now = now
         ended, known = self._after.counters, self._before.counters
-        self._requests = rates.requests_between(known.requests, ended.requests)
-        self._copies = rates.requests_between(known.shadows, ended.shadows)
+        requests = rates.requests_between(known.requests, ended.requests)
+        copies = rates.requests_between(known.shadows, ended.shadows)
+        self._by_endpoint = _grouped(requests, lambda count: count.endpoint)
+        self._by_backend = _grouped([*requests, *copies], lambda count: count.backend)
+        self._by_branch = _grouped(requests, lambda count: (count.endpoint, count.backend))
+        self._copies = _grouped(copies, lambda count: (count.endpoint, count.backend))
+        self._shed = _grouped(
+            (event for event in rates.events_between(known.events, ended.events) if event.event == SHED), lambda event: event.endpoint
+        )
+        self._depths = {depth.backend: depth for depth in ended.queues}
         self._used = {process.id: process.usage for process in self._after.processes}
         self._had_used = {process.id: process.usage for process in self._before.processes}
 
@@ -161,8 +185,8 @@ class _Viewer:
             debug=self._debug,
             http_urls=description.http_urls,
             window_s=self._window_s,
-            rates=self._rates(count for count in self._requests if count.endpoint),
-            refused=rates.rates((count for count in self._requests if not count.endpoint), 1.0).statuses,
+            rates=self._rates(count for name, counts in self._by_endpoint.items() if name for count in counts),
+            refused=rates.rates(self._by_endpoint.get("", ()), 1.0).statuses,
             queued=sum(depth.queued for depth in queues),
             in_flight=sum(depth.in_flight for depth in queues),
             processes=len(processes),
@@ -170,31 +194,37 @@ class _Viewer:
             cores=sum(used for used in cores if used is not None) if self._window_s else None,
             endpoints=tuple(self._endpoint(endpoint) for _, endpoint in sorted(description.endpoints.items())),
             backends=tuple(self._backend(backend) for _, backend in sorted(description.backends.items())),
+            coming=self._coming(),
             failures=tuple(self._failure(failure) for failure in self._after.failures),
             state_id=description.state_id,
         )
 
     def _endpoint(self, endpoint: EndpointInfo) -> EndpointView:
         name = endpoint.name
+        shed = _grouped(self._shed.get(name, ()), lambda event: event.reason)
         return EndpointView(
             name=name,
             route=endpoint.route,
             methods=endpoint.methods,
-            rates=self._rates(count for count in self._requests if count.endpoint == name),
-            traffic=self._branches(name, endpoint.traffic, self._requests),
+            rates=self._rates(self._by_endpoint.get(name, ())),
+            traffic=self._branches(name, endpoint.traffic, self._by_branch),
             shadows=self._branches(name, endpoint.shadows, self._copies),
+            shed={rule: sum(event.count for event in events) for rule, events in shed.items()},
         )
 
-    def _branches(self, name: str, shares: Mapping[str, float], counts: list[RequestCount]) -> tuple[Branch, ...]:
+    def _coming(self) -> tuple[ComingView, ...]:
+        waits = {waiting.backend: waiting.text for waiting in self._description.waiting}
         return tuple(
-            Branch(tag, share, self._rates(count for count in counts if (count.endpoint, count.backend) == (name, tag)))
-            for tag, share in sorted(shares.items())
+            ComingView(tag, coming.replicas, coming.ready, waits.get(tag, "")) for tag, coming in sorted(self._description.coming.items())
         )
+
+    def _branches(self, name: str, shares: Mapping[str, float], counts: Mapping[tuple[str, str], list[RequestCount]]) -> tuple[Branch, ...]:
+        return tuple(Branch(tag, share, self._rates(counts.get((name, tag), ()))) for tag, share in sorted(shares.items()))
 
     def _backend(self, backend: BackendInfo) -> BackendView:
         tag, after = backend.tag, self._after
         before, told = self._before.backends.get(tag, ReplicaCounters()), after.backends.get(tag, ReplicaCounters())
-        depths = [depth for depth in after.counters.queues if depth.backend == tag]
+        depth = self._depths.get(tag, QueueDepth(tag, 0, 0))
         states = [replica.state for replica in backend.replicas]
         shown = sorted(backend.replicas, key=lambda replica: (replica.state == "ready", replica.id))[:MOST_REPLICAS]
         sizes = rates.between(before.batch_sizes, told.batch_sizes)
@@ -207,9 +237,9 @@ class _Viewer:
             ready=states.count("ready"),
             counts={state: states.count(state) for state in sorted(set(states))},
             replicas=tuple(self._replica(replica) for replica in sorted(shown, key=lambda replica: replica.id)),
-            queued=sum(depth.queued for depth in depths),
-            in_flight=sum(depth.in_flight for depth in depths),
-            rates=self._rates(count for count in (*self._requests, *self._copies) if count.backend == tag),
+            queued=depth.queued,
+            in_flight=depth.in_flight,
+            rates=self._rates(self._by_backend.get(tag, ())),
             queue=self._times(before.queue, told.queue),
             batch_wait=self._times(before.batch_wait, told.batch_wait),
             execution=self._times(before.execution, told.execution),
@@ -253,10 +283,20 @@ class _Viewer:
         return max(0.0, used.cpu_seconds - had_used.cpu_seconds) / self._window_s
 
 
+def _grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    found: dict[K, list[T]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
+
+
 def without_frames(text: str) -> str:
     """What is said before a traceback, and the line that it ends with, which says what was raised."""
     said, mark, traceback = text.partition(_TRACEBACK)
-    return f"{said.rstrip()}\n{traceback.strip().rpartition(chr(10))[2]}".lstrip("\n") if mark else text
+    if not mark:
+        return text
+    said, last = said.rstrip(), traceback.strip().rpartition("\n")[2]
+    return said if said.endswith(last) else f"{said}\n{last}".lstrip("\n")
 
 
 def declared_data(description: Description) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import msgspec
 
 from headgate.core import histograms
 from headgate.core.histograms import BOUNDS, TICKS_PER_S, Histogram
-from headgate.core.reports import RequestCount
+from headgate.core.reports import EventCount, RequestCount
 
 _LEFT = 499
 
@@ -56,6 +56,18 @@ def requests_between(before: Iterable[RequestCount], after: Iterable[RequestCoun
             times = between(Histogram(old.buckets, old.seconds), Histogram(count.buckets, count.seconds))
             new = RequestCount(count.endpoint, count.backend, count.status, count.count - old.count, times.sum, times.buckets)
             found.append(new)
+    return found
+
+
+def events_between(before: Iterable[EventCount], after: Iterable[EventCount]) -> list[EventCount]:
+    """What befell requests between two measurements."""
+    known = {(count.event, count.endpoint, count.backend, count.reason): count.count for count in before}
+    found = []
+    for count in after:
+        old = known.get((count.event, count.endpoint, count.backend, count.reason), 0)
+        new = count.count - old if old <= count.count else count.count
+        if new:
+            found.append(msgspec.structs.replace(count, count=new))
     return found
 
 

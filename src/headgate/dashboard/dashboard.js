@@ -70,7 +70,7 @@ function showOverview(overview) {
   shownAt = new Date();
   if (overview.ready) connection("ready", "Ready");
   else connection("unhealthy", "Not ready");
-  const isEmpty = !overview.endpoints.length && !overview.backends.length;
+  const isEmpty = !overview.endpoints.length && !overview.backends.length && !overview.coming.length;
   say($("name"), overview.name);
   document.title = `${overview.ready || isEmpty ? "" : "Not ready: "}${overview.name} · Headgate`;
   sayParts($("facts"), facts(overview));
@@ -201,8 +201,8 @@ function makeBackend(backend) {
   table.setAttribute("aria-label", `Replicas of ${backend.tag}`);
   parts.batches.append(element("h4", "", "Batch sizes"), parts.batchNote, parts.bars);
   const heading = element("div", "heading", element("h3", "", backend.tag), parts.state);
-  const details = element("details", "", parts.summary, table);
-  return {node: element("article", "card", heading, parts.code, parts.reason, parts.figures, parts.batches, details), ...parts};
+  parts.details = element("details", "", parts.summary, table);
+  return {node: element("article", "card", heading, parts.code, parts.reason, parts.figures, parts.batches, parts.details), ...parts};
 }
 
 function updateBackend(parts, backend) {
@@ -224,6 +224,7 @@ function updateBackend(parts, backend) {
   show(parts.batches, backend.max_batch_size > 1);
   if (backend.max_batch_size > 1) updateBatches(parts, backend);
   say(parts.summary, `${words.several(Object.values(backend.counts).reduce((sum, number) => sum + number, 0), "replica")} one by one`);
+  show(parts.details, backend.replicas.length > 0);
   show(parts.gpus, backend.replicas.some(each => each.gpus.length > 0));
   list(parts.rows, backend.replicas, each => each.id, makeRow, (entry, replica) => updateRow(entry, replica, !parts.gpus.hidden));
 }

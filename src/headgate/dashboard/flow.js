@@ -16,7 +16,18 @@ export function follow(overview) {
   const endpoints = list($("endpoints"), overview.endpoints, each => each.name, makeEndpoint, updateEndpoint);
   const targets = list($("targets"), overview.backends, each => each.tag, makeTarget, updateTarget);
   drawn = {endpoints, targets};
+  const coming = $("coming");
+  show(coming, overview.coming.length > 0);
+  list(coming, overview.coming, each => each.backend, () => ({node: element("li")}), (entry, each) => say(entry.node, onItsWay(each)));
+  const refused = Object.entries(overview.refused).map(([status, number]) => `${words.count(number)} with ${status}`);
+  show($("refused"), refused.length > 0);
+  say($("refused"), `Refused before they reached an endpoint, in the last 5 seconds: ${refused.join(", ")}`);
   draw();
+}
+
+function onItsWay(coming) {
+  const text = `${coming.backend} is on its way: ${coming.ready} of ${words.several(coming.replicas, "new replica")} ready`;
+  return coming.waits ? `${text}. ${coming.waits}` : text;
 }
 
 function makeEndpoint(endpoint) {
@@ -39,7 +50,7 @@ function updateEndpoint(parts, endpoint) {
   say(parts.rate, words.rate(rates && rates.per_s));
   sayParts(parts.times, [`p50 ${words.time(rates && rates.times.p50_s)}`, `p99 ${words.time(rates && rates.times.p99_s)}`]);
   show(parts.failing, Boolean(rates && rates.failed_per_s));
-  if (rates && rates.failed_per_s) say(parts.failing, failing(rates));
+  if (rates && rates.failed_per_s) say(parts.failing, failing(rates, Object.keys(endpoint.shed)));
   show(parts.none, !endpoint.traffic.length);
   const branches = [
     ...endpoint.traffic.map(each => ({...each, text: `${words.share(each.share)} of requests go to ${each.backend}`})),
@@ -48,9 +59,10 @@ function updateEndpoint(parts, endpoint) {
   list(parts.branches, branches, each => each.text, () => ({node: element("li")}), (entry, each) => say(entry.node, each.text));
 }
 
-export function failing(rates) {
+function failing(rates, rules = []) {
   const statuses = Object.entries(rates.statuses).filter(([status]) => Number(status) >= 500).map(([status]) => status);
-  return `${words.share(rates.failed_per_s / rates.per_s)} fail: ${statuses.join(", ")}`;
+  const why = rules.length ? ` (${rules.join(", ")})` : "";
+  return `${words.share(rates.failed_per_s / rates.per_s)} fail: ${statuses.join(", ")}${why}`;
 }
 
 function makeTarget(backend) {
@@ -99,16 +111,27 @@ function updateReplica(parts, replica) {
 // The lines.
 
 function draw() {
-  const svg = $("links");
   const frame = $("flow").getBoundingClientRect();
   if (!latest || !frame.width) return;
-  svg.setAttribute("viewBox", `0 0 ${frame.width} ${frame.height}`);
+  $("links").setAttribute("viewBox", `0 0 ${frame.width} ${frame.height}`);
   const placed = links().map(link => ({...link, from: box(link.from, frame), to: box(link.to, frame)}));
   stack(placed, link => link.endpoint, link => link.from, "fromY", 0);
   stack(placed, link => link.backend, link => link.to, "toY", 14); // room for what is said of each
-  const shapes = placed.flatMap(link => [curve(link), label(link)]);
-  for (const [, parts] of drawn.targets) shapes.push(stem(box(parts.card, frame), box(parts.running, frame)));
-  svg.replaceChildren(...shapes.filter(Boolean));
+  const shapes = placed.map(curve);
+  for (const [tag, parts] of drawn.targets) shapes.push(...stem(tag, box(parts.card, frame), box(parts.running, frame)));
+  shapes.push(...placed.map(label)); // above the lines
+  list($("links"), shapes, each => each.key, makeShape, updateShape);
+}
+
+function makeShape({tag}) {
+  return {node: document.createElementNS(SVG, tag)};
+}
+
+function updateShape({node}, {attributes, text}) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (node.getAttribute(name) !== String(value)) node.setAttribute(name, value);
+  }
+  if (text !== undefined) say(node, text);
 }
 
 function links() {
@@ -149,32 +172,29 @@ function grouped(items, keyOf) {
   return [...groups.values()];
 }
 
-function shape(tag, classes, attributes) {
-  const made = document.createElementNS(SVG, tag);
-  made.setAttribute("class", classes);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
+function keyOf(link) {
+  return JSON.stringify([link.endpoint, link.backend, link.isShadow]);
 }
 
 function curve(link) {
   const middle = (link.from.right + link.to.left) / 2;
   const path = `M${link.from.right} ${link.fromY} C${middle} ${link.fromY} ${middle} ${link.toY} ${link.to.left} ${link.toY}`;
   const isIdle = link.rates && link.rates.per_s === 0;
-  return shape("path", `link${link.isShadow ? " shadow" : ""}${isIdle ? " idle" : ""}`, {d: path, "stroke-width": link.width});
+  const classes = `link${link.isShadow ? " shadow" : ""}${isIdle ? " idle" : ""}`;
+  return {key: `curve ${keyOf(link)}`, tag: "path", attributes: {class: classes, d: path, "stroke-width": link.width}};
 }
 
 function label(link) {
-  const text = shape("text", "share", {x: link.to.left - 6, y: link.toY + 4, "text-anchor": "end"});
   const isRoomy = link.to.left - link.from.right > 150;
   const live = link.rates && isRoomy ? ` · ${words.rate(link.rates.per_s)}/s` : "";
-  text.textContent = words.share(link.share) + live;
-  return text;
+  const attributes = {class: "share", x: link.to.left - 6, y: link.toY + 4, "text-anchor": "end"};
+  return {key: `label ${keyOf(link)}`, tag: "text", attributes, text: words.share(link.share) + live};
 }
 
-function stem(card, running) {
-  if (running.left < card.right) return null; // below it, on a narrow page
+function stem(tag, card, running) {
+  if (running.left < card.right) return []; // below it, on a narrow page
   const y = (card.top + card.bottom) / 2;
-  return shape("path", "stem", {d: `M${card.right} ${y} H${running.left - 4}`});
+  return [{key: `stem ${tag}`, tag: "path", attributes: {class: "stem", d: `M${card.right} ${y} H${running.left - 4}`}}];
 }
 
 new ResizeObserver(draw).observe($("flow"));

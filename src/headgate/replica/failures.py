@@ -12,6 +12,7 @@ from headgate.errors import ErrorInfo
 from headgate.replica.member import Member
 
 _KEPT: Final = 16
+_LONGEST_NAME: Final = 100
 
 
 class FailedCalls:
@@ -29,7 +30,7 @@ class FailedCalls:
             kind=info.kind,
             backend=self._backend,
             endpoint=member.endpoint,
-            error=info.message.partition(":")[0] if info.kind == "UserCodeError" else info.kind,
+            error=info.message.partition(":")[0][:_LONGEST_NAME] if info.kind == "UserCodeError" else info.kind,
             count=1,
             at=time.time(),
             replica=self._replica,
