@@ -15,8 +15,7 @@ let heardAt = 0;
 let shownAt = null;
 
 function listen() {
-  clearTimeout(retry);
-  source?.close();
+  stop();
   heardAt = performance.now();
   source = new EventSource("events");
   source.addEventListener("overview", event => { heard(); showOverview(JSON.parse(event.data)); });
@@ -30,9 +29,8 @@ function heard() {
 }
 
 function lost() {
-  source?.close();
-  clearTimeout(retry);
-  connection("lost", "Not connected", `This ingress doesn't answer. It is asked again every second. ${since()}`);
+  stop();
+  connection("lost", "Not connected", `This ingress doesn't answer, or too many look at it. It is asked again every second. ${since()}`);
   retry = setTimeout(listen, 1000 * RETRY_S);
 }
 
