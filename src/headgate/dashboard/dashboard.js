@@ -105,7 +105,7 @@ function showTotals(overview) {
     ["Queued", words.count(overview.queued), overview.queued ? "warn" : ""],
     ["Running", words.count(overview.in_flight - overview.queued)],
   ]);
-  history.push(rates ? rates.per_s : 0);
+  if (rates) history.push(rates.per_s);
   if (history.length > MOST_KEPT) history.shift();
   spark($("totals").firstChild);
 }

@@ -118,7 +118,7 @@ class Dashboard:
                 description, measurement = await self._describe(), await self._measure()
             now = self._loop.time()
             self._looked.append(Looked(now, measurement))
-            while self._looked[0].at_s < now - WINDOW_S - PERIOD_S / 2:
+            while len(self._looked) > 2 and self._looked[0].at_s < now - WINDOW_S - PERIOD_S / 2:
                 self._looked.popleft()
             self._overview = await asyncio.to_thread(self._events, description, self._looked[0], self._looked[-1])
         except Exception as error:  # noqa: BLE001  # the root of a task: whatever it was, lookers must be told
