@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
@@ -15,7 +15,7 @@ import uvloop
 
 from headgate.core import wire
 from headgate.core.messages import BackendEntry, EndpointEntry, ReplicaEntry, RoutingTable
-from headgate.core.reports import Counters, Measurement, RequestCount
+from headgate.core.reports import Counters, Description, Measurement, RequestCount
 from headgate.errors import ErrorInfo
 from headgate.ingress.exchange import Exchange
 from headgate.ingress.http1 import Connection
@@ -262,13 +262,18 @@ async def _measure() -> Measurement:
     return Measurement(Counters(requests=(RequestCount("e", 'b"1', 200, 3, 0.5),)), {"b": 2}, {}, 1)
 
 
+async def _describe() -> Description:
+    return Description("test", (), {}, {}, (), {}, {}, (), ready=True)
+
+
 @contextmanager
 def ingress(
     on_submit: Callable[[FakeRouter, Call], None] = echo,
     *,
     table: RoutingTable | None = TABLE,
     limits: Limits | None = None,
-    measure: Callable[[], asyncio.Future[Measurement]] | None = None,
+    measure: Callable[[], Awaitable[Measurement]] | None = None,
+    describe: Callable[[], Awaitable[Description]] | None = None,
     tls: bool = False,
     exchange: type[Exchange] | None = None,
 ) -> Iterator[IngressServer]:
@@ -278,7 +283,7 @@ def ingress(
 
     async def serve() -> None:
         router = FakeRouter(on_submit)
-        service = Service(router, measure or _measure, server="127.0.0.1:0", limits=limits, exchange=exchange)
+        service = Service(router, measure or _measure, describe or _describe, server="127.0.0.1:0", limits=limits, exchange=exchange)
         if table is not None:
             service.apply(table)
         loop = asyncio.get_running_loop()

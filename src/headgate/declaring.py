@@ -16,7 +16,7 @@ import msgspec
 from headgate import formats
 from headgate.config import DEFAULT_MAX_BODY_BYTES
 from headgate.core import declared as declared_state
-from headgate.core.declared import Declared, DeclaredBackend, DeclaredEndpoint, HttpSettings, Problem
+from headgate.core.declared import Declared, HttpSettings, Problem
 from headgate.core.desired import check_fit
 from headgate.core.reports import Description
 from headgate.core.specs import Definition
@@ -87,23 +87,7 @@ def of_running(running: Description) -> Declared:
     http = {key: value for key, value in running.http.items() if value != _USUAL.get(key) and value is not None}
     if http.get("max_inflight_bytes") == machine.memory_bytes() // 4:  # as it is where nothing was said
         del http["max_inflight_bytes"]
-    return Declared(
-        http=HttpSettings(**http),
-        backends={
-            tag: DeclaredBackend(
-                import_path=backend.code.import_path,
-                init_args=backend.code.init_args,
-                init_kwargs=backend.code.init_kwargs,
-                config=backend.config,
-                ray_actor_options=backend.options,
-            )
-            for tag, backend in running.backends.items()
-        },
-        endpoints={
-            name: DeclaredEndpoint(route=endpoint.route, methods=endpoint.methods, traffic=endpoint.traffic, shadows=endpoint.shadows)
-            for name, endpoint in running.endpoints.items()
-        },
-    )
+    return msgspec.structs.replace(declared_state.of_running(running), http=HttpSettings(**http))
 
 
 _USUAL: Final = {

@@ -123,6 +123,21 @@ def test_a_start_that_came_to_nothing_is_counted_as_that():
     play(scene)
 
 
+def test_what_has_failed_of_late_is_told_also_replicas_that_ended_or_did_not_start():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1")
+        assert (await measured(rig)).failures == ()
+        rig.engine.fail_next("v1", ReplicaStartError("no model", remote_traceback="Traceback: it isn't there"))
+        rig.engine.end(rig.replicas("v1")[0], "killed by SIGSEGV")
+        await until(lambda: len(rig.replicas("v1")) == 1, "another has taken its place at last")
+        start, death = (await measured(rig)).failures
+        assert (death.kind, death.backend, death.error, death.message) == ("ReplicaDiedError", "v1", "signal", "killed by SIGSEGV")
+        assert (start.kind, start.backend, start.message) == ("ReplicaStartError", "v1", "no model")
+        assert start.traceback == "Traceback: it isn't there"
+
+    play(scene)
+
+
 def test_processes_are_told_with_what_they_use():
     async def scene(rig: Rig) -> None:
         rig.ingress.counters = Counters(usage=Usage(1.5, 4096))

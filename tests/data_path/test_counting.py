@@ -66,6 +66,27 @@ def test_every_call_has_one_time_in_the_queue_and_one_of_execution_however_it_en
     play(scene)
 
 
+@pytest.mark.parametrize("handler", [fail, add])
+def test_calls_that_fail_are_told_once_with_the_latest_request_and_others_are_not(tmp_path: Path, handler: Any):
+    async def scene() -> None:
+        async with Rig(tmp_path, handler) as rig:
+            for _ in range(3):
+                await rig.ask(1).done
+            await counted(rig, 3)
+            runner = rig.replicas[0].runner
+            told = runner.take_failures()
+            if handler is add:
+                assert told == ()
+                return
+            (failure,) = told
+            assert (failure.kind, failure.error, failure.message, failure.count) == ("UserCodeError", "ValueError", "ValueError: 1", 3)
+            assert (failure.backend, failure.endpoint, failure.replica) == ("b", "e", rig.replicas[0].id)
+            assert "in fail" in failure.traceback
+            assert runner.take_failures() == ()
+
+    play(scene)
+
+
 def test_an_answer_of_bytes_over_http_has_nothing_to_encode_and_a_record_has(tmp_path: Path):
     async def scene() -> None:
         async with Rig(tmp_path, lambda request: b"raw" if not request.data else {"json": True}) as rig:

@@ -38,6 +38,7 @@ from headgate.controller.waiting import WaitsForRoom
 from headgate.core import counters, desired, histograms, reconcile
 from headgate.core import replica_life as life
 from headgate.core.desired import Backend
+from headgate.core.failures import Failures
 from headgate.core.labels import Labels
 from headgate.core.messages import (
     BrokenReplica,
@@ -59,7 +60,7 @@ from headgate.core.messages import (
 )
 from headgate.core.pace import Pace
 from headgate.core.reconcile import Wanted
-from headgate.core.reports import Counters, Description, Measurement, ProcessReport, ReplicaCounters, ReplicaReport
+from headgate.core.reports import Counters, Description, Failure, Measurement, ProcessReport, ReplicaCounters, ReplicaReport
 from headgate.engines.base import Ended, Engine, InstanceSettings, ReplicaSpec, Running
 from headgate.errors import AddressInUseError, HeadgateError, InstanceStartError, InvalidValueError, NotFoundError
 from headgate.logs import reading
@@ -77,6 +78,8 @@ _REPLICAS_PER_S = 500
 _DRAIN_POLL_S = 0.02
 _TELL_AFTER_S = 2.0
 _INGRESS_GRACE_S = 5.0
+_KEPT_FAILURES = 50
+"""Of so many ways to fail it is known when that was last."""
 
 
 class Controller:
@@ -95,6 +98,7 @@ class Controller:
         self._replicas: Counting[ReplicaCounters] = Counting(
             self._tag_of, counters.add_up_replicas, counters.lasting_of_replica, self._labels.backends.__contains__
         )
+        self._failures = Failures(_KEPT_FAILURES)
         self._departures = Departures(self._fleet, self._routers, self._tasks, self._changes, publish=self._publish)
         self._rollouts = Rollouts(engine, self._fleet, self._changes, reconcile=self._reconcile)
         self._ingresses = Ingresses(engine, settings, self._routers, self._tasks, self._changes)
@@ -208,6 +212,7 @@ class Controller:
             self._had_answered(message.replica)
         elif isinstance(message, ReplicaCounted) and connection.hello.role == "replica":
             self._replicas.said(connection, message.number, message.counters)
+            self._failures.add_all(message.counters.failures)
         elif not self._routers.received(connection, message) and connection.hello.role in ("replica", "ingress"):
             self._engine.received(connection.hello.id, message)
 
@@ -445,12 +450,16 @@ class Controller:
             if replica.ready_at is None:
                 _log.error("replica %s of backend %r did not start: %s", replica.id, replica.tag, replica.fault)
                 fault = replica.failure or replica.fault
+                if not replica.no_room:
+                    self._failures.add(_failure(replica, "ReplicaStartError", "", fault))
                 if replica.no_room and self._engine.may_fit(replica.spec.options, 1) is None:  # it has waited, and goes on
                     self._restarts.forget(replica.tag)
                 self._restarts.failed(replica.tag, replica.id, life.STARTING, now, fault, no_room=replica.no_room, now=now)
             else:
                 _log.warning("replica %s of backend %r ended: %s", replica.id, replica.tag, replica.fault)
-                self._fleet.deaths[replica.tag, replica.cause or life.cause_of_death(replica.fault)] += 1
+                cause = replica.cause or life.cause_of_death(replica.fault)
+                self._fleet.deaths[replica.tag, cause] += 1
+                self._failures.add(_failure(replica, "ReplicaDiedError", cause, replica.fault))
                 fault = f"replica {replica.id} ended: {replica.fault}"
                 if life.died_early(life.READY, replica.answered, now - replica.ready_at):
                     self._restarts.failed(replica.tag, replica.id, life.READY, replica.ready_at, fault, no_room=False, now=now)
@@ -544,6 +553,7 @@ class Controller:
             backends=self._replicas.totals(),
             replicas=tuple(ReplicaReport(id, tag, said.metrics) for id, (tag, said) in sorted(replicas.items()) if said.metrics),
             processes=tuple(self._processes(replicas)),
+            failures=self._failures.latest(),
         )
 
     def _forget_gone(self, table: RoutingTable) -> None:
@@ -680,3 +690,8 @@ def _shown_at(listener: socket.socket, settings: InstanceSettings) -> Certificat
     if settings.ssl_certfile is None:  # a name that was taken for this machine's own
         raise InvalidValueError(f"admin_address={settings.admin_address!r} is {host}, beyond this machine, which takes ssl_certfile")
     return Certificate(settings.ssl_certfile, settings.ssl_keyfile)
+
+
+def _failure(replica: Replica, kind: str, cause: str, why: str) -> Failure:
+    message, _, traceback = why.partition("\n\n")
+    return Failure(kind, replica.tag, "", cause, 1, time.time(), replica.id, message=message, traceback=traceback)

@@ -75,4 +75,4 @@ def add_up_replicas(several: Iterable[ReplicaCounters]) -> ReplicaCounters:
 
 def lasting_of_replica(counters: ReplicaCounters) -> ReplicaCounters:
     """What stays of a replica that has ended."""
-    return msgspec.structs.replace(counters, usage=None, metrics=())
+    return msgspec.structs.replace(counters, usage=None, metrics=(), failures=())

@@ -17,6 +17,7 @@ from msgspec import UNSET, UnsetType
 from headgate.config import BackendConfig, ReplicaOptions, parse_config, parse_options, refuse_unknown, suggest
 from headgate.core import traffic
 from headgate.core.desired import check_methods, check_name, check_route
+from headgate.core.reports import Description
 from headgate.core.specs import Code, Definition
 from headgate.errors import ConfigError, ConfigTypeError, HeadgateError
 from headgate.scheduling import InPlacementGroup, NodeAffinity, NodeLabels
@@ -381,6 +382,26 @@ def _shown(value: object) -> str:
 
 
 # Into data.
+
+
+def of_running(running: Description) -> Declared:
+    """What declares all that is asked for of an instance, but for how it serves HTTP."""
+    return Declared(
+        backends={
+            tag: DeclaredBackend(
+                import_path=backend.code.import_path,
+                init_args=backend.code.init_args,
+                init_kwargs=backend.code.init_kwargs,
+                config=backend.config,
+                ray_actor_options=backend.options,
+            )
+            for tag, backend in running.backends.items()
+        },
+        endpoints={
+            name: DeclaredEndpoint(route=endpoint.route, methods=endpoint.methods, traffic=endpoint.traffic, shadows=endpoint.shadows)
+            for name, endpoint in running.endpoints.items()
+        },
+    )
 
 
 def to_data(declared: Declared) -> dict[str, Any]:

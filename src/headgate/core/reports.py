@@ -208,6 +208,25 @@ class UserMetric(msgspec.Struct, frozen=True, array_like=True):
     bounds: tuple[float, ...] = ()  # of a histogram's buckets, without infinity
 
 
+class Failure(msgspec.Struct, frozen=True, array_like=True):
+    """What has failed in the same way, `count` times as far as is told; all but `count` is of the latest time.
+
+    `kind` is a class in `headgate.errors`: "ReplicaDiedError" for a replica that ended unasked, "ReplicaStartError" for one that did not
+    start, and otherwise that of a call of user code.
+    """
+
+    kind: str
+    backend: str
+    endpoint: str
+    error: str  # the class of what was raised, or the cause of a death
+    count: int
+    at: float  # seconds since 1970, by the clock of the process
+    replica: str
+    request_id: str = ""
+    message: str = ""
+    traceback: str = ""
+
+
 class ReplicaCounters(msgspec.Struct, frozen=True):
     """What one replica counted since it started. Times are as in `core/histograms.py`."""
 
@@ -218,6 +237,7 @@ class ReplicaCounters(msgspec.Struct, frozen=True):
     batch_sizes: Histogram = Histogram()
     usage: Usage | None = None
     metrics: tuple[UserMetric, ...] = ()
+    failures: tuple[Failure, ...] = ()  # those since it said so last: each is said once
 
 
 class ReplicaReport(msgspec.Struct, frozen=True):
@@ -251,3 +271,4 @@ class Measurement(msgspec.Struct, frozen=True):
     backends: dict[str, ReplicaCounters] = {}  # what replicas counted, by backend
     replicas: tuple[ReplicaReport, ...] = ()
     processes: tuple[ProcessReport, ...] = ()
+    failures: tuple[Failure, ...] = ()  # of late, the latest first

@@ -21,6 +21,7 @@ from headgate.core.messages import (
     PROTOCOL,
     Count,
     Counted,
+    Describe,
     Drain,
     Hello,
     Measure,
@@ -32,7 +33,7 @@ from headgate.core.messages import (
     SendTable,
     Unwanted,
 )
-from headgate.core.reports import Counters, Measurement
+from headgate.core.reports import Counters, Description, Measurement
 from headgate.core.specs import IngressSpec
 from headgate.errors import rebuild
 from headgate.heap import keep_freed
@@ -89,6 +90,7 @@ class _Ingress:
         self._service = Service(
             self._router,
             self._measure,
+            self._describe,
             server=self._address,
             scheme="http" if context is None else "https",
             limits=Limits(connections=_raise_file_limit() * 9 // 10),
@@ -160,10 +162,16 @@ class _Ingress:
         return msgspec.structs.replace(self._service.with_refusals(self._router.counters()), usage=usage.own())
 
     async def _measure(self) -> Measurement:
-        done = await self._link.call(Measure())
+        return msgspec.msgpack.decode(await self._ask(Measure()), type=Measurement)
+
+    async def _describe(self) -> Description:
+        return msgspec.msgpack.decode(await self._ask(Describe()), type=Description)
+
+    async def _ask(self, question: Measure | Describe) -> bytes:
+        done = await self._link.call(question)
         if done.error is not None:
             raise rebuild(done.error)
-        return msgspec.msgpack.decode(done.result, type=Measurement)
+        return done.result
 
 
 def _traced(id: str) -> tuple[type[Router], type[Exchange]]:

@@ -33,6 +33,7 @@ from headgate.errors import (
 from headgate.logs.capture import finish
 from headgate.replica import response
 from headgate.replica.counting import Counts, CountsBySlot
+from headgate.replica.failures import FailedCalls
 from headgate.replica.member import Member, Stream
 from headgate.replica.request import PlaceholderRequest, Request
 from headgate.replica.results import split_batch
@@ -88,6 +89,7 @@ class Caller:
         self.running: dict[int, CallFacts[Member]] = {}
         """What runs now, by slot (threads) or by the call's identity (event loop)."""
         self.counts = CountsBySlot()
+        self.failed = FailedCalls(backend, replica)
         self.ended = 0
         """Calls of user code that have ended; a count for people, not exact over threads."""
         self._backend = backend
@@ -237,6 +239,7 @@ class Caller:
         except BaseException:  # noqa: BLE001 - its class is user code, and may raise wherever it is asked; some answer must leave
             info = _UNTOLD
         if info.status >= 500:
+            self.failed.note(member, info)
             why = info.traceback or info.message
             with contextlib.suppress(BaseException):  # user code may have hung filters of its own into logging
                 _log.error("request %s to endpoint %r failed in backend %r:\n%s", member.request_id, member.endpoint, self._backend, why)

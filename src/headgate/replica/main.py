@@ -219,7 +219,10 @@ class _IoThread:
 
     def _tell_counters(self, number: int) -> None:
         runner = self._runner
-        counters = ReplicaCounters(usage=usage.own()) if runner is None else runner.counters()
+        if runner is None:
+            counters = ReplicaCounters(usage=usage.own())
+        else:
+            counters = msgspec.structs.replace(runner.counters(), failures=runner.take_failures())
         self._control.send(ReplicaCounted(number, counters))
 
     def _gone(self, ended: bool) -> None:
