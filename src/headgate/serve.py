@@ -11,8 +11,8 @@ there is none. Verbs can be called from any thread; inside a running event loop 
 In a replica they act on the instance that the replica belongs to.
 
 Every verb that talks to the instance can raise `NotRunningError` (a `RuntimeError`): the instance was shut down, or its
-controller could not be reached for 15 seconds. A verb that is interrupted, as by Ctrl-C, may take effect all the same, unless it
-waits for room on a cluster: then it leaves nothing.
+controller could not be reached for 15 seconds. A verb that is interrupted, as by Ctrl-C, may take effect all the same, if it has reached a
+controller; but one that waits for room on a cluster, and a `deploy` whose replicas start, leave nothing.
 """
 
 from __future__ import annotations
