@@ -381,7 +381,7 @@ class Instance:
 
         Args:
             declared: a file in YAML, TOML or JSON, or what it would hold; see `docs/reference/declared-state.md`. Its code is imported
-                here, from the folder of the file first.
+                in a process of its own, from the folder of the file first: what this process has imported before doesn't count.
             update: backends whose code is to be replaced though it looks the same, such as where a module that it imports was changed.
 
         Raises `DeclaredStateError` (`ValueError`), with a line for each mistake, also where the instance's HTTP settings differ; `OSError`
@@ -429,7 +429,7 @@ class Instance:
         if http:
             with source.at("http", who="http"):
                 self._connection.verb(CompareInit(http))
-        definitions, code = {}, {}
+        code = {}
         for tag, backend in declared.backends.items():
             with source.at("backends", tag, "ray_actor_options", who=f"backend {tag!r}"):
                 self._connection.way.check(backend.ray_actor_options)
@@ -437,9 +437,8 @@ class Instance:
                 old = running.backends.get(tag)
                 with source.at("backends", tag, "import_path", who=f"backend {tag!r}"):
                     code[tag] = arguments.code_by_value(backend.import_path, None if old is None else old.code, updated=tag in update)
-            else:
-                definitions[tag] = source.definition(tag)
-                code[tag] = definitions[tag].code
+        definitions = source.definitions()
+        code |= {tag: found.code for tag, found in definitions.items()}
         planned = plan(declared, definitions, running, update=update, code=code)
         for given in planned.verb.backends:
             if given.definition is not None:
