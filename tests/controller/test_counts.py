@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,13 @@ import msgspec
 import pytest
 
 from headgate import usage
+from headgate.config import BackendConfig, ReplicaOptions
 from headgate.controller import kept_counts
 from headgate.controller.kept_counts import KeptCounting, KeptCounts
-from headgate.core.messages import Measure
+from headgate.core.messages import Deploy, DeployedBackend, Measure
 from headgate.core.reports import Counters, Measurement, RequestCount, Usage
-from headgate.errors import ReplicaStartError
-from tests.controller.rig import Rig, create, play
+from headgate.errors import InsufficientResourcesError, ReplicaStartError
+from tests.controller.rig import Rig, create, definition, play
 from tests.support import until
 
 
@@ -56,6 +58,22 @@ def test_a_start_that_came_to_nothing_is_counted_as_that():
         assert (found.replica_starts, found.replica_start_failures, found.replica_deaths) == ({"v1": 1}, {"v1": 1}, {})
 
     play(scene)
+
+
+def test_a_start_without_room_or_that_nobody_wants_any_more_is_no_failed_one():
+    async def scene(rig: Rig) -> None:
+        rig.engine.fail_next("v1", InsufficientResourcesError("all is taken"))
+        assert (await rig.try_verb(create("v1"))).error is not None
+        state = (await rig.describe()).state_id
+        held = DeployedBackend("held", definition(), BackendConfig(), ReplicaOptions())
+        work = asyncio.create_task(rig.driver.link.call(Deploy((held,), (), state)))
+        await until(lambda: rig.replicas("held"), "it starts")
+        work.cancel()
+        await until(lambda: not rig.replicas("held"), "it is given up")
+        found = await measured(rig)
+        assert (found.replica_starts, found.replica_start_failures) == ({"v1": 1, "held": 1}, {})
+
+    play(scene, hold=("held",))
 
 
 def test_processes_are_told_with_what_they_use():

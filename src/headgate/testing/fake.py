@@ -73,7 +73,7 @@ class FakeEngine:
         self._waits, self._grows = waits, grows
         self._waiting: dict[str, _Replica] = {}  # by age
         self._running: dict[str, _Replica] = {}
-        self._fail_next: dict[str, list[ReplicaStartError]] = defaultdict(list)
+        self._fail_next: dict[str, list[ReplicaStartError | InsufficientResourcesError]] = defaultdict(list)
         self._held: set[str] = set()
         self._places = ["0"]
         self._closed = False
@@ -91,7 +91,7 @@ class FakeEngine:
 
     # What a test says.
 
-    def fail_next(self, backend: str, error: ReplicaStartError) -> None:
+    def fail_next(self, backend: str, error: ReplicaStartError | InsufficientResourcesError) -> None:
         """The next start of a replica of this backend raises `error`; called twice, the next two do."""
         self._fail_next[backend].append(error)
 
