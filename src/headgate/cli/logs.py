@@ -44,7 +44,8 @@ def logs(
 ) -> None:
     """Show what the processes of an instance have printed and logged, merged by time.
 
-    An instance that isn't detached writes to the terminal of the program that has started it, unless that gave a log_dir.
+    An instance that isn't detached writes to the terminal of the program that has started it, unless that gave a log_dir. On a cluster
+    Ray keeps what actors say.
 
     \b
     Examples:
@@ -96,11 +97,13 @@ def _of_running(where: Where) -> tuple[str, Callable[[], bool]]:
     with where.connect() as instance:
         folder = instance.status().log_dir
     if not folder:
-        kept = "where Ray keeps the output of actors" if where.engine == "ray" else "on the terminal of the program that has started it"
-        raise NotRunningError(
-            f"instance {where.name!r} keeps no log: what it says is {kept}; "
-            "start it with a log_dir, or detached as `headgate start` does, to have files"
+        kept = (
+            "Ray keeps what its actors say, on the node of each: worker-*.out in /tmp/ray/session_latest/logs, or `ray logs cluster`"
+            if where.engine == "ray"
+            else "what it says is on the terminal of the program that has started it; start it with a log_dir, or detached as "
+            "`headgate start` does, to have files"
         )
+        raise NotRunningError(f"instance {where.name!r} keeps no log: {kept}")
     return folder, lambda: where.name not in serve.list_instances()
 
 

@@ -45,7 +45,7 @@ class _Replica:
         self.asked_for = False
         self.address = ""
         self.peer: Peer | None = None
-        self.failure: ReplicaStartError | None = None
+        self.failure: ReplicaStartError | InsufficientResourcesError | None = None
         self.reason: str | None = None  # why it has ended
         self.changed = asyncio.Event()  # ready, failed or ended
 
