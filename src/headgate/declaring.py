@@ -8,12 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from headgate import formats, importing
-from headgate.config import DEFAULT_MAX_BODY_BYTES
 from headgate.core import declared as declared_state
 from headgate.core.declared import Declared, DeclaredBackend, DeclaredEndpoint, HttpSettings, Problem
 from headgate.core.desired import check_fit
@@ -80,9 +79,9 @@ class Source:
         return packed
 
 
-def of_running(running: Description) -> Declared:
-    """What declares all that is asked for of an instance."""
-    http = {key: value for key, value in running.http.items() if value != _USUAL.get(key) and value is not None}
+def of_running(running: Description, usual: Mapping[str, object]) -> Declared:
+    """What declares all that is asked for of an instance; `usual` is what `init` takes where nothing is said."""
+    http = {key: value for key, value in running.http.items() if value != usual[key]}
     if http.get("max_inflight_bytes") == machine.memory_bytes() // 4:  # as it is where nothing was said
         del http["max_inflight_bytes"]
     return Declared(
@@ -102,16 +101,6 @@ def of_running(running: Description) -> Declared:
             for name, endpoint in running.endpoints.items()
         },
     )
-
-
-_USUAL: Final = {
-    "http_host": "127.0.0.1",
-    "http_port": 8000,
-    "num_ingresses": 1,
-    "max_body_bytes": DEFAULT_MAX_BODY_BYTES,
-    "debug": False,
-}
-"""What `init` takes where nothing is said."""
 
 
 def load(given: object) -> Source:

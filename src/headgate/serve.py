@@ -29,7 +29,7 @@ from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec, Self, TypeVar
 
-from headgate import arguments
+from headgate import DEFAULT_NAME, arguments
 from headgate.config import DEFAULT_MAX_BODY_BYTES, BackendConfig, parse_config, parse_options, suggest, unknown
 from headgate.errors import InReplicaError, InvalidTypeError, NotRunningError
 from headgate.router import way as ways
@@ -90,7 +90,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Marked = TypeVar("Marked", bound=Callable[..., Any])
 
-_DEFAULT_NAME: Final = "default"
 _instances: list[Instance] = []  # of this process, by age
 _own: Instance | None = None  # that this process is a replica of
 _hosted: Host | None = None  # this process runs a program for `headgate run`
@@ -452,7 +451,8 @@ class Instance:
         """
         from headgate import declaring
 
-        return declaring.of_running(self.status())
+        usual = {name: parameter.default for name, parameter in inspect.signature(init).parameters.items()}
+        return declaring.of_running(self.status(), usual)
 
     def get_handle(self, name: str, missing_ok: bool = False) -> Handle:
         """A handle that calls an endpoint from Python.
@@ -616,7 +616,7 @@ def init(
     if name is None and _hosted is not None:
         name, engine, address = _hosted.name, given.get("engine", _hosted.engine), given.get("address", _hosted.address)
     settings = arguments.settings(
-        _DEFAULT_NAME if name is None else name,
+        DEFAULT_NAME if name is None else name,
         engine=engine,
         address=address,
         http_host=http_host,
@@ -705,7 +705,7 @@ def connect(name: str | None = None, *, engine: str = "local", address: str | No
     own = _of_replica()
     if own is not None:
         return own
-    wanted, starter = arguments.instance_name(_DEFAULT_NAME if name is None else name), _finder(engine, address)
+    wanted, starter = arguments.instance_name(DEFAULT_NAME if name is None else name), _finder(engine, address)
     way = starter.find(wanted)
     if way is None:
         running = starter.running()

@@ -11,7 +11,8 @@ from typing import Final
 
 import click
 
-from headgate.cli.where import DEFAULT_NAME, Where
+from headgate import DEFAULT_NAME
+from headgate.cli.where import Where
 
 LIMIT_S: Final = 1.0
 

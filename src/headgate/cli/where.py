@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
+from headgate import DEFAULT_NAME
+
 if TYPE_CHECKING:
     from headgate.serve import Instance
-
-DEFAULT_NAME: Final = "default"
 
 Found = TypeVar("Found")
 
