@@ -272,7 +272,7 @@ class Verbs:
 
     def _commit(self, id: str, state: State) -> None:
         """Make it what is asked for, durably and together with the verb's result, and begin to act on it."""
-        changed = [tag for tag, backend in self.state.backends.items() if state.backends.get(tag) != backend]
+        changed = [tag for tag, backend in self.state.backends.items() if state.backends.get(tag) is not backend]
         leaving = Leaving([*self.state.endpoints.keys() - state.endpoints.keys()], changed)
         self._store.finish(VerbDone(id, msgspec.msgpack.encode(leaving)), self.state, state)
         told = self._routers.table
