@@ -51,8 +51,8 @@ def definitions(named: Mapping[str, Named], folder: str) -> dict[str, Found]:
     with tempfile.TemporaryFile() as file:  # a pipe holds little, and would have to be read meanwhile
         file.write(msgspec.msgpack.encode(named))
         file.seek(0)
-        command = [sys.executable, "-c", _PROGRAM, json.dumps(path), str(file.fileno())]
-        # In a group of its own, so that Ctrl-C reaches this process alone, which ends it.
+        command = [sys.executable, "-P", "-c", _PROGRAM, json.dumps(path), str(file.fileno())]
+        # -P: a file of the working directory must not hide a module. A group of its own: Ctrl-C reaches this process alone, which ends it.
         done = subprocess.run(command, pass_fds=(file.fileno(),), stdin=subprocess.DEVNULL, process_group=0, check=False)
         file.seek(0)
         said = file.read()
