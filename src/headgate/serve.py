@@ -11,8 +11,8 @@ there is none. Verbs can be called from any thread; inside a running event loop 
 In a replica they act on the instance that the replica belongs to.
 
 Every verb that talks to the instance can raise `NotRunningError` (a `RuntimeError`): the instance was shut down, or its
-controller could not be reached for 15 seconds. A verb that is interrupted, as by Ctrl-C, may take effect all the same, unless it
-waits for room on a cluster: then it leaves nothing.
+controller could not be reached for 15 seconds. A verb that is interrupted, as by Ctrl-C, may take effect all the same, if it has reached a
+controller; but one that waits for room on a cluster, and a `deploy` whose replicas start, leave nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec, Self, TypeVar
 
-from headgate import arguments
+from headgate import DEFAULT_NAME, arguments
 from headgate.config import DEFAULT_MAX_BODY_BYTES, BackendConfig, parse_config, parse_options, suggest, unknown
 from headgate.errors import ConfigError, InReplicaError, InvalidTypeError, NotRunningError
 from headgate.router import way as ways
@@ -90,7 +90,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Marked = TypeVar("Marked", bound=Callable[..., Any])
 
-_DEFAULT_NAME: Final = "default"
 _instances: list[Instance] = []  # of this process, by age
 _own: Instance | None = None  # that this process is a replica of
 _hosted: Host | None = None  # this process runs a program for `headgate run`
@@ -387,7 +386,7 @@ class Instance:
 
         Args:
             declared: a file in YAML, TOML or JSON, or what it would hold; see `docs/reference/declared-state.md`. Its code is imported
-                here, from the folder of the file first.
+                in a process of its own, from the folder of the file first: what this process has imported before doesn't count.
             update: backends whose code is to be replaced though it looks the same, such as where a module that it imports was changed.
 
         Raises `DeclaredStateError` (`ValueError`), with a line for each mistake, also where the instance's HTTP settings differ; `OSError`
@@ -435,7 +434,7 @@ class Instance:
         if http:
             with source.at("http", who="http"):
                 self._connection.verb(CompareInit(http))
-        definitions, code = {}, {}
+        code = {}
         for tag, backend in declared.backends.items():
             with source.at("backends", tag, "ray_actor_options", who=f"backend {tag!r}"):
                 self._connection.way.check(backend.ray_actor_options)
@@ -443,9 +442,8 @@ class Instance:
                 old = running.backends.get(tag)
                 with source.at("backends", tag, "import_path", who=f"backend {tag!r}"):
                     code[tag] = arguments.code_by_value(backend.import_path, None if old is None else old.code, updated=tag in update)
-            else:
-                definitions[tag] = self._connection.way.portable(source.definition(tag))
-                code[tag] = definitions[tag].code
+        definitions = {tag: self._connection.way.portable(found) for tag, found in source.definitions().items()}
+        code |= {tag: found.code for tag, found in definitions.items()}
         planned = plan(declared, definitions, running, update=update, code=code)
         for given in planned.verb.backends:
             if given.definition is not None:
@@ -459,7 +457,8 @@ class Instance:
         """
         from headgate import declaring
 
-        return declaring.of_running(self.status())
+        usual = {name: parameter.default for name, parameter in inspect.signature(init).parameters.items()}
+        return declaring.of_running(self.status(), usual)
 
     def get_handle(self, name: str, missing_ok: bool = False) -> Handle:
         """A handle that calls an endpoint from Python.
@@ -636,7 +635,7 @@ def init(
     if name is None and _hosted is not None:
         name, engine, address = _hosted.name, given.get("engine", _hosted.engine), given.get("address", _hosted.address)
     settings = arguments.settings(
-        _DEFAULT_NAME if name is None else name,
+        DEFAULT_NAME if name is None else name,
         engine=engine,
         address=address,
         http_host=http_host,
@@ -746,7 +745,7 @@ def connect(
     for what, value in (("admin_token", admin_token), ("admin_cafile", admin_cafile)):
         if value is not None:
             raise ConfigError(f"{what} is for an instance at an address such as tcp://host:8100; leave it out, or give the address")
-    wanted, starter = arguments.instance_name(_DEFAULT_NAME if name is None else name), _finder(engine, address)
+    wanted, starter = arguments.instance_name(DEFAULT_NAME if name is None else name), _finder(engine, address)
     way = starter.find(wanted)
     if way is None:
         running = starter.running()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -11,13 +12,14 @@ import msgspec
 import pytest
 
 from headgate import usage
+from headgate.config import BackendConfig, ReplicaOptions
 from headgate.controller import kept_counts
 from headgate.controller.kept_counts import KeptCounting, KeptCounts
 from headgate.core.labels import REMEMBERED
-from headgate.core.messages import DeleteBackend, DeleteEndpoint, Measure
+from headgate.core.messages import DeleteBackend, DeleteEndpoint, Deploy, DeployedBackend, Measure
 from headgate.core.reports import Counters, Measurement, RequestCount, Usage
-from headgate.errors import ReplicaStartError
-from tests.controller.rig import Rig, create, play
+from headgate.errors import InsufficientResourcesError, ReplicaStartError
+from tests.controller.rig import Rig, create, definition, play
 from tests.support import until
 
 
@@ -136,6 +138,22 @@ def test_what_has_failed_of_late_is_told_also_replicas_that_ended_or_did_not_sta
         assert start.traceback == "Traceback: it isn't there"
 
     play(scene)
+
+
+def test_a_start_without_room_or_that_nobody_wants_any_more_is_no_failed_one():
+    async def scene(rig: Rig) -> None:
+        rig.engine.fail_next("v1", InsufficientResourcesError("all is taken"))
+        assert (await rig.try_verb(create("v1"))).error is not None
+        state = (await rig.describe()).state_id
+        held = DeployedBackend("held", definition(), BackendConfig(), ReplicaOptions())
+        work = asyncio.create_task(rig.driver.link.call(Deploy((held,), (), state)))
+        await until(lambda: rig.replicas("held"), "it starts")
+        work.cancel()
+        await until(lambda: not rig.replicas("held"), "it is given up")
+        found = await measured(rig)
+        assert (found.replica_starts, found.replica_start_failures) == ({"v1": 1, "held": 1}, {})
+
+    play(scene, hold=("held",))
 
 
 def test_processes_are_told_with_what_they_use():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from headgate.cli import output
+from headgate.cli.headers import parse
 from headgate.cli.where import Where, on_instance
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def bench(
         rate=rate,
         duration_s=duration,
         method=verb or ("GET" if body is None else "POST"),
-        headers=dict(map(call.parse_header, headers)),
+        headers=tuple(map(parse, headers)),
         body=body,
         timeout_s=timeout,
         max_connections=connections,

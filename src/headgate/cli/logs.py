@@ -47,7 +47,8 @@ def logs(
 ) -> None:
     """Show what the processes of an instance have printed and logged, merged by time.
 
-    An instance that isn't detached writes to the terminal of the program that has started it, unless that gave a log_dir.
+    An instance that isn't detached writes to the terminal of the program that has started it, unless that gave a log_dir. On a cluster
+    Ray keeps what actors say.
 
     \b
     Examples:
@@ -149,11 +150,13 @@ def _of_running(where: Where, wanted: Wanted) -> _Near | _Afar:
         instance = stack.enter_context(where.connect())
         folder = instance.status().log_dir
         if not folder:
-            kept = "where Ray keeps the output of actors" if where.engine == "ray" else "on the terminal of the program that has started it"
-            raise NotRunningError(
-                f"instance {instance.name!r} keeps no log: what it says is {kept}; "
-                "start it with a log_dir, or detached as `headgate start` does, to have files"
+            kept = (
+                "Ray keeps what its actors say, on the node of each: worker-*.out in /tmp/ray/session_latest/logs, or `ray logs cluster`"
+                if where.engine == "ray"
+                else "what it says is on the terminal of the program that has started it; start it with a log_dir, or detached as "
+                "`headgate start` does, to have files"
             )
+            raise NotRunningError(f"instance {instance.name!r} keeps no log: {kept}")
         if where.is_afar:
             return _Afar(instance, wanted, stack.pop_all().close)
         return _Near(folder, wanted, lambda: where.name in serve.list_instances())

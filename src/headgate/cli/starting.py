@@ -56,7 +56,7 @@ def run(where: Where, target: str, arguments: tuple[str, ...], reload: bool, wat
         from headgate.cli.reload import Reloader
 
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # a file that changes twice in a second may look the same to what was compiled
-        with _started(where, given) as instance, Reloader(instance, where, parsed, arguments, watched) as reloader:
+        with _started(where, given) as instance, Reloader(where, parsed, arguments, watched) as reloader:
             return _until_told(instance, lambda: _serve(instance, reloader.step))
 
     def set_up_and_serve() -> int:
@@ -78,7 +78,8 @@ def run(where: Where, target: str, arguments: tuple[str, ...], reload: bool, wat
 def start(where: Where, target: str | None, arguments: tuple[str, ...], **values: Any) -> int:
     """Start an instance that outlives this command, and have TARGET, if given, set it up.
 
-    TARGET is as for `headgate run`. Returns when it has ended; where it fails, nothing is left running. `headgate stop` ends the instance.
+    TARGET is as for `headgate run`. Returns when it has ended; where it fails, or Ctrl-C or SIGTERM comes before that, nothing is
+    left running. `headgate stop` ends the instance.
 
     \b
     Examples:
@@ -88,15 +89,18 @@ def start(where: Where, target: str | None, arguments: tuple[str, ...], **values
     """
     parsed, given = parse(target) if target is not None else None, init_options.given(values)
     _refuse_running(where, needs_cluster=True)
-    instance = _started(where, {**given, "detached": True})
-    try:
-        status = _set_up(where, parsed, arguments) if parsed is not None else 0
-    except BaseException:
-        instance.shutdown()
-        raise
-    if status != 0:
-        instance.shutdown()
-        return status
+    from headgate.engines.local import sigterm
+
+    with sigterm.exits_within():
+        instance = _started(where, {**given, "detached": True})
+        try:
+            status = _set_up(where, parsed, arguments) if parsed is not None else 0
+        except BaseException:
+            instance.shutdown()
+            raise
+        if status != 0:
+            instance.shutdown()
+            return status
     _say_what_serves(instance)
     if log_dir := instance.status().log_dir:
         output.say(f"its log: {log_dir}")

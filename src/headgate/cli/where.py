@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import click
 
+from headgate import DEFAULT_NAME
+
 if TYPE_CHECKING:
     from headgate.serve import Instance
 
-DEFAULT_NAME: Final = "default"
 _ALL_ADDRESSES: Final = ("0.0.0.0", "::", "")
 
 Found = TypeVar("Found")

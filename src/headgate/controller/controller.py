@@ -205,7 +205,7 @@ class Controller:
         if isinstance(message, VerbCall):
             self._verbs.call(message, connection.send)
         elif isinstance(message, VerbLeft):
-            self._verbs.left(message.id)
+            self._verbs.left(message.id, connection.send)
         elif isinstance(message, BrokenReplica):
             self._broken(message)
         elif isinstance(message, HadAnswered):

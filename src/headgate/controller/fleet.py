@@ -104,11 +104,11 @@ class Fleet:
         self._over = over
         self._replicas: dict[str, Replica] = {}
         self.starts: Counter[str] = Counter()
-        """Starts by backend, also those that failed, …"""
+        """Starts by backend, whatever came of them, …"""
         self.start_failures: Counter[str] = Counter()
-        """… those of them that came to nothing, though there was room."""
+        """… those of them that failed: not for want of room, nor because nobody wanted them any more, …"""
         self.start_times: dict[str, Tally] = {}
-        """How long the others took."""
+        """… and how long those took that this controller began and that became ready."""
         self.deaths: Counter[tuple[str, str]] = Counter()
         """Ends of ready replicas that nobody asked for, by backend and cause."""
         self._numbers = itertools.count()
@@ -187,13 +187,14 @@ class Fleet:
             if isinstance(error, asyncio.CancelledError):
                 await asyncio.shield(self._engine.kill(replica.id))  # an adopted one lives on when the wait for it is cancelled
             replica.failure, replica.no_room = str(error), isinstance(error, InsufficientResourcesError)
-            if isinstance(error, ReplicaStartError) and not replica.dismissed:
-                self.start_failures[replica.tag] += 1
+            if isinstance(error, ReplicaStartError):
+                self._count_failure(replica)
             self._end(replica, error.message if isinstance(error, HeadgateError) else repr(error))
             raise
         finally:
             replica.starting = False
         if replica.gone:
+            self._count_failure(replica)
             self._end(replica, replica.gone)
         if replica.state == life.ENDED:
             raise ReplicaStartError(f"replica {replica.id} of backend {replica.tag!r} ended as soon as it was ready: {replica.fault}")
@@ -285,6 +286,10 @@ class Fleet:
         del self._replicas[replica.id]
         self._over(replica)
         self._changes.tell()
+
+    def _count_failure(self, replica: Replica) -> None:
+        if not (replica.dismissed or replica.given_up):
+            self.start_failures[replica.tag] += 1
 
     def _count_start(self, tag: str, took_s: float) -> None:
         histograms.observe(self.start_times.setdefault(tag, histograms.tally()), took_s, START_TICKS_PER_S)

@@ -20,6 +20,7 @@ from headgate.core.desired import check_methods, check_name, check_route
 from headgate.core.reports import Description
 from headgate.core.specs import Code, Definition
 from headgate.errors import ConfigError, ConfigTypeError, HeadgateError
+from headgate.formats import Place
 from headgate.scheduling import InPlacementGroup, NodeAffinity, NodeLabels
 
 BY_VALUE: Final = "by-value:"
@@ -91,10 +92,6 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Backends by tag."""
     endpoints: dict[str, DeclaredEndpoint] = {}
     """Endpoints by name."""
-
-
-Place = tuple[str | int, ...]
-"""Keys from the root to a value."""
 
 
 class Problem(msgspec.Struct, frozen=True):

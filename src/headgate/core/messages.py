@@ -251,7 +251,11 @@ class VerbCall(msgspec.Struct, frozen=True, tag="verb"):
 
 
 class VerbLeft(msgspec.Struct, frozen=True, tag="verb_left"):
-    """Nobody waits for this verb any more: if it waits for room it is given up."""
+    """Nobody waits for this verb any more: if it waits for room, or is a deployment that hasn't taken effect, it is given up.
+
+    Answered by a `VerbDone` once nothing more will come of it, at once by a controller that doesn't know of it; until then it is said
+    again to each controller.
+    """
 
     id: str
 

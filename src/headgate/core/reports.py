@@ -261,13 +261,13 @@ class Measurement(msgspec.Struct, frozen=True):
     """What all processes have counted, added up, also those that have ended."""
 
     counters: Counters  # of routers
-    replica_starts: dict[str, int] = {}
+    replica_starts: dict[str, int] = {}  # by backend, whatever came of them
     replica_deaths: dict[str, int] = {}
     routers: int = 0  # that were asked and answered
     unhealthy: dict[str, str] = {}  # backends that have fewer replicas than they should: why, with the last traceback
     replica_death_reasons: dict[str, dict[str, int]] = {}  # the deaths, by backend and then by reason
-    replica_start_failures: dict[str, int] = {}  # starts that came to nothing
-    replica_start_times: dict[str, Histogram] = {}  # of those that became ready, in buckets from 10 ms
+    replica_start_failures: dict[str, int] = {}  # those that failed: not for want of room, nor where nobody wanted them any more
+    replica_start_times: dict[str, Histogram] = {}  # of those that became ready under one controller, in buckets from 10 ms
     backends: dict[str, ReplicaCounters] = {}  # what replicas counted, by backend
     replicas: tuple[ReplicaReport, ...] = ()
     processes: tuple[ProcessReport, ...] = ()

@@ -114,7 +114,7 @@ class Connection:
         """Have the controller apply a verb, wait for its end, and return its result as msgpack.
 
         Raises the verb's error; `NotRunningError` when the instance is gone, or its controller out of reach for 15 s.
-        Where the wait is interrupted, as by Ctrl-C, the verb goes on.
+        Where the wait is interrupted, as by Ctrl-C, that is what `ControlLink.call` says of a cancellation.
         """
         done = self._wait(self._call(verb))
         for text in done.warnings:

@@ -1,7 +1,8 @@
 """How does a process stay in touch with the controller, over every restart of it?
 
 A `ControlLink` lives on one event loop. It connects, says hello, hands on what arrives, and connects again whenever the
-connection is lost. Verbs that were not answered are sent again under the same id, which the controller applies once.
+connection is lost. Verbs that were not answered are sent again under the same id, which the controller applies once; those that
+nobody waits for any more are not, and a controller that may have begun one is told so.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class ControlLink:
         self._transport: asyncio.WriteTransport | None = None
         self._welcome: Welcome | None = None
         self._verbs: dict[str, tuple[bytes, asyncio.Future[VerbDone]]] = {}  # by id: as sent, and its answer
+        self._left: set[str] = set()  # ids of those that nobody waits for any more, until it is known that nothing more comes of them
         self._waiting: set[asyncio.Future[Welcome]] = set()
         self._task: asyncio.Task[None] | None = None
         self._id = ""  # of the instance that was first met
@@ -93,7 +95,8 @@ class ControlLink:
         """Send a verb and wait for its end, over reconnects.
 
         The record returned may hold the verb's error. Raises `NotRunningError` when the instance is gone; whether the
-        verb was applied is then unknown. After a cancellation the verb goes on, unless it waits for room, and its answer is dropped.
+        verb was applied is then unknown. After a cancellation it is never sent again. Where it has begun, it goes on and its answer is
+        dropped; but a deployment that has not taken effect, and what waits for room, is given up, also by a later controller.
         """
         self._refuse_if_over()
         id = uuid.uuid4().hex
@@ -105,8 +108,9 @@ class ControlLink:
         try:
             return await future
         except asyncio.CancelledError:
-            if self._welcome is not None and self._transport is not None:
-                self._transport.write(messages.encode(VerbLeft(id)))
+            self._left.add(id)
+            if self._welcome is not None:
+                self.send(VerbLeft(id))
             raise
         finally:
             self._verbs.pop(id, None)
@@ -179,6 +183,7 @@ class ControlLink:
 
     def _received(self, message: Message) -> None:
         if isinstance(message, VerbDone):
+            self._left.discard(message.id)
             _, pending = self._verbs.get(message.id, (None, None))
             if pending is not None and not pending.done():
                 pending.set_result(message)
@@ -188,6 +193,8 @@ class ControlLink:
             for waiting in self._waiting:
                 if not waiting.done():
                     waiting.set_result(message)
+            for id in self._left:
+                self.send(VerbLeft(id))
             for data, _ in self._verbs.values():
                 if self._transport is not None:
                     self._transport.write(data)
