@@ -31,7 +31,7 @@ from headgate.router.routes import MOST_DEATHS, BackendRoute, EndpointRoute, una
 from headgate.router.way import Way
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 _SHADOW_S = 60.0
 """A copy is given up after that long where its backend has no limit."""
@@ -62,8 +62,8 @@ class Router:
         self._wheel: DeadlineWheel[Call] = DeadlineWheel()
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = math.inf
-        self._counts: dict[tuple[str, str, int], Tally] = {}  # times of requests by endpoint, backend and status, …
-        self._shadow_counts: dict[tuple[str, str, int], Tally] = {}  # … and of copies
+        self._counts = _Tallies()  # times of requests by endpoint, backend and status, …
+        self._shadow_counts = _Tallies()  # … and of copies
         self._events: dict[tuple[str, str, str, str], int] = {}  # see `EventCount`
         self._labels = Labels(2 * REMEMBERED)  # what these are kept of
         self._forgotten = (0, 0.0)  # what `served` has of the others
@@ -225,7 +225,7 @@ class Router:
         if error.status == 503:
             self.note(SHED, call.endpoint, call.backend, error.reason)
         call.state = OVER
-        self._count(call, error.status, self.now(), self._counts)
+        histograms.observe(self._counts[call.endpoint, call.backend, error.status], self.now() - call.admitted_at)
         call.failed(error)
 
     def _refuse_unknown(self, call: Call) -> None:
@@ -233,7 +233,7 @@ class Router:
         why = f"there is no endpoint {call.endpoint!r}; list_endpoints() shows those that are"
         error = ErrorInfo("EndpointRemovedError", why)
         call.state = OVER
-        histograms.observe(self._counts.setdefault(("", "", error.status), histograms.tally()), self.now() - call.admitted_at)
+        histograms.observe(self._counts["", "", error.status], self.now() - call.admitted_at)
         call.failed(error)
 
     def cancel(self, call: Call) -> None:
@@ -270,11 +270,14 @@ class Router:
             self._wheel.discard(call, call.bucket)
         if call.shadow:
             self._shadows.discard(call)
-            self._count(call, status, now, self._shadow_counts)
+            histograms.observe(self._shadow_counts[call.endpoint, call.backend, status], now - call.admitted_at)
             return
         call.backend_route.in_flight -= 1
         call.endpoint_route.in_flight -= 1
-        self._count(call, status, now, self._counts)
+        tally = self._counts[call.endpoint, call.backend, status]
+        seconds = now - call.admitted_at
+        tally[int(seconds * TICKS_PER_S).bit_length()] += 1
+        tally[SUM] += seconds
         if self._old_endpoints or self._leaving or self._old_backends:
             self._loop.call_soon(self._report_idle)
 
@@ -302,15 +305,6 @@ class Router:
             if deadline < self._alarm_at:
                 self._set_alarm()
         call.deadline = deadline
-
-    def _count(self, call: Call, status: int, now: float, counts: dict[tuple[str, str, int], Tally]) -> None:
-        key = (call.endpoint, call.backend, status)
-        tally = counts.get(key)
-        if tally is None:
-            tally = counts[key] = histograms.tally()
-        seconds = now - call.admitted_at
-        tally[int(seconds * TICKS_PER_S).bit_length()] += 1
-        tally[SUM] += seconds
 
     def note(self, event: str, endpoint: str, backend: str, reason: str = "") -> None:
         """Count what has befallen a call; see `EventCount`."""
@@ -456,7 +450,15 @@ class Router:
         return [*self._backends.values(), *self._leaving.values(), *self._old_backends]
 
 
-def _told(counts: dict[tuple[str, str, int], Tally]) -> tuple[RequestCount, ...]:
+class _Tallies(dict[tuple[str, str, int], Tally]):
+    """By endpoint, backend and status. Those of a key are made when first asked for."""
+
+    def __missing__(self, key: tuple[str, str, int]) -> Tally:
+        tally = self[key] = histograms.tally()
+        return tally
+
+
+def _told(counts: Mapping[tuple[str, str, int], Tally]) -> tuple[RequestCount, ...]:
     told = ((key, histograms.of(tally)) for key, tally in counts.items())
     return tuple(RequestCount(*key, histogram.count, histogram.sum, histogram.buckets) for key, histogram in told)
 
