@@ -17,7 +17,7 @@ from tests.support import leave_out
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/tutorial/**/*.md")), *sorted(ROOT.glob("docs/how-to/**/*.md"))]
-_PROGRAMS = ("unshare", "setsid", "bash", "curl")
+_PROGRAMS = ("unshare", "setsid", "bash", "curl", "openssl")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
