@@ -83,10 +83,11 @@ def instance_of(name: str) -> str:
 
 
 @contextlib.contextmanager
-def serving(name: str, route: str, log: Path, **extra: str) -> Iterator[Served]:
+def serving(program: Path, route: str, log: Path, **extra: str) -> Iterator[Served]:
     """Run it, from when the route is served, which is the last that it makes. What it says goes into the file; it is to exit with 0."""
-    command = [*COMMAND, "run", "--name", instance_of(name), "--http-port", "0", f"examples/{name}.py"]
-    with log.open("w") as said, subprocess.Popen(command, env=environment(extra), stdout=said, stderr=said, cwd=ROOT) as process:
+    name = program.stem
+    command = [*COMMAND, "run", "--name", instance_of(name), "--http-port", "0", str(program)]
+    with log.open("w") as said, subprocess.Popen(command, env=environment(extra), stdout=said, stderr=said, cwd=program.parent) as process:
         try:
 
             def url() -> str:

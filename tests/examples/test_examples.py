@@ -6,6 +6,7 @@ import concurrent.futures
 import http.client
 import importlib.util
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_diabetes, load_digits
 
-from tests.examples.served import FOLDER, Answer, Served, commands, serving
+from tests.examples.served import FOLDER, ROOT, Answer, Served, commands, serving
 from tests.support import wait_until
 
 pytestmark = pytest.mark.local_engine("the examples start instances of this machine")
@@ -51,7 +52,7 @@ def test_every_example_is_tested_and_told_in_the_readme_of_the_folder():
 
 
 def test_digits_are_recognised_by_two_versions_and_a_wrong_request_fails_alone(log: Path):
-    with serving("digits", "/digits", log, **ONE_THREAD) as served:
+    with serving(FOLDER / "digits.py", "/digits", log, **ONE_THREAD) as served:
         scans, labels = held_out_scans(400)
         answers = ask_all(served, "/digits", [*scans, {"pixels": [17] * 64}, {"pixels": "no"}, [], *scans])
         assert [answer.status for answer in answers[400:403]] == [400] * 3
@@ -70,7 +71,7 @@ def test_digits_are_recognised_by_two_versions_and_a_wrong_request_fails_alone(l
 
 
 def test_rows_of_a_table_are_forecast_better_than_by_their_mean_and_wrong_ones_are_told_why(log: Path):
-    with serving("tabular", "/progression", log, **ONE_THREAD) as served:
+    with serving(FOLDER / "tabular.py", "/progression", log, **ONE_THREAD) as served:
         data = load_diabetes(scaled=False)
         names = list(served.ask("/progression", None, X_SERVE_CALL_METHOD="schema").body["properties"])
         rows = [dict(zip(names, map(float, row), strict=True)) for row in data.data[342:]]
@@ -90,7 +91,7 @@ def test_rows_of_a_table_are_forecast_better_than_by_their_mean_and_wrong_ones_a
 
 
 def test_embeddings_of_texts_alike_are_nearer_than_of_others(log: Path):
-    with serving("embeddings", "/v1/embeddings", log) as served:
+    with serving(FOLDER / "embeddings.py", "/v1/embeddings", log) as served:
         alike = [
             ("How do I reset my password?", "I forgot my login and cannot sign in"),
             ("Where is my parcel?", "My package has not arrived yet"),
@@ -113,10 +114,27 @@ def test_embeddings_of_texts_alike_are_nearer_than_of_others(log: Path):
         assert len(json.loads(told)["data"]) == 2
 
 
-def test_a_network_of_pytorch_recognises_digits_with_one_thread_in_each_replica(log: Path):
+@pytest.fixture
+def torch() -> Any:
     if importlib.util.find_spec("torch") is None:
         pytest.skip("PyTorch isn't installed: `.venv/bin/python -m pip install torch==2.13.0+cpu`, or as pytorch.org says for CPUs")
-    with serving("pytorch", "/digits", log) as served:
+    return importlib.import_module("torch")
+
+
+def test_the_page_on_pytorch_serves_the_weights_in_a_file(torch: Any, log: Path):
+    (program,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/how-to/pytorch.md").read_text(), re.MULTILINE | re.DOTALL)
+    app = log.with_name("app.py")
+    app.write_text(program)
+    network = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10)).eval()
+    torch.save(network.state_dict(), log.with_name("weights.pt"))
+    inputs = np.linspace(0, 1, 64).tolist()
+    with serving(app, "/classify", log) as served, torch.inference_mode():
+        assert np.allclose(served.ask("/classify", {"inputs": inputs}).body, network(torch.tensor(inputs)).softmax(0), atol=1e-5)
+
+
+@pytest.mark.usefixtures("torch")
+def test_a_network_of_pytorch_recognises_digits_with_one_thread_in_each_replica(log: Path):
+    with serving(FOLDER / "pytorch.py", "/digits", log) as served:
         scans, labels = held_out_scans(400)
         answers = ask_all(served, "/digits", [*scans, {"pixels": [1]}])
         assert answers.pop().status == 400
@@ -134,7 +152,7 @@ def test_a_pipeline_finds_the_passages_that_answer_a_question(log: Path):
         "how are two numbers compared for equality": "comparisons",
         "format a float with two decimals": "formatstrings",
     }
-    with serving("pipeline", "/ask", log, **ONE_THREAD) as served:
+    with serving(FOLDER / "pipeline.py", "/ask", log, **ONE_THREAD) as served:
         paths = [f"/ask?q={question.replace(' ', '+')}" for question in questions] * 4
         with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
             answers = list(pool.map(served.ask, paths))
@@ -150,7 +168,7 @@ def test_a_pipeline_finds_the_passages_that_answer_a_question(log: Path):
 
 
 def test_a_generator_streams_what_it_makes_and_stops_when_the_client_leaves(log: Path):
-    with serving("generator", "/generate", log) as served:
+    with serving(FOLDER / "generator.py", "/generate", log) as served:
         connection = http.client.HTTPConnection(served.url.removeprefix("http://"), timeout=30)
         try:
             texts = []
