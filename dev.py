@@ -29,6 +29,12 @@ TEST = [
     [*PYTEST, *AT_ONCE, *ON_RAY],
     [*PYTEST, ALONE],
 ]
+# Everything anew, so that what was warned of before is warned of again, and fails.
+STRICTLY = ("--quiet", "--fail-on-warning", "--fresh-env", "--write-all", "--doctree-dir", "build/docs-trees")
+DOCS = [
+    ["python", "-m", "sphinx", *STRICTLY, "docs", "build/docs"],
+    ["python", "-c", "print('the site begins with build/docs/index.html')"],
+]
 
 # What each command runs, in order, from the environment's `bin`; the user's further arguments go to the last.
 COMMANDS = {
@@ -37,6 +43,7 @@ COMMANDS = {
     "lint": ("style and format", [["ruff", "check"], ["ruff", "format", "--check"]]),
     "types": ("mypy, strict", [["mypy"]]),
     "imports": ("the layers, and what core/ must not touch", [["lint-imports"]]),
+    "docs": ("build the documentation site into build/docs; what is linked and not there makes it fail", DOCS),
     "bench": ("measure Headgate beside its peers (--quick: 3 minutes; --help)", [["python", "-m", "benchmarks.suite"]]),
     "setup": ("only make the environment", []),
 }

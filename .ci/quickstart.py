@@ -19,7 +19,7 @@ def main() -> None:
     """Run the program, send the request, compare; raises on the first difference."""
     text = Path(sys.argv[1]).read_text()
     program = _block(text, "python")
-    command, expected = _block(text, "console").removeprefix("$ ").strip().split("\n")
+    command, expected = _block(text, "console", "$ curl ").removeprefix("$ ").strip().split("\n")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -46,8 +46,8 @@ def main() -> None:
     print(f"the README's program answered {answer.strip()}, and ended when Enter was pressed")
 
 
-def _block(text: str, language: str) -> str:
-    found = re.search(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+def _block(text: str, language: str, beginning: str = "") -> str:
+    found = re.search(rf"^```{language}\n({re.escape(beginning)}.*?)^```", text, re.MULTILINE | re.DOTALL)
     if found is None:
         raise SystemExit(f"no {language} block in the README")
     return found[1]

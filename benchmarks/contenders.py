@@ -30,6 +30,7 @@ CONTENDERS = {
         Contender("headgate", "Headgate", "headgate", "headgate_server"),
         Contender("headgate-ray", "Headgate on a Ray cluster", "headgate", "headgate_server", variables=RAY, options={"ray": 1}),
         Contender("headgate-uncounted", "Headgate that counts nothing", "headgate", "uncounted_server"),
+        Contender("headgate-traced", "Headgate that traces, 1 in 100 recorded", "headgate", "traced_server"),
         Contender("ceiling", "the same path without features", "headgate", "ceiling"),
         Contender("mosec", "mosec", "mosec", "mosec_server", "/inference"),
         Contender("litserve", "LitServe", "litserve", "litserve_server", "/predict"),

@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import shutil
 import tempfile
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,3 +37,19 @@ def made_for(authority: str, *names: str) -> Files:
     node.private_key_pem.write_to_path(folder / "key.pem")
     made.cert_pem.write_to_path(folder / "authority.pem")
     return Files(str(folder / "cert.pem"), str(folder / "key.pem"), str(folder / "authority.pem"))
+
+
+def write(folder: Path, *names: str, not_before: datetime | None = None, not_after: datetime | None = None) -> Files:
+    """Write a certificate with these names, of an authority of its own, into a folder; what was there is renewed."""
+    if importlib.util.find_spec("trustme") is None:
+        leave_out("trustme isn't installed: it makes certificates")
+    import trustme
+
+    made = trustme.CA()
+    node = made.issue_cert(*names, not_before=not_before, not_after=not_after)
+    files = Files(str(folder / "cert.pem"), str(folder / "key.pem"), str(folder / "authority.pem"))
+    for path, parts in ((files.cert, node.cert_chain_pems), (files.key, [node.private_key_pem]), (files.authority, [made.cert_pem])):
+        new = Path(f"{path}.new")
+        new.write_bytes(b"".join(part.bytes() for part in parts))
+        new.replace(path)
+    return files

@@ -21,7 +21,7 @@ from tests.support import wait_until
 if TYPE_CHECKING:
     from headgate.serve import Instance
 
-pytest_plugins = ["tests.figures"]
+pytest_plugins = ["tests.figures", "tests.recorder"]
 
 # Short, because paths of Unix sockets are; set before anything is started, so that all that tests start inherits it.
 RUNTIME_DIR = tempfile.mkdtemp(prefix="hg-", dir="/tmp")

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
@@ -15,12 +15,13 @@ import uvloop
 
 from headgate.core import wire
 from headgate.core.messages import BackendEntry, EndpointEntry, ReplicaEntry, RoutingTable
-from headgate.core.reports import Counters, Measurement, RequestCount
+from headgate.core.reports import Counters, Description, Measurement, RequestCount
 from headgate.errors import ErrorInfo
+from headgate.ingress.exchange import Exchange
 from headgate.ingress.http1 import Connection
-from headgate.ingress.main import tls_context
 from headgate.ingress.service import Limits, Service
 from headgate.router.call import Call
+from headgate.router.certificate import Certificate
 from tests.support import wait_until
 
 T = TypeVar("T")
@@ -100,6 +101,7 @@ class FakeRouter:
         self.on_submit = on_submit
         self.calls: list[Call] = []
         self.cancelled: list[Call] = []
+        self.enough_of: list[tuple[Call, int]] = []
         self.credits: list[int] = []
         self.has_served = (0, 0.0)
 
@@ -109,6 +111,9 @@ class FakeRouter:
 
     def cancel(self, call: Call) -> None:
         self.cancelled.append(call)
+
+    def enough(self, call: Call, status: int) -> None:
+        self.enough_of.append((call, status))
 
     def credit(self, call: Call, count_bytes: int) -> None:
         self.credits.append(count_bytes)
@@ -257,14 +262,20 @@ async def _measure() -> Measurement:
     return Measurement(Counters(requests=(RequestCount("e", 'b"1', 200, 3, 0.5),)), {"b": 2}, {}, 1)
 
 
+async def _describe() -> Description:
+    return Description("test", (), {}, {}, (), {}, {}, (), ready=True)
+
+
 @contextmanager
 def ingress(
     on_submit: Callable[[FakeRouter, Call], None] = echo,
     *,
     table: RoutingTable | None = TABLE,
     limits: Limits | None = None,
-    measure: Callable[[], asyncio.Future[Measurement]] | None = None,
+    measure: Callable[[], Awaitable[Measurement]] | None = None,
+    describe: Callable[[], Awaitable[Description]] | None = None,
     tls: bool = False,
+    exchange: type[Exchange] | None = None,
 ) -> Iterator[IngressServer]:
     """An ingress that listens on a free port until the block ends."""
     ready: list[IngressServer] = []
@@ -272,11 +283,11 @@ def ingress(
 
     async def serve() -> None:
         router = FakeRouter(on_submit)
-        service = Service(router, measure or _measure, server="127.0.0.1:0", limits=limits)
+        service = Service(router, measure or _measure, describe or _describe, server="127.0.0.1:0", limits=limits, exchange=exchange)
         if table is not None:
             service.apply(table)
         loop = asyncio.get_running_loop()
-        context = tls_context(CERTIFICATE, KEY) if tls else None
+        context = Certificate(CERTIFICATE, KEY, protocols=("http/1.1",)).context if tls else None
         server = await loop.create_server(lambda: Connection(service), "127.0.0.1", 0, ssl=context)
         ready.append(IngressServer(loop, service, router, server.sockets[0].getsockname()[1], tls=tls))
         ended.append(loop.create_future())

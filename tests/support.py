@@ -77,6 +77,7 @@ class FakeConnection:
     over = ""
     forked = False
     objects = None
+    new_call = None
 
     def __init__(self) -> None:
         self.calls: list[Call] = []

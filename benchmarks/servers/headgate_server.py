@@ -166,16 +166,16 @@ def handles(port: int, where: dict[str, Any]) -> None:
         handle_calls.take_orders(port, known | {handle_calls.REPLICA: one_more_replica, handle_calls.START: one_more_instance})
 
 
-def main() -> None:
-    """Serve until SIGTERM."""
+def main(**given: Any) -> None:
+    """Serve until SIGTERM, with these arguments of `init` beside the suite's own."""
     wanted = asked()
     if wanted.work == "handles":
-        where = engine(wanted)
+        where = engine(wanted) | given
         exit_on_sigterm()
         return handles(wanted.port, where)
     if wanted.work not in WORKS:
         raise unknown(wanted.work)
-    where = engine(wanted)  # Ray sets a handler of its own
+    where = engine(wanted) | given  # Ray sets a handler of its own
     exit_on_sigterm()
     name = f"benchmark-{wanted.port}"
     with serve.init(name, http_port=wanted.port, num_ingresses=wanted.number("ingresses", 1), max_body_bytes=LARGEST_BODY, **where):

@@ -1,6 +1,7 @@
-"""How does Headgate serve the works where it counts nothing? By `headgate_server.py`, on a copy in which what counts does nothing.
+"""How does Headgate serve the works where it counts nothing, and requests have no ids of their own?
 
-There is no switch for that, and what users run has none of this: the copy is made anew at each start, from the package as it stands.
+By `headgate_server.py`, on a copy without what does that. There is no switch for that, and what users run has none of this: the copy
+is made anew at each start, from the package as it stands.
 """
 
 from __future__ import annotations
@@ -13,10 +14,24 @@ from pathlib import Path
 import headgate
 from benchmarks.environments import FOLDER
 
-# Behind these modules of the copy stands what makes their functions do nothing.
-SILENCED = {
-    "router/router.py": "Router._count = lambda *_: None",
-    "replica/counting.py": "for _name in ('ran', 'batch_began', 'batch_ran', 'encoded'):\n    setattr(Counts, _name, lambda *_: None)",
+# What stands in these modules of the copy instead. Once each.
+INSTEAD = {
+    "router/router.py": {
+        """        tally = self._counts[call.endpoint, call.backend, status]
+        seconds = now - call.admitted_at
+        tally[int(seconds * TICKS_PER_S).bit_length()] += 1
+        tally[SUM] += seconds
+""": "",
+    },
+    "replica/calls.py": {
+        "                counts.ran(member, start, run_s)\n": "",
+        "            counts.ran(member, start, monotonic() - start if run_s is None else run_s)\n": "",
+        "        counts.batch_began(live, start)\n": "",
+        "            counts.batch_ran(len(members), monotonic() - began_at)\n": "",
+    },
+    "ingress/service.py": {
+        "map(prefix.__add__, map(str, itertools.count(1))).__next__": "itertools.repeat(prefix).__next__",
+    },
 }
 
 
@@ -24,9 +39,14 @@ def build(folder: Path) -> None:
     """Make the copy."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(Path(headgate.__file__).parent, folder / "headgate", ignore=shutil.ignore_patterns("__pycache__"))
-    for module, silence in SILENCED.items():
-        with (folder / "headgate" / module).open("a") as file:
-            file.write(f"\n{silence}\n")
+    for module, replaced in INSTEAD.items():
+        path = folder / "headgate" / module
+        text = path.read_text()
+        for counts, nothing in replaced.items():
+            if text.count(counts) != 1:
+                raise SystemExit(f"{module} no longer has once: {counts}")
+            text = text.replace(counts, nothing)
+        path.write_text(text)
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ def measure(session: Session) -> None:
         "headgate",
         "headgate-ray",
         "headgate-uncounted",
+        "headgate-traced",
         "ceiling",
         "mosec",
         "ray-serve-fast",

@@ -11,10 +11,11 @@ import secrets
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Final
 
-from headgate.errors import ConfigError, InvalidTypeError, InvalidValueError
+from headgate.errors import AdminTokenError, ConfigError, InvalidTypeError, InvalidValueError
 
 if TYPE_CHECKING:
     from headgate.core.specs import Code, InstanceSettings
+    from headgate.router.afar import AfarWay
 
 
 LOG_FORMATS: Final = ("text", "json")
@@ -39,6 +40,9 @@ def settings(
     access_log: object,
     log_format: object,
     log_dir: object,
+    traces: object,
+    admin_address: object = None,
+    admin_token: object = None,
 ) -> InstanceSettings:
     """The settings of an instance, from the arguments of `init`. Raises `ConfigError` also for what contradicts another."""
     instance = instance_name(name)
@@ -51,12 +55,21 @@ def settings(
     for what, file in (("ssl_certfile", certificate), ("ssl_keyfile", key)):
         if file is not None and not os.access(file, os.R_OK):
             raise ConfigError(f"{what}={file!r} can't be read")
+    if certificate is not None:
+        from headgate.router import certificate as certificates
+
+        certificates.check(certificate, key)
+    admin_at, admin_key = _admin(admin_address, admin_token, encrypted=certificate is not None)
     kept = _path("state_dir", state_dir)
     if log_format not in LOG_FORMATS:
         raise InvalidValueError(f"log_format must be {' or '.join(map(repr, LOG_FORMATS))}, got {log_format!r}")
     logs = _path("log_dir", log_dir)
     if logs is not None and engine == "ray":
         raise ConfigError("log_dir: on a cluster Ray keeps what its actors write, on each node; leave it out")
+    if flag("traces", traces):
+        from headgate.traces.begin import check
+
+        check()
 
     from headgate.core.specs import InstanceSettings
     from headgate.engines.local import launch, machine
@@ -68,6 +81,7 @@ def settings(
         folder=folder,
         state_dir=folder if kept is None else kept,
         access_log=flag("access_log", access_log),
+        traces=flag("traces", traces),
         log_format=str(log_format),
         log_dir=logs or (f"{kept or folder}/logs" if detached and engine == "local" else ""),
         state_kept=kept is not None,
@@ -85,7 +99,32 @@ def settings(
         ssl_keyfile=key,
         driver_pid=os.getpid(),
         id=secrets.token_hex(8),
+        admin_address=admin_at,
+        admin_key=admin_key,
     )
+
+
+def _admin(address: object, token: object, *, encrypted: bool) -> tuple[str, bytes]:
+    """Where commands are taken from afar, and the key of those who may give them; both empty for nowhere. No error shows the token."""
+    if address is None:
+        if token is not None:
+            raise ConfigError("admin_token is given without admin_address, where it would be asked for; give both, or none")
+        return "", b""
+    from headgate.router import admin, remote
+
+    host, port = admin.address(address)
+    given = admin.from_environment() if token is None else token
+    if given is None:
+        raise AdminTokenError(
+            f"admin_address={address!r} takes commands from who knows a token: give admin_token (--admin-token-file), or set "
+            f"{admin.TOKEN_VARIABLE}"
+        )
+    if not (encrypted or admin.is_loopback(host)):
+        raise ConfigError(
+            f"admin_address={address!r}: beyond this machine commands are taken over TLS alone, where nobody can change them on their way; "
+            "give ssl_certfile, or 127.0.0.1 and have an SSH tunnel lead there"
+        )
+    return remote.join(host, port), admin.key_of(given)
 
 
 def instance_name(given: object) -> str:
@@ -108,8 +147,28 @@ def check_engine(engine: object, address: object) -> None:
 
         if importlib.util.find_spec("ray") is None:
             raise ConfigError("engine='ray' needs Ray, which isn't installed: pip install 'headgate[ray]'")
+    elif isinstance(address, str) and address.startswith("tcp://"):
+        raise ConfigError(
+            f"address={address!r} is that of an instance which runs already: connect() leads there; nothing can be started there"
+        )
     elif address is not None:
         raise ConfigError(f"address={address!r} names a cluster, and the local engine runs on this machine; leave it out")
+
+
+def way_from_afar(engine: object, address: object, token: object, cafile: object) -> AfarWay:
+    """The way to the instance at an admin address. Raises `AdminTokenError`, which doesn't show the token."""
+    from headgate.router import admin
+    from headgate.router.afar import AfarWay
+
+    if engine != "local":
+        raise ConfigError(f"engine={engine!r}: what is at {address!r} says itself on what it runs; leave it out")
+    host, port = admin.address(text("address", address))
+    given = admin.from_environment() if token is None else token
+    if given is None:
+        raise AdminTokenError(
+            f"address={address!r} asks for the instance's admin token: give admin_token (--admin-token-file), or set {admin.TOKEN_VARIABLE}"
+        )
+    return AfarWay(host, port, admin.key_of(given), _path("admin_cafile", cafile))
 
 
 def _num_ingresses(given: object, engine: object) -> int | str:

@@ -1,22 +1,20 @@
 """What is meant by a file, or a dict, that declares what should run, and where in it is what is wrong?
 
-The code that it names is imported here, from the folder of the file first, as a program that stands there would.
+The code that it names is imported from the folder of the file first, as a program that stands there would.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
-from headgate import formats
-from headgate.config import DEFAULT_MAX_BODY_BYTES
+from headgate import formats, importing
 from headgate.core import declared as declared_state
-from headgate.core.declared import Declared, DeclaredBackend, DeclaredEndpoint, HttpSettings, Problem
+from headgate.core.declared import Declared, HttpSettings, Problem
 from headgate.core.desired import check_fit
 from headgate.core.reports import Description
 from headgate.core.specs import Definition
@@ -56,64 +54,37 @@ class Source:
                 given[name] = os.path.join(self._folder, given[name])
         return dict(given)
 
-    def definition(self, tag: str) -> Definition:
-        """Import a backend's code and pack it. Raises `DeclaredStateError`."""
-        from headgate.replica import definition
+    def definitions(self) -> dict[str, Definition]:
+        """Have the code of all backends imported and packed, but for what is given by value. Raises `DeclaredStateError`."""
+        named = {
+            tag: importing.Named(backend.import_path, backend.init_args, backend.init_kwargs)
+            for tag, backend in self.declared.backends.items()
+            if not backend.by_value
+        }
+        if not named:
+            return {}
+        with self.at(who="backends"):
+            found = importing.definitions(named, self._folder)
+        wrong = [
+            Problem(("backends", tag, "import_path"), f"backend {tag!r}: {each.error.message}")
+            for tag, each in found.items()
+            if each.error is not None
+        ]
+        if wrong:
+            raise self.error(wrong)
+        packed = {tag: each.definition for tag, each in found.items() if each.definition is not None}
+        for tag, definition in packed.items():
+            with self.at("backends", tag, "config", who=f"backend {tag!r}"):
+                check_fit(tag, definition, self.declared.backends[tag].config)
+        return packed
 
-        backend, who = self.declared.backends[tag], f"backend {tag!r}"
-        with self._folder_first():
-            with self.at("backends", tag, "import_path", who=who):
-                target = definition.find(backend.import_path)
-                described = definition.describe(target, tuple(backend.init_args), backend.init_kwargs, import_path=backend.import_path)
-        with self.at("backends", tag, "config", who=who):
-            check_fit(tag, described, backend.config)
-        return described
 
-    @contextlib.contextmanager
-    def _folder_first(self) -> Iterator[None]:
-        if not self._folder or self._folder in sys.path:
-            yield
-            return
-        sys.path.insert(0, self._folder)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(ValueError):
-                sys.path.remove(self._folder)
-
-
-def of_running(running: Description) -> Declared:
-    """What declares all that is asked for of an instance."""
-    http = {key: value for key, value in running.http.items() if value != _USUAL.get(key) and value is not None}
+def of_running(running: Description, usual: Mapping[str, object]) -> Declared:
+    """What declares all that is asked for of an instance; `usual` is what `init` takes where nothing is said."""
+    http = {key: value for key, value in running.http.items() if value != usual[key]}
     if http.get("max_inflight_bytes") == machine.memory_bytes() // 4:  # as it is where nothing was said
         del http["max_inflight_bytes"]
-    return Declared(
-        http=HttpSettings(**http),
-        backends={
-            tag: DeclaredBackend(
-                import_path=backend.code.import_path,
-                init_args=backend.code.init_args,
-                init_kwargs=backend.code.init_kwargs,
-                config=backend.config,
-                ray_actor_options=backend.options,
-            )
-            for tag, backend in running.backends.items()
-        },
-        endpoints={
-            name: DeclaredEndpoint(route=endpoint.route, methods=endpoint.methods, traffic=endpoint.traffic, shadows=endpoint.shadows)
-            for name, endpoint in running.endpoints.items()
-        },
-    )
-
-
-_USUAL: Final = {
-    "http_host": "127.0.0.1",
-    "http_port": 8000,
-    "num_ingresses": 1,
-    "max_body_bytes": DEFAULT_MAX_BODY_BYTES,
-    "debug": False,
-}
-"""What `init` takes where nothing is said."""
+    return msgspec.structs.replace(declared_state.of_running(running), http=HttpSettings(**http))
 
 
 def load(given: object) -> Source:

@@ -118,6 +118,10 @@ class StateDirInUseError(HeadgateError, OSError):
     """Another running instance holds this state directory."""
 
 
+class LogDirInUseError(HeadgateError, OSError):
+    """Another running instance writes its log to this folder."""
+
+
 class StateDirUnsafeError(HeadgateError, PermissionError):
     """The state directory can be written by others; its contents are unpickled, so it is refused."""
 
@@ -130,6 +134,20 @@ class ClusterUnreachableError(HeadgateError, ConnectionError):
     """There is no cluster at that address, or it doesn't let this process in."""
 
     retry = True
+
+
+class AdminTokenError(HeadgateError, PermissionError):
+    """An admin token that is missing, can't be one, or isn't that of the instance."""
+
+
+class AdminUnreachableError(HeadgateError, ConnectionError):
+    """At that address no instance takes commands from afar, or what is there can't be trusted, such as its certificate."""
+
+    retry = True
+
+
+class FromAfarError(HeadgateError, RuntimeError):
+    """What only a process on the instance's own machine, or its cluster, can do. The message says what can be done instead."""
 
 
 class InsufficientResourcesError(HeadgateError, RuntimeError):

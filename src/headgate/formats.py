@@ -22,7 +22,6 @@ Place = tuple[str | int, ...]
 """Keys from the root to a value."""
 
 YAML, TOML, JSON = "yaml", "toml", "json"
-FORMATS: Final = (YAML, TOML, JSON)
 _SUFFIXES: Final = {".yaml": YAML, ".yml": YAML, ".toml": TOML, ".json": JSON}
 
 _PLAIN_TAG: Final = "plain"

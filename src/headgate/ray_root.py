@@ -6,6 +6,7 @@ Ray imports this module in each of them. Every class makes one call for its whol
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import threading
 import time
@@ -24,6 +25,8 @@ from headgate.engines.ray.way import RayWay
 
 _CLEANS_UP_WITHIN_S: Final = 10.0
 """So long after a start has failed, the driver that waited for it has cleaned up, or has died."""
+_PORT_FREE_WITHIN_S: Final = 5.0
+"""A controller that has just died may hold its admin address for a moment."""
 
 
 def _keep(key: str, state: bytes) -> None:
@@ -102,6 +105,8 @@ class Controller:
         from headgate.controller.main import run
         from headgate.controller.store import Store
         from headgate.engines.local.folders import check_state_dir, hold_state
+        from headgate.engines.local.listeners import listen_from_afar
+        from headgate.errors import HeadgateError
         from headgate.logs.begin import begin
 
         settings = record.settings
@@ -117,6 +122,14 @@ class Controller:
             return Store.in_memory(records.read(key), functools.partial(_keep, key))
 
         way = RayWay(record)
+        if settings.admin_address:
+            try:
+                way.admin_listener = listen_from_afar(settings.admin_address, _PORT_FREE_WITHIN_S)
+            except HeadgateError as error:
+                if not record.serving:
+                    raise
+                # The instance is worth more than that, wherever this controller has come to.
+                logging.getLogger("headgate.controller").error("no commands are taken from afar: %s", error)
         try:
             run(settings, engine, way, store)
         finally:

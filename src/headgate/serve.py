@@ -11,8 +11,8 @@ there is none. Verbs can be called from any thread; inside a running event loop 
 In a replica they act on the instance that the replica belongs to.
 
 Every verb that talks to the instance can raise `NotRunningError` (a `RuntimeError`): the instance was shut down, or its
-controller could not be reached for 15 seconds. A verb that is interrupted, as by Ctrl-C, may take effect all the same, unless it
-waits for room on a cluster: then it leaves nothing.
+controller could not be reached for 15 seconds. A verb that is interrupted, as by Ctrl-C, may take effect all the same, if it has reached a
+controller; but one that waits for room on a cluster, and a `deploy` whose replicas start, leave nothing.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec, Self, TypeVar
 
-from headgate import arguments
+from headgate import DEFAULT_NAME, arguments
 from headgate.config import DEFAULT_MAX_BODY_BYTES, BackendConfig, parse_config, parse_options, suggest, unknown
-from headgate.errors import InReplicaError, InvalidTypeError, NotRunningError
+from headgate.errors import ConfigError, InReplicaError, InvalidTypeError, NotRunningError
 from headgate.router import way as ways
 
 if TYPE_CHECKING:
@@ -90,7 +90,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Marked = TypeVar("Marked", bound=Callable[..., Any])
 
-_DEFAULT_NAME: Final = "default"
 _instances: list[Instance] = []  # of this process, by age
 _own: Instance | None = None  # that this process is a replica of
 _hosted: Host | None = None  # this process runs a program for `headgate run`
@@ -105,8 +104,11 @@ class Instance:
     and it is not `detached`; else they only disconnect.
     """
 
-    def __init__(self, connection: Connection, starter: Starter | None, *, owned: bool, started: bool = False) -> None:
+    def __init__(
+        self, connection: Connection, starter: Starter | None, *, owned: bool, started: bool = False, name: str | None = None
+    ) -> None:
         self._connection = connection
+        self._name = connection.name if name is None else name
         self._starter = starter
         self._owned = owned
         self._started = started
@@ -116,7 +118,7 @@ class Instance:
     @property
     def name(self) -> str:
         """Its name."""
-        return self._connection.name
+        return self._name
 
     @property
     def http_url(self) -> str:
@@ -141,7 +143,10 @@ class Instance:
         way = self._connection.way
         if not self._over() and (self._starter is None or not self._starter.has_ended(way)):
             return ""
-        return "was shut down" if self._closed or self._connection.over or not way.is_there() else "died"
+        if self._closed:
+            return "was shut down"
+        died = way.was_killed() if self._connection.over else way.is_there()
+        return "died" if died else "was shut down"
 
     def shutdown(self) -> None:
         """Refuse new work, finish what was admitted, and stop everything, for everybody who is connected.
@@ -199,7 +204,7 @@ class Instance:
         checked, options = parse_config(config), self._connection.way.check(parse_options(ray_actor_options))
         described = definition.describe(func_or_class, init_args, init_kwargs)
         _warn(definition.http_warnings(described, checked.http_methods))
-        self._verb(CreateBackend(tag, described, checked, options))
+        self._verb(CreateBackend(tag, self._connection.way.portable(described), checked, options))
 
     def update_backend(
         self, tag: str, func_or_class: Callable[..., Any], /, *init_args: Any, allow_gap: bool = False, **init_kwargs: Any
@@ -226,7 +231,7 @@ class Instance:
         arguments.flag("allow_gap", allow_gap)
         described = definition.describe(func_or_class, init_args, init_kwargs)
         _warn(definition.http_warnings(described))
-        self._verb(UpdateBackend(tag, described, allow_gap))
+        self._verb(UpdateBackend(tag, self._connection.way.portable(described), allow_gap))
 
     def delete_backend(self, tag: str) -> None:
         """Drain and stop a backend's replicas; the tag can be used again at once.
@@ -381,7 +386,7 @@ class Instance:
 
         Args:
             declared: a file in YAML, TOML or JSON, or what it would hold; see `docs/reference/declared-state.md`. Its code is imported
-                here, from the folder of the file first.
+                in a process of its own, from the folder of the file first: what this process has imported before doesn't count.
             update: backends whose code is to be replaced though it looks the same, such as where a module that it imports was changed.
 
         Raises `DeclaredStateError` (`ValueError`), with a line for each mistake, also where the instance's HTTP settings differ; `OSError`
@@ -429,7 +434,7 @@ class Instance:
         if http:
             with source.at("http", who="http"):
                 self._connection.verb(CompareInit(http))
-        definitions, code = {}, {}
+        code = {}
         for tag, backend in declared.backends.items():
             with source.at("backends", tag, "ray_actor_options", who=f"backend {tag!r}"):
                 self._connection.way.check(backend.ray_actor_options)
@@ -437,9 +442,8 @@ class Instance:
                 old = running.backends.get(tag)
                 with source.at("backends", tag, "import_path", who=f"backend {tag!r}"):
                     code[tag] = arguments.code_by_value(backend.import_path, None if old is None else old.code, updated=tag in update)
-            else:
-                definitions[tag] = source.definition(tag)
-                code[tag] = definitions[tag].code
+        definitions = {tag: self._connection.way.portable(found) for tag, found in source.definitions().items()}
+        code |= {tag: found.code for tag, found in definitions.items()}
         planned = plan(declared, definitions, running, update=update, code=code)
         for given in planned.verb.backends:
             if given.definition is not None:
@@ -453,7 +457,8 @@ class Instance:
         """
         from headgate import declaring
 
-        return declaring.of_running(self.status())
+        usual = {name: parameter.default for name, parameter in inspect.signature(init).parameters.items()}
+        return declaring.of_running(self.status(), usual)
 
     def get_handle(self, name: str, missing_ok: bool = False) -> Handle:
         """A handle that calls an endpoint from Python.
@@ -462,11 +467,15 @@ class Instance:
             name: the endpoint.
             missing_ok: give a handle also where there is no such endpoint yet; its calls fail until there is.
 
-        Raises `NotFoundError` (`LookupError`).
+        Raises `NotFoundError` (`LookupError`), and `FromAfarError` (`RuntimeError`) where the instance is on another machine.
         """
         from headgate.router.handle import Handle
 
         self._check_running()
+        if self._connection.way.is_afar:
+            from headgate.router import afar
+
+            afar.refuse("calls by handle", "an endpoint is called over HTTP, by its route")
         arguments.text("an endpoint name", name)
         table = self._connection.wait_for_routes()
         if name not in table.endpoints and not missing_ok:
@@ -575,6 +584,9 @@ def init(
     access_log: bool = False,
     log_format: str = "text",
     log_dir: str | os.PathLike[str] | None = None,
+    admin_address: str | None = None,
+    admin_token: str | None = None,
+    traces: bool = False,
 ) -> Instance:
     """Start the instance of that name, or connect to the one that runs; returns once HTTP answers.
 
@@ -602,12 +614,18 @@ def init(
         ssl_keyfile: its private key, where it isn't in the same file.
         access_log: an entry of the log for each HTTP request.
         log_format: how lines of the log look on the terminal: "text" or "json", a line of JSON each, as in files.
-        log_dir: the folder in which each process has a file of its own, put aside when it has 10 MiB; not on a cluster, where Ray
-            keeps the log. None: the terminal; where `detached`, the folder `logs` in `state_dir` or in the instance's own folder.
+        log_dir: the folder, of this instance alone, in which each process has a file of its own, put aside when it has 10 MiB; not on a
+            cluster, where Ray keeps the log. None: the terminal; where `detached`, the folder `logs` in `state_dir` or in the instance's
+            own folder.
+        admin_address: where verbs are taken over TCP, such as "0.0.0.0:8100", from whoever knows the `admin_token`; beyond this machine
+            over TLS, with the certificate for HTTPS.
+        admin_token: at least 16 characters; None: what the environment variable HEADGATE_ADMIN_TOKEN says.
+        traces: spans of requests by OpenTelemetry, as its variables `OTEL_*` say; needs `headgate[otel]`.
 
     Raises `InvalidTypeError` (`TypeError`), `InvalidValueError` (`ValueError`), `ConfigError` (`ValueError`) naming each
-    argument in which the running instance differs; `ClusterUnreachableError` (`ConnectionError`); and, with nothing left running,
-    `AddressInUseError`, `StateDirInUseError` (`OSError`), `StateDirUnsafeError` (`PermissionError`), `InstanceStartError` (`RuntimeError`).
+    argument in which the running instance differs; `AdminTokenError` (`PermissionError`); `ClusterUnreachableError`
+    (`ConnectionError`); and, with nothing left running, `AddressInUseError`, `StateDirInUseError`, `LogDirInUseError` (`OSError`),
+    `StateDirUnsafeError` (`PermissionError`), `InstanceStartError` (`RuntimeError`).
 
     In a replica the instance is there already, and is returned.
     """
@@ -617,7 +635,7 @@ def init(
     if name is None and _hosted is not None:
         name, engine, address = _hosted.name, given.get("engine", _hosted.engine), given.get("address", _hosted.address)
     settings = arguments.settings(
-        _DEFAULT_NAME if name is None else name,
+        DEFAULT_NAME if name is None else name,
         engine=engine,
         address=address,
         http_host=http_host,
@@ -634,6 +652,9 @@ def init(
         access_log=access_log,
         log_format=log_format,
         log_dir=log_dir,
+        admin_address=admin_address,
+        admin_token=admin_token,
+        traces=traces,
     )
     starter = _starter(engine, address)
     wanted = {
@@ -641,6 +662,8 @@ def init(
         for key, value in given.items()
         if key in settings.__struct_fields__ and key != "name"
     }
+    if admin_token is not None:
+        wanted["admin_key"] = settings.admin_key
     for attempt in range(_ATTEMPTS):
         started, way = False, starter.find(settings.name)
         if way is None:
@@ -692,27 +715,63 @@ def _keep(instance: Instance) -> Instance:
     return instance
 
 
-def connect(name: str | None = None, *, engine: str = "local", address: str | None = None) -> Instance:
+def connect(
+    name: str | None = None,
+    *,
+    engine: str = "local",
+    address: str | None = None,
+    admin_token: str | None = None,
+    admin_cafile: str | os.PathLike[str] | None = None,
+) -> Instance:
     """Connect to the instance of that name that runs; never starts one. Leaving a `with` block disconnects.
 
     Args:
-        name: None is "default".
+        name: None is "default"; with an address of an instance, whichever is there.
         engine: "local" or "ray", as for `init`.
-        address: of the cluster, as for `init`, but never one of this process's own.
+        address: of the cluster, as for `init`, but never one of this process's own; or "tcp://host:port", the `admin_address` of an
+            instance on another machine, whatever its engine.
+        admin_token: that instance's; None: what the environment variable HEADGATE_ADMIN_TOKEN says.
+        admin_cafile: PEM file with the authorities that may have signed its certificate; None: those that this machine trusts.
 
     Raises `NotRunningError` (`RuntimeError`), which names the nearest that run; `InvalidTypeError`, `InvalidValueError`, `ConfigError`, and
-    `ClusterUnreachableError` as `init`. In a replica the instance is there already, and is returned.
+    `ClusterUnreachableError` as `init`; from another machine `AdminTokenError` (`PermissionError`) and `AdminUnreachableError`
+    (`ConnectionError`). In a replica the instance is there already, and is returned.
     """
     own = _of_replica()
     if own is not None:
         return own
-    wanted, starter = arguments.instance_name(_DEFAULT_NAME if name is None else name), _finder(engine, address)
+    if address is not None and address[:6] == "tcp://":
+        return _connect_from_afar(name, engine, address, admin_token, admin_cafile)
+    for what, value in (("admin_token", admin_token), ("admin_cafile", admin_cafile)):
+        if value is not None:
+            raise ConfigError(f"{what} is for an instance at an address such as tcp://host:8100; leave it out, or give the address")
+    wanted, starter = arguments.instance_name(DEFAULT_NAME if name is None else name), _finder(engine, address)
     way = starter.find(wanted)
     if way is None:
         running = starter.running()
         listed = f"; there {'is' if len(running) == 1 else 'are'} {', '.join(map(repr, running))}" if running else ", nor any other"
         raise NotRunningError(f"no instance {wanted!r} is running{suggest(wanted, running) if len(running) > 1 else ''}{listed}")
     return _keep(_connect(wanted, starter, way))
+
+
+def _connect_from_afar(name: str | None, engine: str, address: str, token: str | None, cafile: str | os.PathLike[str] | None) -> Instance:
+    from headgate.router import connections
+    from headgate.router.afar import AfarStarter
+
+    way, starter = arguments.way_from_afar(engine, address, token, cafile), AfarStarter()
+    connection = connections.open_to(way.url, way, new=False)
+    try:
+        connection.meet(way)
+        welcome = connection.welcome()
+        if name not in (None, welcome.name):
+            raise NotRunningError(f"no instance {name!r} is running at {way.url}; there is {welcome.name!r}")
+        connection.on_end = functools.partial(starter.wait_ended, way, _SHUTDOWN_S)
+        instance = Instance(connection, starter, owned=False, name=welcome.name)
+        instance._http_urls = welcome.http_urls
+    except BaseException:
+        connections.release(connection)
+        raise
+    return _keep(instance)
 
 
 def list_instances(*, engine: str = "local", address: str | None = None) -> list[str]:

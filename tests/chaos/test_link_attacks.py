@@ -489,7 +489,7 @@ def test_no_answer_of_a_replica_harms_its_router_and_every_request_comes_to_an_e
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: failures.append(context))
         router = Router("t", Way(str(tmp_path)), reported.append)
-        service = Service(router, no_measure)
+        service = Service(router, no_measure, no_measure)
         for number in range(count + 1):
             await one(router, service, number)
             assert not failures, failures

@@ -10,6 +10,7 @@ import pytest
 
 from headgate import serve
 from headgate.cli.call import parse_items
+from headgate.cli.load import Plan, _bytes_of
 from headgate.serve import Instance
 from tests.cli.console import here, piped, shown
 
@@ -25,7 +26,10 @@ class Echo:
             return {"args": args, "kwargs": kwargs}
         request = args[0]
         body = request.data.decode()
-        return {"method": request.method, "args": request.args.to_dict(), "body": body, "key": request.headers.get("X-A")}
+        told = {"method": request.method, "args": request.args.to_dict(), "body": body, "key": request.headers.get("X-A")}
+        if len(request.headers.getlist("X-A")) > 1:
+            told |= {"keys": request.headers.getlist("X-A"), "types": request.headers.getlist("Content-Type")}
+        return told
 
     def twice(self, text):
         return text * 2
@@ -105,3 +109,10 @@ def test_what_is_wrong_is_said_before_anything_is_sent(called: Instance, capsys:
         assert said.status == 2
         assert why in said.err
     assert "did you mean 'echo'?" in here(capsys, "call", *HERE, "eco").err
+
+
+def test_a_header_that_is_given_twice_is_sent_twice_and_one_that_is_given_takes_the_place_of_the_commands_own(called: Instance) -> None:
+    told = json.loads(piped("call", *HERE, "echo", "x=1", "-H", "X-A: 1", "-H", "X-A: 2", "-H", "content-type: text/plain").out)
+    assert (told["keys"], told["types"], told["body"]) == (["1", "2"], ["text/plain"], '{"x": "1"}')
+    plan = Plan("http://a/b", 1, 1, headers=(("X-A", "1"), ("Accept", "text/plain"), ("X-A", "2")))
+    assert _bytes_of(plan) == b"GET /b HTTP/1.1\r\nhost: a\r\nuser-agent: headgate-bench\r\nX-A: 1\r\nAccept: text/plain\r\nX-A: 2\r\n\r\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -206,6 +207,27 @@ def test_ctrl_c_leaves_everything_as_it_was_and_a_kill_the_old_or_the_new(deploy
     wait_until(lambda: state(deployed) != before, what="the instance goes on by itself")
     assert deployed.list_backends()["model"].code.init_kwargs["word"] == "newer"
     wait_until(lambda: not deployed.status().coming, what="nothing is under way")
+
+
+def test_ctrl_c_while_the_controller_is_away_leaves_everything_as_it_was(deployed: Instance, folder: Path) -> None:
+    before, gate = state(deployed), folder / "gate"
+    pids = {process.role: process.pid for process in deployed.status().processes}
+    file = declare(folder, APP.replace("word: hello", f"word: newer, gate: {gate}"))
+    with on_terminal("deploy", *HERE, "--yes", file) as terminal:
+        terminal.until("0/2 ready")
+        wait_until(lambda: deployed.status().coming, what="it has begun")
+        os.kill(pids["supervisor"], signal.SIGSTOP)  # which would start another controller at once
+        try:
+            os.kill(pids["controller"], signal.SIGKILL)
+            terminal.press("\x03")
+        finally:
+            os.kill(pids["supervisor"], signal.SIGCONT)
+        said = terminal.end()
+    assert said.status == 130
+    assert "interrupted: nothing has changed\n" in said.out
+    gate.touch()
+    wait_until(lambda: not deployed.status().coming, what="what had started has ended")
+    assert state(deployed) == before
 
 
 def test_where_no_instance_runs_none_is_started_unless_that_is_asked_for(folder: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
 import subprocess
+import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,6 +144,29 @@ def test_start_outlives_the_command_and_stop_ends_it(folder: Path) -> None:
     assert (said.status, said.out) == (0, "no instance 'cli-start' is running\n")
 
 
+@pytest.mark.parametrize("command", [("start",), ("deploy", "--yes", "--start")], ids=["start", "deploy"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_instance_that_is_to_stay_is_gone_where_its_set_up_is_ended(tmp_path: Path, command: tuple[str, ...], number: int) -> None:
+    waiting = "open('waits', 'w').close(); time.sleep(1000)"
+    if command[0] == "start":
+        target = "app.py"
+        (tmp_path / target).write_text(f"import time\nfrom headgate import serve\nwith serve.init():\n    pass\n{waiting}\n")
+    else:
+        target = "app.yaml"
+        (tmp_path / "waiting_code.py").write_text(
+            f"import time\nclass Waits:\n    def __init__(self):\n        {waiting}\n    def __call__(self): ...\n"
+        )
+        (tmp_path / target).write_text("http: {http_port: 0}\nbackends: {waits: {import_path: 'waiting_code:Waits'}}\n")
+    port = ("--http-port", "0") if command[0] == "start" else ()
+    call = [*COMMAND, *command, "--name", "cli-ended", *port, target]
+    with subprocess.Popen(call, env=environment(), stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        wait_until((tmp_path / "waits").exists, timeout_s=30)
+        assert "cli-ended" in serve.list_instances()
+        process.send_signal(number)
+        assert process.wait(30) == 128 + number
+    assert "cli-ended" not in serve.list_instances()
+
+
 @pytest.fixture
 def reloading(folder: Path) -> Iterator[Terminal]:
     with on_terminal("run", "--name", "cli-reload", "--http-port", "0", "--reload", "app.py", cwd=folder) as terminal:
@@ -164,6 +190,97 @@ def test_reload_serves_on_while_new_code_warms_and_when_it_is_broken(folder: Pat
     terminal.until("set up in")
     assert answer(url.replace("hello", "hi")) == "hello world"
     with serve.connect("cli-reload") as instance:
-        assert list(instance.list_backends()) == ["greeter:v2"]  # what is no longer set up is gone
+        wait_until(lambda: list(instance.list_backends()) == ["greeter:v2"], what="what is no longer set up is gone")
     terminal.press("\x03")
     assert terminal.end().status == 0
+
+
+PAGES = """
+import os, sys, time
+from headgate import serve
+
+def pages(request):
+    if request.args.get("stream"):
+        return until_gate()
+    return "page"
+
+def until_gate():
+    while not os.path.exists("gate"):
+        yield "."
+        time.sleep(0.01)
+
+serve.init()
+if "pages" not in serve.list_backends():
+    serve.create_backend("pages", pages, config={"concurrency": 4, "graceful_shutdown_timeout": 60})
+serve.create_endpoint("pages", "/old", backend="pages")
+"""
+
+
+def status_of(url: str) -> int:
+    try:
+        answer(url)
+    except urllib.error.HTTPError as error:
+        return error.code
+    return 200
+
+
+@pytest.mark.parametrize(("before", "after"), [('"/old"', '"/new"'), ('("pages", "/old"', '("other", "/old"')], ids=["route", "name"])
+def test_a_reload_that_changes_an_endpoint_is_one_moment_for_clients_and_waits_for_no_stream(
+    folder: Path, reloading: Terminal, before: str, after: str
+) -> None:
+    file, terminal = folder / "app.py", reloading
+    file.write_text(PAGES)
+    terminal.until("set up in")
+    old = re.findall(r"http://[\d.:]+", terminal.text)[0] + "/old"
+    wait_until(lambda: status_of(old) == 200)
+    new = old.replace("old", "new")
+    seen: set[tuple[int, ...]] = set()
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            first = status_of(old)
+            seen.add((first,) if first == 200 else (first, status_of(new)))
+
+    terminal.raw = ""
+    client = threading.Thread(target=ask)
+    client.start()
+    try:
+        with urllib.request.urlopen(f"{old}?stream=1", timeout=10) as stream, serve.connect("cli-reload") as instance:
+            assert stream.read(1) == b"."
+            file.write_text(PAGES.replace(before, after))
+            terminal.until("set up in")
+            wait_until(lambda: len(instance.list_endpoints()) == 1 and seen)
+            assert stream.read(1) == b"."  # still open
+            over.set()
+            client.join()
+            assert (status_of(old), status_of(new)) == ((404, 200) if "new" in after else (200, 404))
+            terminal.raw = ""
+            file.write_text(PAGES.replace(before, after) + "\n")  # another change is seen, though the stream is still open
+            terminal.until("set up in")
+            (folder / "gate").touch()
+            assert set(stream.read()) <= {ord(".")}
+    finally:
+        over.set()
+        client.join()
+    assert seen <= {(200,), (404, 200)}
+
+
+def test_a_reload_knows_names_however_long_they_are_together(folder: Path, reloading: Terminal) -> None:
+    many = """
+from headgate import serve
+
+serve.init()
+for number in range(75):
+    serve.create_endpoint(f"{number}:" + "x" * 1000)
+"""
+    terminal = reloading
+
+    def has(count: int) -> bool:
+        with serve.connect("cli-reload") as instance:
+            return len(instance.list_endpoints()) == count
+
+    for count in (75, 2):
+        (folder / "app.py").write_text(many.replace("75", str(count)))
+        terminal.until("set up in")
+        wait_until(functools.partial(has, count))

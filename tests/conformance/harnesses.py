@@ -223,6 +223,7 @@ def settings_for(
         ssl_certfile=None,
         ssl_keyfile=None,
         access_log=False,
+        traces=False,
         log_format="text",
         log_dir=f"{state_dir or folder}/logs" if detached else "",
         driver_pid=os.getpid(),

@@ -74,6 +74,7 @@ def settings_in(folder: str, **changes: Any) -> InstanceSettings:
         "ssl_certfile": None,
         "ssl_keyfile": None,
         "access_log": False,
+        "traces": False,
         "log_format": "text",
         "log_dir": "",
         "driver_pid": os.getpid(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +12,14 @@ import msgspec
 import pytest
 
 from headgate import usage
+from headgate.config import BackendConfig, ReplicaOptions
 from headgate.controller import kept_counts
 from headgate.controller.kept_counts import KeptCounting, KeptCounts
-from headgate.core.messages import Measure
+from headgate.core.labels import REMEMBERED
+from headgate.core.messages import DeleteBackend, DeleteEndpoint, Deploy, DeployedBackend, Measure
 from headgate.core.reports import Counters, Measurement, RequestCount, Usage
-from headgate.errors import ReplicaStartError
-from tests.controller.rig import Rig, create, play
+from headgate.errors import InsufficientResourcesError, ReplicaStartError
+from tests.controller.rig import Rig, create, definition, play
 from tests.support import until
 
 
@@ -26,6 +30,7 @@ async def measured(rig: Rig) -> Measurement:
 def test_what_was_shown_never_counts_backwards_though_the_controller_dies_with_who_had_counted_it():
     async def scene(rig: Rig) -> None:
         await rig.create("v1")
+        await rig.endpoint("e", "v1")
         rig.engine.end(rig.replicas("v1")[0], "killed by SIGSEGV")
         await until(lambda: len(rig.replicas("v1")) == 1, "another has taken its place")
         router = rig.process("handles")
@@ -47,6 +52,68 @@ def test_what_was_shown_never_counts_backwards_though_the_controller_dies_with_w
     play(scene)
 
 
+def counted(*names: str) -> Counters:
+    """What a router has counted of each: a request to the endpoint and the backend of that name."""
+    return Counters(tuple(RequestCount(name, name, 200, 1, 0.25, (1,)) for name in names))
+
+
+def test_what_is_told_of_a_thousand_endpoints_and_backends_that_come_and_go_stays_bounded():
+    async def scene(rig: Rig) -> None:
+        names: list[str] = []
+        sizes: list[int] = []
+        router = rig.process("handles")
+        await router.link.connected()
+        for number in range(1000):
+            names.append(f"v{number:03}")
+            await rig.create(names[-1])
+            await rig.endpoint(names[-1], names[-1])
+            router.counters = counted(*names[-2 * REMEMBERED :])  # of which a router keeps twice as many
+            if number % 50 == 49:
+                found = await measured(rig)
+                told = names[-REMEMBERED - 1 :]
+                assert [count.endpoint for count in found.counters.requests] == told
+                assert [found.replica_starts.get(name, 0) for name in told] == [1] * len(told)
+                assert set(found.replica_start_times) | set(found.replica_starts) <= set(told)
+                sizes.append(os.stat(f"{rig.folder}/counters").st_size)
+            await rig.verb(DeleteEndpoint(names[-1]))
+            await rig.verb(DeleteBackend(names[-1]))
+        assert max(sizes[10:]) <= 1.1 * sizes[10]  # once many have ended
+        fleet = rig._controller._fleet
+        assert max(len(counts) for counts in (fleet.starts, fleet.start_times, fleet.start_failures, fleet.deaths)) <= REMEMBERED + 1
+
+    play(scene)
+
+
+def test_starts_of_backends_that_never_came_to_be_are_told_for_a_while():
+    async def scene(rig: Rig) -> None:
+        for number in range(REMEMBERED + 50):
+            rig.engine.fail_next(f"v{number:03}", ReplicaStartError("no model"))
+            await rig.try_verb(create(f"v{number:03}"))
+            found = await measured(rig)
+            assert found.replica_start_failures[f"v{number:03}"] == 1
+            assert len(found.replica_start_failures) == min(number + 1, REMEMBERED)
+
+    play(scene)
+
+
+def test_what_comes_back_while_it_is_remembered_counts_on_and_so_it_does_over_the_death_of_the_controller():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1")
+        await rig.endpoint("v1", "v1")
+        rig.ingress.counters = counted("v1")
+        for verb in (DeleteEndpoint("v1"), DeleteBackend("v1")):
+            await rig.verb(verb)
+            assert (await measured(rig)).counters.requests == rig.ingress.counters.requests
+        await rig.crash()
+        await rig.start()
+        found = await measured(rig)
+        assert (found.counters.requests, found.replica_starts) == (rig.ingress.counters.requests, {"v1": 1})
+        await rig.create("v1")
+        assert (await measured(rig)).replica_starts == {"v1": 2}
+
+    play(scene)
+
+
 def test_a_start_that_came_to_nothing_is_counted_as_that():
     async def scene(rig: Rig) -> None:
         rig.engine.fail_next("v1", ReplicaStartError("no model"))
@@ -56,6 +123,37 @@ def test_a_start_that_came_to_nothing_is_counted_as_that():
         assert (found.replica_starts, found.replica_start_failures, found.replica_deaths) == ({"v1": 1}, {"v1": 1}, {})
 
     play(scene)
+
+
+def test_what_has_failed_of_late_is_told_also_replicas_that_ended_or_did_not_start():
+    async def scene(rig: Rig) -> None:
+        await rig.create("v1")
+        assert (await measured(rig)).failures == ()
+        rig.engine.fail_next("v1", ReplicaStartError("no model", remote_traceback="Traceback: it isn't there"))
+        rig.engine.end(rig.replicas("v1")[0], "killed by SIGSEGV")
+        await until(lambda: len(rig.replicas("v1")) == 1, "another has taken its place at last")
+        start, death = (await measured(rig)).failures
+        assert (death.kind, death.backend, death.error, death.message) == ("ReplicaDiedError", "v1", "signal", "killed by SIGSEGV")
+        assert (start.kind, start.backend, start.message) == ("ReplicaStartError", "v1", "no model")
+        assert start.traceback == "Traceback: it isn't there"
+
+    play(scene)
+
+
+def test_a_start_without_room_or_that_nobody_wants_any_more_is_no_failed_one():
+    async def scene(rig: Rig) -> None:
+        rig.engine.fail_next("v1", InsufficientResourcesError("all is taken"))
+        assert (await rig.try_verb(create("v1"))).error is not None
+        state = (await rig.describe()).state_id
+        held = DeployedBackend("held", definition(), BackendConfig(), ReplicaOptions())
+        work = asyncio.create_task(rig.driver.link.call(Deploy((held,), (), state)))
+        await until(lambda: rig.replicas("held"), "it starts")
+        work.cancel()
+        await until(lambda: not rig.replicas("held"), "it is given up")
+        found = await measured(rig)
+        assert (found.replica_starts, found.replica_start_failures) == ({"v1": 1, "held": 1}, {})
+
+    play(scene, hold=("held",))
 
 
 def test_processes_are_told_with_what_they_use():

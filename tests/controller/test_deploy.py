@@ -17,6 +17,7 @@ from headgate.core.messages import (
     Configure,
     CreateEndpoint,
     DeleteBackend,
+    DeleteEndpoint,
     Deploy,
     DeployedBackend,
     EndpointEntry,
@@ -408,6 +409,93 @@ def test_a_new_controller_finishes_a_deployment_whether_or_not_it_is_sent_again(
         assert await asked_for(rig) == AFTER
         assert {tag: set(rig.replicas(tag)) for tag in ("new", "keep")} == started
         assert (await rig.repeat("id-1", verb)).error is None  # it is known, and not done again
+
+    play(scene)
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_who_leaves_while_there_is_no_controller_leaves_everything_as_it_was_under_the_next_one(
+    ready: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(routers, "_BACK_WITHIN_S", 1.0)
+
+    async def scene(rig: Rig) -> None:
+        await set_up(rig)
+        before = len(rig.engine.running())
+        rig.engine.hold("new")
+        work = asyncio.create_task(rig.driver.link.call(await deployment(rig, *NEW)))
+        await until(lambda: len(rig.replicas("new")) == 2 and len(rig.replicas("keep")) == 3, "it starts its replicas")
+        await rig.crash()
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        if ready:  # nothing but the word of who left keeps it from counting
+            rig.engine.release("new")
+        await rig.start()
+        await until(lambda: len(rig.engine.running()) == before and not rig.replicas("new"), "what it started is ended")
+        assert await asked_for(rig) == BEFORE
+        assert rig._controller._store.load()[1] == []
+        await until(lambda: not rig.driver.link._left, "it is known that nothing comes of it")
+        rig.engine.release("new")
+        await rig.verb(await deployment(rig, *NEW))
+
+    play(scene)
+
+
+def test_who_leaves_before_a_controller_has_heard_of_it_is_answered_and_nothing_begins():
+    async def scene(rig: Rig) -> None:
+        await set_up(rig)
+        verb = await deployment(rig, *NEW)
+        await rig.crash()
+        work = asyncio.create_task(rig.driver.link.call(verb))
+        await asyncio.sleep(0)
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        await rig.start()
+        await until(lambda: not rig.driver.link._left, "it is known that nothing comes of it")
+        assert await asked_for(rig) == BEFORE
+        assert not (await rig.describe()).coming
+
+    play(scene)
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_deployment_that_a_new_controller_answers_waits_for_deleted_endpoints_as_well(committed: bool):
+    async def scene(rig: Rig) -> None:
+        await set_up(rig)
+        rig.ingress.busy_endpoints = ("old",)
+        rig.engine.hold("new")
+        verb = await deployment(rig, *NEW)
+        work = asyncio.create_task(rig.repeat("id-1", verb))
+        await until(lambda: len(rig.replicas("new")) == 2, "it starts its replicas")
+        if committed:
+            rig.engine.release("new")
+            await until(lambda: "old" not in rig.ingress.table.endpoints, "it counts")
+        await crash_during(rig, work)
+        await rig.start()
+        rig.engine.release("new")
+        again = asyncio.create_task(rig.repeat("id-1", verb))
+        finished = asyncio.create_task(rig.finishing(again))
+        await until(lambda: "old" not in rig.ingress.table.endpoints and not rig.replicas("go"), "backends that go have gone")
+        done, _ = await asyncio.wait([again], timeout=0.2)
+        assert not done
+        rig.ingress.is_idle()
+        assert (await finished).error is None
+
+    play(scene)
+
+
+def test_a_deployment_does_not_wait_for_what_others_have_deleted():
+    async def scene(rig: Rig) -> None:
+        await set_up(rig)
+        rig.ingress.busy_endpoints = ("old",)
+        deletion = asyncio.create_task(rig.verb(DeleteEndpoint("old")))
+        await until(lambda: "old" not in rig.ingress.table.endpoints, "it is deleted")
+        same = (wanted("keep", num_replicas=2), wanted("change"), wanted("go"), EndpointEntry("e", "/other", ("GET",), {"change": 1.0}))
+        await rig.verb(await deployment(rig, *same))
+        assert rig.ingress.table.endpoints["e"].route == "/other"
+        assert not deletion.done()
+        rig.ingress.is_idle()
+        await deletion
 
     play(scene)
 

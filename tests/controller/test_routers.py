@@ -13,6 +13,7 @@ from headgate.controller.routers import Routers
 from headgate.controller.server import Connection
 from headgate.controller.tasks import Changes
 from headgate.core import messages, tables
+from headgate.core.labels import Labels
 from headgate.core.messages import (
     Applied,
     BackendEntry,
@@ -72,7 +73,7 @@ class Scene:
     def __init__(self) -> None:
         self.table = RoutingTable(0)
         self.built = 0
-        self.routers = Routers(Changes(), build=self._build, in_replica=lambda hello: hello.id.startswith("in"))
+        self.routers = Routers(Changes(), Labels(), build=self._build, in_replica=lambda hello: hello.id.startswith("in"))
         self.routers.begin(1)
         self.peers: list[Peer] = []
 

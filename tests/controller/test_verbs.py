@@ -457,6 +457,9 @@ def test_an_instance_is_ready_when_every_backend_with_traffic_has_a_replica():
 
 def test_measure_adds_up_all_routers_also_those_that_have_ended():
     async def scene(rig: Rig) -> None:
+        for tag in ("v1", "v2"):
+            await rig.create(tag)
+        await rig.endpoint("e", "v1")
         router = rig.process("handles")
         await router.link.connected()
         events = (EventCount(RETRIED, "e", "v1", "", 1), EventCount(SHADOW_DROPPED, "e", "v2", "", 1))

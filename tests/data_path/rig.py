@@ -36,6 +36,10 @@ REMOTE = False
 TLS: Tls | None = None
 """What encrypts them then."""
 
+CALLER: type[Caller] = Caller
+ROUTER: type[Router] = Router
+"""What replicas and the router are made of."""
+
 _ids = itertools.count(1)
 _head = msgspec.msgpack.encode(wire.HttpHead("POST", b"/x?y=1", "1.1", [(b"host", b"h")], "http", "h:1", "127.0.0.1"))
 
@@ -65,7 +69,7 @@ class Replica:
         self.config = config
         self.io_loop = uvloop.new_event_loop()
         self.user_loop = uvloop.new_event_loop() if self.definition.any_async else None
-        caller = Caller(self.definition, methods, backend="b", replica=self.id, idempotent=config.idempotent)
+        caller = CALLER(self.definition, methods, backend="b", replica=self.id, idempotent=config.idempotent)
         self.runner = Runner(self.definition, config, caller, self.io_loop, self.user_loop)
         host = "127.0.0.1" if REMOTE else ""
         way = Way(str(folder), node="theirs", host=host, secret=b"secret", tls=TLS)
@@ -107,7 +111,7 @@ class Replica:
 class Asked(Call):
     """A call that keeps what became of it."""
 
-    __slots__ = ("chunks", "done", "frame", "info", "left_at", "web")
+    __slots__ = ("chunks", "done", "frame", "info", "left_at", "trace", "web")
 
     def __init__(self, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None, *, web: bool = False, **given: Any) -> None:
         kwargs = kwargs or {}
@@ -127,6 +131,7 @@ class Asked(Call):
         self.frame: wire.Frame | wire.Answer | None = None
         self.info: ErrorInfo | None = None
         self.left_at = 0.0
+        self.trace = given.get("trace", b"")
 
     def answered(self, answer: wire.Answer) -> None:
         self.frame = answer
@@ -168,7 +173,7 @@ class Rig:
         self.handler, self.batch = handler, batch
         self.replicas = [Replica(folder, handler, self.config, batch) for _ in range(replicas)]
         self.reported: list[Message] = []
-        self.router = Router("t", Way(str(folder), node="ours", secret=b"secret", tls=TLS), self.reported.append)
+        self.router = ROUTER("t", Way(str(folder), node="ours", secret=b"secret", tls=TLS), self.reported.append)
         self.version = 0
         self.apply()
 

@@ -13,6 +13,7 @@ import pytest
 import uvloop
 
 from headgate.core import wire
+from headgate.core.labels import REMEMBERED
 from headgate.core.messages import EndpointEntry
 from headgate.core.reports import CANCELLED, EXPIRED, SHED, EventCount, ReplicaCounters
 from tests.data_path.rig import Asked, Rig
@@ -61,6 +62,27 @@ def test_every_call_has_one_time_in_the_queue_and_one_of_execution_however_it_en
             (requests,) = rig.router.counters().requests
             assert (requests.endpoint, requests.backend, requests.status) == ("e", "b", 500 if handler is fail else 200)
             assert requests.count == sum(requests.buckets) == 5
+
+    play(scene)
+
+
+@pytest.mark.parametrize("handler", [fail, add])
+def test_calls_that_fail_are_told_once_with_the_latest_request_and_others_are_not(tmp_path: Path, handler: Any):
+    async def scene() -> None:
+        async with Rig(tmp_path, handler) as rig:
+            for _ in range(3):
+                await rig.ask(1).done
+            await counted(rig, 3)
+            runner = rig.replicas[0].runner
+            told = runner.take_failures()
+            if handler is add:
+                assert told == ()
+                return
+            (failure,) = told
+            assert (failure.kind, failure.error, failure.message, failure.count) == ("UserCodeError", "ValueError", "ValueError: 1", 3)
+            assert (failure.backend, failure.endpoint, failure.replica) == ("b", "e", rig.replicas[0].id)
+            assert "in fail" in failure.traceback
+            assert runner.take_failures() == ()
 
     play(scene)
 
@@ -180,5 +202,55 @@ def test_what_is_told_can_be_sent(tmp_path: Path):
             await rig.ask(1).done
             found = await counted(rig, 1)
             assert msgspec.msgpack.decode(msgspec.msgpack.encode(found), type=ReplicaCounters) == found
+
+    play(scene)
+
+
+def test_a_router_that_sees_very_many_endpoints_and_backends_go_keeps_counts_of_the_latest_alone(tmp_path: Path):
+    async def scene() -> None:
+        async with Rig(tmp_path, add) as rig:
+            await rig.ask(1).done
+            shown = 0
+            for number in range(1000):
+                name, backend = f"e{number}", msgspec.structs.replace(rig.entry(), tag=f"b{number}", replicas=())
+                endpoints = {each: EndpointEntry(each, None, (), {tag: 1.0}) for each, tag in (("e", "b"), (name, backend.tag))}
+                rig.apply(endpoints=endpoints, backends={"b": rig.entry(), backend.tag: backend})
+                await rig.ask(endpoint=name).done  # 503: it has no replica
+                counters, before = rig.router.counters(), shown
+                shown = sum(count.count for count in counters.requests if count.endpoint in ("e", name, f"e{number - REMEMBERED}"))
+                assert shown == min(2 + (number >= REMEMBERED), 3) >= before
+                assert len(counters.requests) == len(counters.events) + 1 <= 2 * REMEMBERED + 2
+            assert {count.endpoint for count in counters.requests} == {"e", *(f"e{number}" for number in range(999 - 2 * REMEMBERED, 1000))}
+            assert rig.router.served()[0] == 1
+            rig.apply()
+            assert sum(count.count for count in rig.router.counters().requests) == 2 * REMEMBERED + 1
+
+    play(scene)
+
+
+def test_served_counts_on_when_what_it_was_served_by_is_forgotten(tmp_path: Path):
+    async def scene() -> None:
+        async with Rig(tmp_path, add) as rig:
+            await asyncio.gather(*(rig.ask(1).done for _ in range(3)))
+            before = rig.router.served()
+            many = {f"e{number}": EndpointEntry(f"e{number}", None, (), {}) for number in range(2 * REMEMBERED + 1)}
+            rig.apply(endpoints=many)
+            assert rig.router.counters().requests != ()
+            rig.apply(endpoints={})
+            assert rig.router.counters().requests == ()
+            assert rig.router.served() == (3, pytest.approx(before[1]))
+
+    play(scene)
+
+
+def test_names_that_callers_make_up_are_counted_under_none(tmp_path: Path):
+    async def scene() -> None:
+        async with Rig(tmp_path, add) as rig:
+            for number in range(20):
+                refused = await rig.ask(endpoint=f"made up {number}").done
+                assert refused.info.kind == "EndpointRemovedError"
+                assert f"made up {number}" in refused.info.message
+            (requests,) = rig.router.counters().requests
+            assert (requests.endpoint, requests.backend, requests.status, requests.count, sum(requests.buckets)) == ("", "", 404, 20, 20)
 
     play(scene)

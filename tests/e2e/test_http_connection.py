@@ -819,13 +819,14 @@ def test_a_stream_in_http_1_0_that_breaks_off_is_reset(holding: IngressServer) -
             client.socket.recv(1)
 
 
-def test_head_of_a_stream_is_its_head_and_the_stream_is_cancelled(holding: IngressServer) -> None:
+def test_head_of_a_stream_is_its_head_and_of_the_rest_nothing_is_waited_for(holding: IngressServer) -> None:
     with holding.client() as client:
         client.send(b"HEAD /echo HTTP/1.1\r\nHost: a\r\n\r\n")
         (call,) = holding.calls(1)
         holding.call(lambda: call.chunk(chunk(b"one", first=True)))
         assert client.answer(bare=True).headers["transfer-encoding"] == "chunked"
-        assert holding.router.cancelled == [call]
+        assert holding.router.enough_of == [(call, 200)]
+        assert holding.router.cancelled == []
         client.send(GET)
         holding.call(lambda: holding.calls(2)[1].answered(an_answer(b"next")))
         assert client.answer().body == b"next"

@@ -23,6 +23,7 @@ from headgate.errors import (
     AddressInUseError,
     InstanceStartError,
     InvalidValueError,
+    LogDirInUseError,
     StateDirInUseError,
     StateDirUnsafeError,
 )
@@ -240,6 +241,22 @@ def test_a_log_dir_that_can_not_be_written_to_is_told_and_leaves_nothing(tmp_pat
     with pytest.raises(InvalidValueError, match=r"log_dir=.*can't be written to: File exists"):
         start(settings)
     _assert_nothing_left(settings.folder)
+
+
+def test_a_log_dir_takes_the_lines_of_one_instance_at_a_time(tmp_path: Path) -> None:
+    log_dir = tmp_path / "logs"
+    one, two = (msgspec.structs.replace(settings_for(name), log_dir=str(log_dir)) for name in ("one", "two"))
+    assert start(one)
+    try:
+        said = {path.name: path.read_bytes() for path in log_dir.iterdir()}
+        with pytest.raises(LogDirInUseError, match=r"log_dir=.*/logs' is in use"):
+            start(two)
+        assert not os.path.exists(two.folder)
+        assert {path.name: path.read_bytes() for path in log_dir.iterdir()} == said
+    finally:
+        shut_down(one)
+    assert start(two)  # what the first has left is no obstacle
+    shut_down(two)
 
 
 def test_a_state_dir_serves_one_instance_at_a_time(tmp_path: Path) -> None:

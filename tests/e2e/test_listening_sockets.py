@@ -25,14 +25,27 @@ def _own_inodes() -> set[str]:
     """Of all sockets of this process and of all that it has started."""
     found: set[str] = set()
     for pid in (os.getpid(), *(abs(pid) for pid in processes())):
-        for link in Path(f"/proc/{pid}/fd").iterdir():
-            try:
-                held = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(link))
-            except FileNotFoundError:  # closed just now
-                continue
-            if held is not None:
-                found.add(held.group(1))
+        found |= _inodes_of(pid)
     return found
+
+
+def _inodes_of(pid: int) -> set[str]:
+    """Of all sockets of a process."""
+    found: set[str] = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            held = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(link))
+        except FileNotFoundError:  # closed just now
+            continue
+        if held is not None:
+            found.add(held.group(1))
+    return found
+
+
+def _listening() -> list[list[str]]:
+    """What the kernel says of the TCP sockets of this machine that listen."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return [fields for fields in lines if fields[3] == _LISTEN]
 
 
 def reachable_by_network() -> set[tuple[str, str, int]]:
@@ -58,6 +71,17 @@ def test_of_an_instance_on_one_machine_nothing_but_http_takes_connections_and_th
         host, port = split(instance.http_url.partition("//")[2])
         assert host == "127.0.0.1"
         assert reachable_by_network() == {("tcp", "127.0.0.1", port)}
+
+
+def test_with_an_admin_address_that_too_and_no_replica_or_ingress_has_a_part_in_it() -> None:
+    with serve.init(http_port=0, admin_address="127.0.0.1:0", admin_token="a-token-of-this-test") as instance:
+        serve.create_backend("b", lambda: "fine")
+        status = instance.status()
+        http, admin = (split(address)[1] for address in (instance.http_url.partition("//")[2], status.admin_address))
+        assert reachable_by_network() == {("tcp", "127.0.0.1", http), ("tcp", "127.0.0.1", admin)}
+        inode = next(fields[9] for fields in _listening() if int(fields[1].partition(":")[2], 16) == admin)
+        holders = {process.role for process in status.processes if inode in _inodes_of(process.pid)}
+        assert holders == {"supervisor", "controller"}
 
 
 @pytest.mark.parametrize(("family", "protocol", "host"), [(socket.AF_INET, "tcp", "0.0.0.0"), (socket.AF_INET6, "tcp6", "::1")])

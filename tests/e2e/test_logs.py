@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
 
+from headgate import serve
 from headgate.logs.entry import Entry, from_json
+from tests.support import wait_until
 
 pytestmark = pytest.mark.local_engine("on a cluster Ray keeps what is written")
 
@@ -84,3 +90,48 @@ def test_lines_say_their_request_in_threads_in_tasks_and_in_batches(tmp_path: Pa
     assert batch.text == f"ids {' '.join(batch.request_ids)}"
     levels = {(entry.level, entry.logger, entry.stream) for entry in entries if entry.text.startswith("w ")}
     assert levels == {("WARNING", "mine", ""), ("", "", "stderr")}, "what the user has configured goes through stderr as it is"
+
+
+def unfinished(request: Any) -> str:
+    sys.stdout.write("sync")
+    return "answer"
+
+
+async def unfinished_async(request: Any) -> str:
+    sys.stdout.write("async")
+    await asyncio.sleep(0)
+    return "answer"
+
+
+def unfinished_stream(request: Any) -> Iterator[str]:
+    yield "some"
+    sys.stdout.write("stream")
+
+
+@serve.accept_batch
+def unfinished_batch(requests: list[Any]) -> list[str]:
+    sys.stdout.write("batch")
+    return ["answer"] * len(requests)
+
+
+def unfinished_failing(request: Any) -> str:
+    sys.stdout.write("failing")
+    raise ValueError("it fails")
+
+
+def test_a_line_without_an_end_comes_out_when_its_call_ends_whatever_the_call_is(tmp_path: Path) -> None:
+    handlers = (unfinished, unfinished_async, unfinished_stream, unfinished_batch, unfinished_failing)
+    with serve.init("unfinished", http_port=0, log_dir=tmp_path) as instance:
+        for handler in handlers:
+            instance.create_backend(handler.__name__, handler)
+            instance.create_endpoint(handler.__name__, f"/{handler.__name__}", backend=handler.__name__)
+            answer = requests.get(f"{instance.http_url}/{handler.__name__}", timeout=10)
+            text = handler.__name__.removeprefix("unfinished_").replace("unfinished", "sync")
+
+            def said(text: str = text) -> list[Entry]:
+                lines = [line for path in tmp_path.glob("replica-*.log") for line in path.read_bytes().splitlines()]
+                return [entry for line in lines if (entry := from_json(line)) is not None and entry.text == text]
+
+            (entry,) = wait_until(said)
+            assert entry.request_ids == (answer.headers["X-Request-Id"],)
+            assert entry.endpoint == handler.__name__

@@ -89,6 +89,17 @@ def test_requests_of_clients_and_of_handles_are_counted_with_their_times(counted
     assert value(found, "headgate_shed_total", endpoint="idle", reason="no traffic") == 1
 
 
+def test_a_stream_of_which_only_the_head_is_wanted_counts_as_answered(counted: Instance) -> None:
+    serve.create_backend("in vain", lambda request: serve.Response(iter(["nothing", "of", "this"]), status=204))
+    serve.create_endpoint("in vain", "/in-vain", backend="in vain")
+    assert requests.head(f"{counted.http_url}/stream", timeout=10).status_code == 200
+    assert requests.get(f"{counted.http_url}/in-vain", timeout=10).status_code == 204
+    found = samples(counted)
+    assert value(found, "headgate_requests_total", endpoint="stream", status="200") == 1
+    assert value(found, "headgate_requests_total", endpoint="in vain", status="204") == 1
+    assert value(found, "headgate_requests_total", status="499") == value(found, "headgate_cancelled_total") == 0
+
+
 def test_replicas_count_where_the_time_went(counted: Instance) -> None:
     def told() -> bool:
         found = samples(counted)

@@ -70,7 +70,7 @@ class Played:
 
 
 def _service() -> Service:
-    service = Service(FakeRouter(echo), _no_measure, server="here")
+    service = Service(FakeRouter(echo), _no_measure, _no_measure, server="here")
     service.apply(TABLE)
     service.set_date(0)
     service.next_id = request_ids("id-")

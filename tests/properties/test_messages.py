@@ -41,6 +41,8 @@ VERBS: list[m.Verb] = [
     ),
     m.Describe(),
     m.Measure(),
+    m.ReadLog(),
+    m.ReadLog(5, {"replica-x.log": (7, 100)}, "b", "id", "ERROR"),
     m.CompareInit({"http_port": 0, "resources": {"CPU": 1}}),
     m.Shutdown(),
 ]

@@ -81,7 +81,7 @@ def test_a_plan_leads_from_any_state_to_what_is_declared_and_then_there_is_nothi
 def test_deploying_what_is_told_of_a_running_state_changes_nothing(declared: Declared):
     state = desired.apply(State(), planned(importable(declared), State()).verb)
     running = described(state, **msgspec.to_builtins(declared.http))
-    told = declaring.of_running(running)
+    told = declaring.of_running(running, dict.fromkeys(HttpSettings.__struct_fields__))
     code = {tag: backend.code for tag, backend in running.backends.items()}
     again = plan(told, {}, running, code=code)
     assert again.steps == ()

@@ -23,6 +23,7 @@ class Request:
     deadline: float = math.inf
     cancelled: bool = False
     endpoint: str = "the endpoint"
+    trace: bytes = b""
 
 
 def facts(*members: Request, is_batch: bool = False) -> CallFacts[Member]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from headgate.core import messages
-from headgate.core.messages import Applied, Describe, Hello, Message, Ping, RoutingTable, VerbCall, VerbDone, Welcome
+from headgate.core.messages import Applied, Describe, Hello, Message, Ping, RoutingTable, VerbCall, VerbDone, VerbLeft, Welcome
 from headgate.errors import NotRunningError
 from headgate.router.control import ControlLink
 from headgate.router.way import Way
@@ -121,6 +121,36 @@ def test_a_verb_that_was_not_answered_is_sent_again_under_its_id_and_answered_on
         assert first == second
         assert (await link.call(Describe())).result == b"\x01"
         assert len(controller.verbs()) == 3
+
+    play(scene)
+
+
+def test_a_verb_that_nobody_waits_for_is_not_sent_again_and_each_controller_is_told_so_until_one_answers() -> None:
+    async def scene(controller: Controller, link: ControlLink, arrived: list[Message]) -> None:
+        def told() -> list[Message]:
+            return [message for message in controller.received if isinstance(message, VerbLeft)]
+
+        await link.connected()
+        controller.answer = lambda call: None
+        call = asyncio.create_task(link.call(Describe()))
+        await until(lambda: len(controller.verbs()) == 1, "the verb arrives")
+        left = VerbLeft(controller.verbs()[0].id)
+        await controller.stop()
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        await controller.start()
+        await until(lambda: told() == [left], "the controller is told")
+        await controller.stop()
+        await controller.start()
+        await until(lambda: told() == [left] * 2, "the next one is told, too")
+        controller.send(messages.encode(VerbDone(left.id)) + messages.encode(Ping(1)))
+        await until(lambda: arrived == [Ping(1)], "it has the answer")
+        await controller.stop()
+        await controller.start()
+        controller.answer = lambda call: VerbDone(call.id)
+        await link.call(Describe())
+        assert told() == [left] * 2
+        assert [verb.id for verb in controller.verbs()].count(left.id) == 1
 
     play(scene)
 

@@ -101,3 +101,23 @@ def test_an_answer_to_an_earlier_question_is_no_answer_and_who_is_lost_is_not_wa
         assert await asked == {"a1": 2}
 
     asyncio.run(scene())
+
+
+def test_what_there_was_of_a_key_that_is_told_no_more_is_dropped():
+    told = set("ab")
+    found: Counting[int] = Counting(lambda id: id[0], sum, lambda counters: counters, told.__contains__)
+    for number in range(2 * _KEPT_ENDED):
+        peer = connection(f"{'ab'[number % 2]}{number}")
+        found.came(peer)
+        found.said(peer, 1, 1)
+        found.left(peer)
+    told.remove("a")
+    assert found.totals() == {"b": _KEPT_ENDED}
+    assert {key for key, _ in found.kept().said.values()} | set(found.kept().forgotten) == {"b"}
+    for number in range(_KEPT_ENDED):
+        peer = connection(f"b again {number}")
+        found.came(peer)
+        found.said(peer, 1, 1)
+        found.left(peer)
+    told.add("a")
+    assert found.totals() == {"b": 2 * _KEPT_ENDED}  # nothing of the other is left

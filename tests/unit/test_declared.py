@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -234,7 +235,7 @@ def source(folder: Path, path: str, more: str = "") -> declaring.Source:
 
 def test_code_is_imported_from_the_folder_of_the_file_and_replicas_find_it_there(folder: Path):
     before = list(sys.path)
-    found = source(folder, "shop_of_declared:Model", "init_args: [3]").definition("a")
+    found = source(folder, "shop_of_declared:Model", "init_args: [3]").definitions()["a"]
     assert (found.code.import_path, found.code.init_args, found.module) == ("shop_of_declared:Model", [3], "shop_of_declared")
     assert found.code.source_hash == found.source_hash != ""
     assert found.sys_path[0] == str(folder)
@@ -253,11 +254,49 @@ def test_code_is_imported_from_the_folder_of_the_file_and_replicas_find_it_there
 )  # fmt: skip
 def test_code_that_is_not_there_is_named_with_its_line_and_the_nearest_name(folder: Path, path: str, told: str):
     with pytest.raises(DeclaredStateError, match=told):
-        source(folder, path).definition("a")
+        source(folder, path).definitions()["a"]
 
 
 def test_a_config_that_the_code_cannot_run_with_is_refused_with_its_line(folder: Path):
     with pytest.raises(
         DeclaredStateError, match=r"app\.yaml:4: backend 'a': config: max_batch_size=4, but handler of backend 'a' does not take batches"
     ):
-        source(folder, "shop_of_declared:handler", "config: {max_batch_size: 4}").definition("a")
+        source(folder, "shop_of_declared:handler", "config: {max_batch_size: 4}").definitions()["a"]
+
+
+def test_code_is_what_its_files_say_now_whatever_was_imported_before(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(folder)
+    base, module = folder / "base_of_declared.py", "model_of_declared"
+    base.write_text("class Base:\n    def __call__(self, request): ...\n")
+    (folder / f"{module}.py").write_text("from base_of_declared import Base\nclass Model(Base): ...\n")
+    try:
+        importlib.import_module(module)
+        before = source(folder, f"{module}:Model").definitions()["a"]
+        base.write_text("class Base:\n    async def __call__(self, request): ...\n    def other(self): ...\n")
+        after = source(folder, f"{module}:Model").definitions()["a"]
+    finally:
+        for name in (module, "base_of_declared"):
+            sys.modules.pop(name, None)
+    assert (before.methods.keys(), before.any_async) == ({""}, False)
+    assert (after.methods.keys(), after.any_async) == ({"", "other"}, True)
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("import os; os._exit(3)", r"ended before it was done \(exit status 3\)"),
+        ("import threading; threading.Thread(target=threading.Event().wait).start()\ndef f(): ...", None),
+        ("from headgate import declaring; declaring.load('app.yaml').definitions()", "under `if __name__ == '__main__':`"),
+    ],
+    ids=["it ends the process", "it starts a thread that stays", "it deploys itself"],
+)
+def test_code_that_does_more_than_define_when_it_is_imported_holds_nobody_up(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, code: str, told: str | None
+):
+    monkeypatch.chdir(folder)
+    (folder / "odd_of_declared.py").write_text(f"{code}\n")
+    if told is None:
+        assert source(folder, "odd_of_declared:f").definitions()["a"].name == "f"
+        return
+    with pytest.raises(DeclaredStateError, match=told):
+        source(folder, "odd_of_declared:f").definitions()

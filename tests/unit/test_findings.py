@@ -47,6 +47,8 @@ def test_where_all_is_well_there_is_nothing_to_say() -> None:
 @pytest.mark.parametrize(
     ("changes", "measured", "level", "said"),
     [
+        ({"certificate_days": 13.2}, QUIET, WARNING, "expires in 13 days"),
+        ({"certificate_days": 0.0}, QUIET, PROBLEM, "can't be used, or not any more"),
         (
             {"backends": {"a:v1": msgspec.structs.replace(WELL.backends["a:v1"], state="unhealthy", reason="Traceback\nKeyError")}},
             QUIET,

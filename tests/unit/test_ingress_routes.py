@@ -36,17 +36,25 @@ def test_the_decoded_path_is_matched_exactly_and_then_by_the_longest_prefix(path
     assert found.endpoint == endpoint
 
 
-@pytest.mark.parametrize("path", [b"/-/", b"/-/x", b"/%2d/x", b"/-%2Fx", b"/-/routes/", b"/-/healthz/x"])
+@pytest.mark.parametrize("path", [b"/-/x", b"/%2d/x", b"/-%2Fx", b"/-/routes/", b"/-/healthz/x"])
 def test_nothing_reserved_reaches_an_endpoint_even_with_a_route_that_takes_everything(path: bytes) -> None:
     assert _routes("/").find(path) is None
 
 
-@pytest.mark.parametrize("page", ["routes", "healthz", "readyz", "metrics"])
+@pytest.mark.parametrize("page", ["routes", "healthz", "readyz", "metrics", "events", "dashboard.js"])
 def test_the_pages_are_found_encoded_too(page: str) -> None:
     for path in (f"/-/{page}", f"/%2D/{page}"):
         found = _routes("/").find(path.encode())
         assert found is not None
         assert (found.page, found.endpoint) == (page, "")
+
+
+def test_the_dashboard_is_the_page_of_the_reserved_prefix_itself_and_of_nothing_below_it() -> None:
+    routes = _routes("/")
+    for path in (b"/-/", b"/%2d/", b"/-%2F"):
+        found = routes.find(path)
+        assert found is not None
+        assert (found.page, found.endpoint) == ("index.html", "")
 
 
 def test_without_a_route_for_everything_an_unknown_path_leads_nowhere() -> None:

@@ -39,10 +39,11 @@ class Written(Output):
         return [(",".join(entry.request_ids), entry.text) for entry in self.entries]
 
 
-class FakeCall(msgspec.Struct):
+class FakeCall(msgspec.Struct, weakref=True):
     request_ids: tuple[str, ...]
     endpoint: str = "e"
     over: bool = False
+    trace_ids: tuple[str, ...] = ()
 
 
 current: contextvars.ContextVar[FakeCall | None] = contextvars.ContextVar("current", default=None)
@@ -146,12 +147,31 @@ def test_a_line_that_has_not_ended_comes_out_after_its_call_by_flush_and_at_the_
             out.write("half")
             out.flush()
         out.write(" open")
-    assert written.said == [("r2", "half")]
-    print("next", file=out)
-    assert written.said[1:] == [("r1", "left open"), ("", "next")]
+        assert written.said == [("r2", "half")]
+    assert written.said == [("r2", "half"), ("r1", "left open")]
     out.write("last")
     out.finish()
-    assert written.said[3:] == [("", "last")]
+    assert written.said[2:] == [("", "last")]
+
+
+def test_a_line_of_a_call_that_somebody_still_holds_comes_out_with_the_next_one(written: Written, out: Stream) -> None:
+    with call("r1") as held:
+        out.write("left open")
+    assert held.over
+    assert written.said == []
+    print("next", file=out)
+    assert written.said == [("r1", "left open"), ("", "next")]
+
+
+def test_lines_that_several_threads_of_a_call_have_begun_come_out_when_it_ends(written: Written, out: Stream) -> None:
+    with call("r1"):
+        out.write("mine")
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(out.write, "another's"))
+        thread.start()
+        thread.join()
+        del context, thread
+    assert sorted(written.said) == [("r1", "another's"), ("r1", "mine")]
 
 
 def test_a_line_that_has_ended_is_written_at_once_though_another_has_begun(written: Written, out: Stream) -> None:

@@ -159,6 +159,9 @@ def test_the_signature_of_init_shows_the_defaults_of_the_contract() -> None:
         "access_log": False,
         "log_format": "text",
         "log_dir": None,
+        "admin_address": None,
+        "admin_token": None,
+        "traces": False,
     }
 
 

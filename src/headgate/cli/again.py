@@ -1,14 +1,16 @@
 """How is code set up in an instance that has an earlier version of it already?
 
-`main` runs a target in a process whose `create_backend` and `create_endpoint` take what exists to what is asked for. At its end it tells
-who started it which names it has set up.
+`main` runs a target in a process whose `create_backend` and `create_endpoint` take what exists to what is asked for, and then removes what
+only earlier versions have set up. What clients see of an endpoint changes in one transaction.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Collection, Mapping
 from types import FrameType
 from typing import Any, Final
@@ -16,18 +18,38 @@ from typing import Any, Final
 import click
 import msgspec
 
-from headgate import serve
+from headgate import arguments, serve
 from headgate.cli import output
 from headgate.cli.reload import Job, Names
 from headgate.cli.target import failure, perform
 from headgate.config import BackendConfig, parse_config, parse_options
-from headgate.errors import AlreadyExistsError, ConfigError
+from headgate.core.messages import Deploy, EndpointEntry
+from headgate.core.plan import as_it_is
+from headgate.errors import AlreadyExistsError, ChangedMeanwhileError, ConfigError
 from headgate.serve import Instance
 
 FAILED: Final = 1
 
-names = Names()
-_create_backend, _create_endpoint = Instance.create_backend, Instance.create_endpoint
+_create_backend = Instance.create_backend
+
+
+class _Version:
+    """The version that this process sets up: what it has come to, and what was before."""
+
+    def __init__(self, before: Names, told: io.FileIO) -> None:
+        self.names = Names()
+        self.gone = before  # what earlier ones have set up, and this one has not, so far
+        self._told = told
+
+    def has(self, names: Names) -> None:
+        """It sets that up now. It is told at once, in case this process is killed."""
+        self._told.write(msgspec.json.encode(names) + b"\n")
+        self.names.add(names)
+        self.gone.backends -= names.backends
+        self.gone.endpoints -= names.endpoints
+
+
+_version: _Version
 
 
 def create_backend(
@@ -41,7 +63,7 @@ def create_backend(
     **init_kwargs: Any,
 ) -> None:
     """`Instance.create_backend`, but where there is such a backend its code and config are replaced."""
-    names.backends.add(tag)
+    _version.has(Names(backends={arguments.text("a backend tag", tag)}))
     existing = self.list_backends().get(tag)
     if existing is None:
         try:
@@ -70,32 +92,83 @@ def create_endpoint(
     self: Instance, name: str, route: str | None = None, methods: Collection[str] = ("GET",), *, backend: str | None = None
 ) -> None:
     """`Instance.create_endpoint`, but where there is such an endpoint it gets this route, these methods and this backend."""
-    names.endpoints.add(name)
-    existing = self.list_endpoints().get(name)
-    if existing is None:
-        _create_endpoint(self, name, route, methods, backend=backend)
-    elif existing.route != route or {*existing.methods} != {*methods}:
-        self.delete_endpoint(name)
-        _create_endpoint(self, name, route, methods, backend=backend)
-        if backend is None and existing.traffic:
-            self.set_traffic(name, existing.traffic)
-        for tag, proportion in existing.shadows.items():
-            self.shadow_traffic(name, tag, proportion)
-    elif backend is not None and existing.traffic != {backend: 1.0}:
-        self.set_traffic(name, {backend: 1.0})
+    _version.has(Names(endpoints={arguments.text("an endpoint name", name)}))
+    checked = arguments.methods(methods)
+
+    def changed(all_of_it: Deploy) -> Deploy | None:
+        endpoints = {entry.name: entry for entry in all_of_it.endpoints}
+        old = endpoints.get(name) or EndpointEntry(name, None, ())
+        weights = old.weights if backend is None else {backend: 1.0}
+        endpoints[name] = EndpointEntry(name, route, checked, weights, old.shadows)
+        if old == endpoints[name]:
+            return None
+        for other in _version.gone.endpoints & endpoints.keys():
+            if route is not None and endpoints[other].route == route:  # it gets another one, or is removed
+                endpoints[other] = msgspec.structs.replace(endpoints[other], route=None)
+        return msgspec.structs.replace(all_of_it, endpoints=tuple(endpoints.values()))
+
+    _change(self, changed)
+
+
+def remove_the_rest(instance: Instance) -> None:
+    """Remove what only earlier versions have set up, unless what stays needs it."""
+    staying: dict[str, str] = {}  # backends that are no longer set up, and the endpoint that sends requests there
+
+    def changed(all_of_it: Deploy) -> Deploy | None:
+        staying.clear()
+        kept = [entry for entry in all_of_it.endpoints if entry.name not in _version.gone.endpoints]
+        for entry in kept:
+            users = {*entry.shadows, *(tag for tag, weight in entry.weights.items() if weight > 0)}
+            staying.update(dict.fromkeys(users & _version.gone.backends, entry.name))
+        going = _version.gone.backends - staying.keys()
+        endpoints = tuple(_without(entry, going) for entry in kept)
+        backends = tuple(given for given in all_of_it.backends if given.tag not in going)
+        smaller = Deploy(backends, endpoints, all_of_it.based_on)
+        return None if smaller == all_of_it else smaller
+
+    _change(instance, changed)
+    for tag, endpoint in staying.items():
+        output.note(f"{tag} is no longer set up, and stays: endpoint {endpoint} sends requests there")
+
+
+def _without(entry: EndpointEntry, tags: Collection[str]) -> EndpointEntry:
+    """Where it has a weight of 0 for them, that would lead nowhere."""
+    return msgspec.structs.replace(entry, weights={tag: weight for tag, weight in entry.weights.items() if tag not in tags})
+
+
+def _change(instance: Instance, changed: Callable[[Deploy], Deploy | None]) -> None:
+    """Have the instance run what `changed` makes of what it runs, in one transaction; None: nothing is to be done."""
+    while (wanted := changed(as_it_is(instance.status()))) is not None:
+        try:
+            instance._verb(wanted)
+        except ChangedMeanwhileError:  # look again
+            continue
+        return
 
 
 def main() -> int:
     """Do the job that the command line has; returns the exit status."""
-    told, job = int(sys.argv[1]), msgspec.json.decode(sys.argv[2], type=Job)
-    os.set_inheritable(told, False)
+    global _version
+    number = int(sys.argv[1])
+    os.set_inheritable(number, False)
     signal.signal(signal.SIGTERM, _exit)
+    file = io.FileIO(number, "r+")
+    job = msgspec.json.decode(file.read(), type=Job)
+    _version = _Version(job.before, file)
     Instance.create_backend = create_backend  # type: ignore[method-assign]  # for the code that this process runs, and nothing else
     Instance.create_endpoint = create_endpoint  # type: ignore[method-assign]  # as above
-    serve.host(serve.Host(*job.where))
+    serve.host(serve.Host(job.where.name, job.where.engine, job.where.address))
     try:
-        serve.connect(job.where.name, engine=job.where.engine, address=job.where.address)
-        perform(job.target, job.arguments)
+        instance = serve.connect(job.where.name, engine=job.where.engine, address=job.where.address)
+        try:
+            perform(job.target, job.arguments)
+        except SystemExit as asked:
+            if asked.code:
+                raise
+        took, made = output.seconds_text(time.monotonic() - job.began), sorted(_version.names.backends)
+        output.note(f"set up in {took}: {', '.join(made) or 'no backend'}")
+        if not instance.ended:
+            remove_the_rest(instance)
     except KeyboardInterrupt:
         return FAILED
     except click.ClickException as error:
@@ -104,9 +177,6 @@ def main() -> int:
     except Exception as error:  # noqa: BLE001  # user code
         output.note(failure(error))
         return FAILED
-    finally:
-        with open(told, "wb") as file:
-            file.write(msgspec.json.encode(names))
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from headgate.cli import output
+from headgate.cli.headers import parse
 from headgate.cli.where import Where, on_instance
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def bench(
 
     if url.startswith("/"):
         with where.connect() as instance:
-            url = f"{instance.http_url}{url}"
+            url = f"{where.http_url(instance)}{url}"
     elif not url.startswith(("http://", "https://")):
         raise click.BadParameter(
             f"{url!r} is neither a URL, such as http://127.0.0.1:8000/hello, nor a route such as /hello", param_hint="URL"
@@ -84,7 +85,7 @@ def bench(
         rate=rate,
         duration_s=duration,
         method=verb or ("GET" if body is None else "POST"),
-        headers=dict(map(call.parse_header, headers)),
+        headers=tuple(map(parse, headers)),
         body=body,
         timeout_s=timeout,
         max_connections=connections,

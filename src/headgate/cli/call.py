@@ -14,6 +14,7 @@ from urllib.parse import urlencode, urlsplit
 import click
 
 from headgate.cli import completing, output
+from headgate.cli.headers import Header, beside, parse
 from headgate.cli.where import Where, known, on_instance
 
 if TYPE_CHECKING:
@@ -80,9 +81,11 @@ def call(
             return _by_handle(instance, endpoint, parsed, method, shard_key, timeout)
         if route is None:
             raise click.UsageError(f"endpoint {endpoint!r} has no route, so it is not reached over HTTP; leave --http, -X, -H and -d out")
-        fields = [*map(parse_header, headers), *_named_headers(method, shard_key, timeout)]
-        body = _body(data, parsed.named, fields)
-        url = f"{instance.http_url}{route}{'?' if parsed.query else ''}{urlencode(parsed.query)}"
+        fields = [*map(parse, headers), *_named_headers(method, shard_key, timeout)]
+        if parsed.named:
+            fields = beside([("Content-Type", "application/json")], fields)
+        body = _body(data, parsed.named)
+        url = f"{where.http_url(instance)}{route}{'?' if parsed.query else ''}{urlencode(parsed.query)}"
         return _over_http(url, verb or ("GET" if body is None else "POST"), fields, body, timeout, insecure=insecure)
 
 
@@ -188,15 +191,7 @@ def _print_bytes(data: bytes, *, is_json: bool = False, complete: bool = True) -
     sys.stdout.buffer.flush()
 
 
-def parse_header(text: str) -> tuple[str, str]:
-    """`Name: value`. Raises `click.BadParameter`."""
-    name, colon, value = text.partition(":")
-    if not colon or not name.strip():
-        raise click.BadParameter(f"{text!r} is no NAME:VALUE", param_hint="--header")
-    return name.strip(), value.strip()
-
-
-def _named_headers(method: str | None, shard_key: str | None, timeout_s: float | None) -> Iterator[tuple[str, str]]:
+def _named_headers(method: str | None, shard_key: str | None, timeout_s: float | None) -> Iterator[Header]:
     if method is not None:
         yield "X-SERVE-CALL-METHOD", method
     if shard_key is not None:
@@ -205,13 +200,12 @@ def _named_headers(method: str | None, shard_key: str | None, timeout_s: float |
         yield "X-SERVE-TIMEOUT-MS", str(max(int(timeout_s * 1000), 1))
 
 
-def _body(data: str | None, fields: Mapping[str, Any], headers: list[tuple[str, str]]) -> bytes | None:
+def _body(data: str | None, fields: Mapping[str, Any]) -> bytes | None:
     if data is not None and fields:
         raise click.UsageError("-d is the whole body; leave it out, or the fields")
     if fields:
         import json
 
-        headers.append(("Content-Type", "application/json"))
         return json.dumps(fields).encode()
     return read_body(data)
 
@@ -231,7 +225,7 @@ def read_body(data: str | None) -> bytes | None:
     return data.encode()
 
 
-def _over_http(url: str, verb: str, headers: list[tuple[str, str]], body: bytes | None, timeout_s: float | None, *, insecure: bool) -> int:
+def _over_http(url: str, verb: str, headers: list[Header], body: bytes | None, timeout_s: float | None, *, insecure: bool) -> int:
     import http.client
     import ssl
 
@@ -246,7 +240,11 @@ def _over_http(url: str, verb: str, headers: list[tuple[str, str]], body: bytes 
         connection = http.client.HTTPConnection(parts.netloc, timeout=timeout_s)
     try:
         with output.working(f"waiting for {url}"):
-            connection.request(verb, f"{parts.path}{'?' if parts.query else ''}{parts.query}", body, dict(headers))
+            connection.putrequest(verb, f"{parts.path}{'?' if parts.query else ''}{parts.query}", skip_host=True, skip_accept_encoding=True)
+            own = [("Host", parts.netloc), ("Accept-Encoding", "identity"), ("Content-Length", str(len(body or b"")))]
+            for name, value in beside(own if body is not None or verb in ("POST", "PUT", "PATCH") else own[:2], headers):
+                connection.putheader(name, value)
+            connection.endheaders(body)
             answer = connection.getresponse()
         _print_answer(answer)
         if answer.status < 400:

@@ -11,7 +11,7 @@ from typing import Final
 
 import click
 
-from headgate.cli.where import DEFAULT_NAME, Where
+from headgate.cli.where import Where, named
 
 LIMIT_S: Final = 1.0
 
@@ -45,8 +45,7 @@ def weights(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
 
 
 def _where(ctx: click.Context) -> Where:
-    given = ctx.params
-    return Where(given.get("name") or DEFAULT_NAME, given.get("engine") or "local", given.get("address"))
+    return named(ctx.params)
 
 
 def _names(ctx: click.Context, incomplete: str, verb: str) -> list[str]:

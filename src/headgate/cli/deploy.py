@@ -105,21 +105,24 @@ def _instance(where: Where, source: Source, *, start: bool) -> Iterator[Instance
         with instance:
             yield instance
         return
-    with output.working(f"starting {where.name}"):
-        instance = serve.init(where.name, engine=where.engine, address=where.address, detached=True, **source.http())
-    if not instance.started:  # others were faster, and it is theirs
-        with instance:
+    from headgate.engines.local import sigterm
+
+    with sigterm.exits_within():
+        with output.working(f"starting {where.name}"):
+            instance = serve.init(where.name, engine=where.engine, address=where.address, detached=True, **source.http())
+        if not instance.started:  # others were faster, and it is theirs
+            with instance:
+                yield instance
+            return
+        try:
             yield instance
-        return
-    try:
-        yield instance
-    except BaseException:
-        instance.shutdown()
-        raise
-    if not instance.list_backends() and not instance.list_endpoints():
-        instance.shutdown()
-    else:
-        output.note(f"{where.name}: {' '.join(instance.http_urls)}")
+        except BaseException:
+            instance.shutdown()
+            raise
+        if not instance.list_backends() and not instance.list_endpoints():
+            instance.shutdown()
+            return
+    output.note(f"{where.name}: {' '.join(instance.http_urls)}")
 
 
 def _show(plan: Plan) -> None:
@@ -151,21 +154,25 @@ def _do(instance: Instance, plan: Plan) -> int:
 
 
 def _what_became_of_it(instance: Instance, plan: Plan) -> str:
-    """An interruption takes back what hasn't taken effect, which may take a moment."""
+    """An interruption takes back what hasn't taken effect, which may take a moment: the controller knew of it before it answers here."""
     from headgate.errors import HeadgateError
 
     deadline = time.monotonic() + _TAKEN_BACK_WITHIN_S
     try:
-        while time.monotonic() < deadline:
+        while True:
             status = instance.status()
             if status.state_id != plan.verb.based_on:
                 return "interrupted when something had changed already: headgate status shows what runs"
             if not any(backend.tag in status.coming for backend in plan.verb.backends):
                 return "interrupted: nothing has changed"
+            if time.monotonic() > deadline:
+                return "interrupted: nothing has changed, but replicas that were starting are yet to end"
             time.sleep(_LOOK_S)
     except HeadgateError:
-        pass
-    return "interrupted; whether it takes effect is not known yet: headgate status shows it"
+        return (
+            "interrupted while the controller is out of reach: if the next one still finds replicas that were started for this, it goes on "
+            "with it, else nothing changes; headgate status shows it"
+        )
 
 
 @contextlib.contextmanager

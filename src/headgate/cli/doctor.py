@@ -43,9 +43,12 @@ def doctor(where: Where, in_json: bool) -> int:
             status = instance.status()
             found += findings.of_instance(status, instance.stat())
             state_dir = status.state_dir
+            if where.is_afar:
+                missing = f"looked at {instance.name} alone: its machine can be looked at only there"
     except NotRunningError as error:
         missing = str(error)
-    found += findings.of_machine(look_at_machine(state_dir))
+    if not where.is_afar:
+        found += findings.of_machine(look_at_machine(state_dir))
     found.sort(key=lambda finding: finding.level != findings.PROBLEM)
     if in_json:
         output.as_json(found)

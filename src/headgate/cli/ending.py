@@ -43,6 +43,11 @@ def stop(where: Where, everything: bool) -> None:
     from headgate import serve
     from headgate.errors import NotRunningError
 
+    if where.is_afar:
+        if everything:
+            raise click.UsageError("--all is for those of this machine, or of a cluster; an admin address is one instance's")
+        _shut_down(where)
+        return
     running = serve.list_instances(engine=where.engine, address=where.address)
     wanted = running if everything else [name for name in running if name == where.name]
     for name in wanted:
@@ -53,6 +58,6 @@ def stop(where: Where, everything: bool) -> None:
 
 
 def _shut_down(where: Where) -> None:
-    with where.connect() as instance, output.working(f"shutting down {where.name}, which finishes what it has admitted"):
+    with where.connect() as instance, output.working(f"shutting down {instance.name}, which finishes what it has admitted"):
         instance.shutdown()
-    output.say(f"{where.name} is shut down")
+    output.say(f"{instance.name} is shut down")

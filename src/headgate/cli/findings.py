@@ -15,6 +15,7 @@ _LITTLE_DISK = 0.05
 _RESTARTS_PER_REPLICA = 3
 _SHED_SHARE = 0.01
 _LONG_S = 60.0
+_FEW_DAYS = 14.0
 _OLDEST_KERNEL = (5, 3)
 """The first that has pidfd_open, by which processes see each other's end."""
 
@@ -74,7 +75,16 @@ def of_instance(description: Description, measured: Measurement) -> list[Finding
                     "listen on 127.0.0.1 and let a proxy pass on what is meant for others, or see that a firewall is before it",
                 )
             )
+    found += _of_certificate(description.certificate_days)
     return found
+
+
+def _of_certificate(days: float | None) -> list[Finding]:
+    if days is None or days > _FEW_DAYS:
+        return []
+    what = f"it expires in {days:.0f} days" if days else "what is on disk of it can't be used, or not any more"
+    do = "renew the files of ssl_certfile and ssl_keyfile, which are read again without a restart"
+    return [Finding(WARNING if days else PROBLEM, "certificate", what, do)]
 
 
 def _of_backend(backend: BackendInfo, measured: Measurement) -> list[Finding]:

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import click
 
+_TOKEN: Final = "admin_token"
+"""Is given by a file that has it: command lines are there for all to see."""
 _APART: Final = ("name", "engine", "address", "detached")
 """What all commands have, and what tells `run` from `start`."""
 
@@ -43,6 +45,10 @@ def given(values: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for option in options():
         value = values.pop(str(option.name), None)
+        if value is not None and option.name == _TOKEN:
+            from headgate.router import admin
+
+            value = admin.in_file(value)
         if value not in (None, ()):
             found[str(option.name)] = dict(value) if isinstance(value, tuple) else value
     return found
@@ -73,6 +79,8 @@ def _option(name: str, annotation: str, text: str, default: str | None) -> click
     flag = f"--{name.replace('_', '-')}"
     said = text[0].upper() + text[1:]
     kinds = annotation.split(" | ")
+    if name == _TOKEN:
+        return click.Option([f"{flag}-file", name], type=click.Path(dir_okay=False), help=f"The file that has the token: {text}")
     if "bool" in kinds:
         return click.Option([flag], is_flag=True, default=None, help=said)
     if any(kind.startswith("Mapping") for kind in kinds):

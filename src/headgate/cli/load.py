@@ -12,12 +12,12 @@ import math
 import ssl
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
 from typing import Final, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import httptools
 
+from headgate.cli.headers import Header, beside
 from headgate.cli.latencies import Latencies
 
 _SWEEP_S: Final = 0.1
@@ -32,7 +32,7 @@ class Plan(NamedTuple):
     rate: float  # requests a second
     duration_s: float
     method: str = "GET"
-    headers: Mapping[str, str] = {}
+    headers: tuple[Header, ...] = ()
     body: bytes | None = None
     timeout_s: float = 10.0  # from when it was due
     max_connections: int = 1000
@@ -233,12 +233,11 @@ class _Connection(asyncio.Protocol):
 
 def _bytes_of(plan: Plan) -> bytes:
     parts = urlsplit(plan.url)
-    fields = {"host": parts.netloc, "user-agent": "headgate-bench", "accept": "*/*"}
+    own = [("host", parts.netloc), ("user-agent", "headgate-bench"), ("accept", "*/*")]
     if plan.body is not None:
-        fields["content-length"] = str(len(plan.body))
-    fields |= {name.lower(): value for name, value in plan.headers.items()}
+        own.append(("content-length", str(len(plan.body))))
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    head = "".join([f"{plan.method} {path} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in fields.items()), "\r\n"])
+    head = "".join([f"{plan.method} {path} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in beside(own, plan.headers)), "\r\n"])
     return head.encode() + (plan.body or b"")
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -15,6 +16,8 @@ from headgate.cli.where import Where, on_instance
 
 if TYPE_CHECKING:
     from headgate.logs.entry import Entry
+    from headgate.logs.reading import Wanted
+    from headgate.serve import Instance
 
 _EVERY_S: Final = 0.2
 _LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -44,7 +47,8 @@ def logs(
 ) -> None:
     """Show what the processes of an instance have printed and logged, merged by time.
 
-    An instance that isn't detached writes to the terminal of the program that has started it, unless that gave a log_dir.
+    An instance that isn't detached writes to the terminal of the program that has started it, unless that gave a log_dir. On a cluster
+    Ray keeps what actors say.
 
     \b
     Examples:
@@ -54,54 +58,108 @@ def logs(
       headgate logs --lines 0 --json | jq -r .text
       headgate logs --dir state/logs
     """
-    from headgate.logs.reading import Folder
+    from headgate.logs.reading import Wanted
 
-    has_ended: Callable[[], bool] = lambda: True  # noqa: E731  # nobody writes to a folder that was named
-    if folder is None:
-        folder, has_ended = _of_running(where)
+    wanted = Wanted(backend, request, level.upper() if level is not None else None)
+    with contextlib.closing(_of_running(where, wanted) if folder is None else _Near(folder, wanted)) as source:
+        try:
+            for entry in source.latest(lines):
+                _show(entry, in_json=in_json)
+            if follow:
+                _follow(source, in_json=in_json)
+        except KeyboardInterrupt:
+            return
+        except FileNotFoundError:  # the folder went with its instance
+            return
 
-    def wanted(entry: Entry) -> bool:
-        return (
-            (backend is None or entry.backend == backend)
-            and (request is None or request in entry.request_ids)
-            and (level is None or (entry.level in _LEVELS and _LEVELS.index(entry.level) >= _LEVELS.index(level.upper())))
-        )
 
-    files = Folder(folder)
-    try:
-        for entry in deque((entry for entry in files.read() if wanted(entry)), maxlen=lines or None):
+def _follow(source: _Near | _Afar, *, in_json: bool) -> None:
+    while True:
+        sys.stdout.flush()
+        ended = source.has_ended()
+        for entry in source.following():
             _show(entry, in_json=in_json)
-        while follow:
-            sys.stdout.flush()
-            ended = has_ended()
-            for entry in files.read():
-                if wanted(entry):
-                    _show(entry, in_json=in_json)
-            if ended:
-                return
-            time.sleep(_EVERY_S)
-    except KeyboardInterrupt:
-        return
-    except FileNotFoundError:  # the folder went with its instance
-        return
-    finally:
-        files.close()
+        if ended:
+            return
+        time.sleep(_EVERY_S)
 
 
-def _of_running(where: Where) -> tuple[str, Callable[[], bool]]:
-    """The folder of a running instance, and whether that has ended meanwhile."""
+class _Near:
+    """The log in a folder of this machine."""
+
+    def __init__(self, folder: str, wanted: Wanted, runs: Callable[[], bool] = lambda: False) -> None:
+        from headgate.logs.reading import Folder
+
+        self._files = Folder(folder)
+        self._wanted = wanted
+        self._runs = runs  # whoever writes to it; nobody does where a folder was named
+        self.close = self._files.close
+
+    def has_ended(self) -> bool:
+        return not self._runs()
+
+    def latest(self, lines: int) -> Iterable[Entry]:
+        return deque(self.following(), maxlen=lines or None)
+
+    def following(self) -> Iterable[Entry]:
+        return filter(self._wanted.has, self._files.read())
+
+
+class _Afar:
+    """The log of an instance on another machine, which its controller reads. `close` is given."""
+
+    def __init__(self, instance: Instance, wanted: Wanted, close: Callable[[], None]) -> None:
+        self._instance = instance
+        self._wanted = wanted
+        self._marks: dict[str, tuple[int, int]] | None = None
+        self._ended = False
+        self.close = close
+
+    def has_ended(self) -> bool:
+        return self._ended
+
+    def latest(self, lines: int) -> Iterable[Entry]:
+        return self._ask(lines)
+
+    def following(self) -> Iterable[Entry]:
+        from headgate.errors import NotRunningError
+
+        try:
+            return self._ask()
+        except NotRunningError:
+            self._ended = True
+            return ()
+
+    def _ask(self, lines: int = 0) -> list[Entry]:
+        import msgspec
+
+        from headgate.core.messages import ReadLog
+        from headgate.logs.reading import Part
+
+        asked = ReadLog(lines, self._marks, self._wanted.backend, self._wanted.request, self._wanted.level)
+        part = msgspec.msgpack.decode(self._instance._verb(asked), type=Part)
+        self._marks = part.marks
+        return part.entries
+
+
+def _of_running(where: Where, wanted: Wanted) -> _Near | _Afar:
     from headgate import serve
     from headgate.errors import NotRunningError
 
-    with where.connect() as instance:
+    with contextlib.ExitStack() as stack:
+        instance = stack.enter_context(where.connect())
         folder = instance.status().log_dir
-    if not folder:
-        kept = "where Ray keeps the output of actors" if where.engine == "ray" else "on the terminal of the program that has started it"
-        raise NotRunningError(
-            f"instance {where.name!r} keeps no log: what it says is {kept}; "
-            "start it with a log_dir, or detached as `headgate start` does, to have files"
-        )
-    return folder, lambda: where.name not in serve.list_instances()
+        if not folder:
+            kept = (
+                "Ray keeps what its actors say, on the node of each: worker-*.out in /tmp/ray/session_latest/logs, or `ray logs cluster`"
+                if where.engine == "ray"
+                else "what it says is on the terminal of the program that has started it; start it with a log_dir, or detached as "
+                "`headgate start` does, to have files"
+            )
+            raise NotRunningError(f"instance {instance.name!r} keeps no log: {kept}")
+        if where.is_afar:
+            return _Afar(instance, wanted, stack.pop_all().close)
+        return _Near(folder, wanted, lambda: where.name in serve.list_instances())
 
 
 def _show(entry: Entry, *, in_json: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 import click
 
 from headgate.cli.main import COMMANDS, headgate
-from headgate.cli.where import OPTIONS
+from headgate.cli.where import FROM_AFAR, OPTIONS
 
 _HEAD: Final = """# The command line: `headgate`, command by command
 
@@ -32,7 +32,8 @@ Made from the commands by `python -m headgate.cli.reference`; `headgate COMMAND 
 - **Completion** of commands, options, and the names of what runs: `headgate completion --help`.
 - `python -m headgate` is the same command.
 
-These options, of every command that acts on an instance, say which one:
+These options, of every command that acts on an instance, say which one; `run` and `start` have the first three. How to act on one that runs
+on another machine: [from afar](../how-to/operate-from-afar.md).
 
 """
 
@@ -74,7 +75,7 @@ def _instance_options() -> list[click.Option]:
     def any_command() -> None:
         """Has them."""
 
-    for option in OPTIONS:
+    for option in (*OPTIONS, *FROM_AFAR):
         any_command = option(any_command)
     return [parameter for parameter in any_command.params if isinstance(parameter, click.Option)]
 
@@ -92,7 +93,8 @@ def _flags(option: click.Option) -> str:
 
 
 def _said(option: click.Option) -> str:
-    default = f" Default: {option.default}." if option.show_default and not option.is_flag else ""
+    default = option.show_default if isinstance(option.show_default, str) else option.default
+    default = f" Default: {default}." if option.show_default and not option.is_flag else ""
     return f"{(option.help or '').replace('|', chr(92) + '|')}{default}"
 
 

@@ -10,22 +10,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import IO, TYPE_CHECKING, Final, Self
 
 import msgspec
 
-from headgate.cli import output
+from headgate.cli import output, service_manager
 from headgate.cli.target import Target
 from headgate.cli.where import Where
-from headgate.errors import HeadgateError
 
 if TYPE_CHECKING:
     from watchfiles import Change
-
-    from headgate.serve import Instance
 
 _LOOK_MS: Final = 200
 _TERMINATE_S: Final = 5.0
@@ -33,31 +31,38 @@ _PROGRAM: Final = "import sys; from headgate.cli.again import main; sys.exit(mai
 
 
 class Names(msgspec.Struct):
-    """What a version of the code has set up."""
+    """What a version of the code has set up, or several versions."""
 
     backends: set[str] = msgspec.field(default_factory=set)
     endpoints: set[str] = msgspec.field(default_factory=set)
 
+    def add(self, others: Names) -> None:
+        """And what those have set up."""
+        self.backends |= others.backends
+        self.endpoints |= others.endpoints
+
 
 class Job(msgspec.Struct, frozen=True):
-    """What the process is told that sets up one version."""
+    """What the process is told that sets up one version: the first line of a file, to which it adds a `Names` for each thing it sets up."""
 
     where: Where
     target: Target
     arguments: tuple[str, ...]
+    before: Names  # what earlier versions have set up, and is there still
+    began: float  # time.monotonic()
 
 
 class Reloader:
     """Sets up the code, and again whenever a file has changed. Leave it by `with`."""
 
-    def __init__(self, instance: Instance, where: Where, target: Target, arguments: tuple[str, ...], watched: tuple[str, ...]) -> None:
-        self._instance = instance
-        self._job = Job(where, target, arguments)
+    def __init__(self, where: Where, target: Target, arguments: tuple[str, ...], watched: tuple[str, ...]) -> None:
+        self._where = where
+        self._target = target
+        self._arguments = arguments
         self._watched = [os.path.abspath(path) for path in watched] or [_folder_of(target)]
         self._changes = self._watch()
         self._process: subprocess.Popen[bytes] | None = None
-        self._told: int | None = None  # where the process writes what it has set up
-        self._began = 0.0
+        self._file: IO[bytes] | None = None  # with the job of the process, and what it has set up
         self._known = Names()
         self._begin()
 
@@ -91,14 +96,13 @@ class Reloader:
         )
 
     def _begin(self) -> None:
-        self._began = time.monotonic()
-        self._told, theirs = os.pipe()
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, str(theirs), msgspec.json.encode(self._job).decode()], pass_fds=(theirs,)
-            )
-        finally:
-            os.close(theirs)
+        job = Job(self._where, self._target, self._arguments, self._known, time.monotonic())
+        # Not a pipe, which holds 64 KiB: nobody reads before the process has ended.
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # `_names` closes it
+        self._file.write(msgspec.json.encode(job) + b"\n")
+        self._file.seek(0)
+        number = self._file.fileno()
+        self._process = subprocess.Popen([sys.executable, "-c", _PROGRAM, str(number)], pass_fds=(number,))
 
     def _end(self) -> None:
         """End the process that sets up, which may be a program that goes on for good."""
@@ -111,41 +115,30 @@ class Reloader:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        names = self._names()
-        self._known = Names(self._known.backends | names.backends, self._known.endpoints | names.endpoints)
+        self._known.add(self._names())
         self._process = None
 
     def _finish(self) -> None:
-        """Say how it went, and remove what this version no longer has."""
+        """Take note of how it went, which it has said itself where it went well."""
         assert self._process is not None
-        status, self._process, before, names = self._process.returncode, None, self._known, self._names()
-        if status != 0:
-            self._known = Names(before.backends | names.backends, before.endpoints | names.endpoints)
-            goes_on = "; what served before serves on" if before.backends else ""
-            output.note(f"{self._job.target.text} failed{goes_on}; waiting for a change")
+        status, self._process, names = self._process.returncode, None, self._names()
+        if status == 0:
+            self._known = names
+            service_manager.tell(service_manager.READY, f"serving {self._target.text}")
             return
-        self._known = names
-        for endpoint in before.endpoints - names.endpoints:
-            self._remove(self._instance.delete_endpoint, endpoint)
-        for backend in before.backends - names.backends:
-            self._remove(self._instance.delete_backend, backend)
-        output.note(f"set up in {output.seconds_text(time.monotonic() - self._began)}: {', '.join(sorted(names.backends)) or 'no backend'}")
-
-    def _remove(self, verb: Callable[[str], None], name: str) -> None:
-        try:
-            verb(name)
-        except LookupError:  # the program has done so itself
-            return
-        except HeadgateError as error:
-            output.note(f"{name} is no longer set up, and stays: {error}")
+        goes_on = "; what served before serves on" if self._known.backends else ""
+        self._known.add(names)
+        output.note(f"{self._target.text} failed{goes_on}; waiting for a change")
 
     def _names(self) -> Names:
-        assert self._told is not None
-        os.set_blocking(self._told, False)  # the process has ended, but what it has forked may still have the other end
-        with open(self._told, "rb") as file:
-            told = file.read()
-        self._told = None
-        return msgspec.json.decode(told, type=Names) if told else Names()
+        assert self._file is not None
+        found = Names()
+        with self._file as file:
+            file.seek(0)
+            for line in file.read().splitlines()[1:]:
+                found.add(msgspec.json.decode(line, type=Names))
+        self._file = None
+        return found
 
 
 def _folder_of(target: Target) -> str:

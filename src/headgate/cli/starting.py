@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from headgate.cli import init_options, output
+from headgate.cli import init_options, output, service_manager
 from headgate.cli.target import Target, failure, parse, perform
-from headgate.cli.where import Where, on_instance
+from headgate.cli.where import Where, starting_instance
 
 if TYPE_CHECKING:
     from headgate.serve import Instance
@@ -25,7 +25,7 @@ _TERMINATED: Final = 128 + signal.SIGTERM
 
 
 @click.command(cls=init_options.InitCommand, context_settings={"allow_interspersed_args": False})
-@on_instance
+@starting_instance
 @click.option("--reload", is_flag=True, help="When a file changes, set it up anew; the old code serves until the new is ready.")
 @click.option(
     "--watch", "watched", type=click.Path(exists=True), multiple=True, help="With --reload: what to watch, instead of the target's folder."
@@ -39,7 +39,8 @@ def run(where: Where, target: str, arguments: tuple[str, ...], reload: bool, wat
     with this instance, whatever its name. When TARGET has ended, serving goes on.
 
     The first Ctrl-C, or SIGTERM, refuses new requests and finishes those that were admitted, with exit status 0; a second one ends
-    everything at once, with 130. Where TARGET fails it is 1.
+    everything at once, with 130. Where TARGET fails it is 1. A service manager that gives NOTIFY_SOCKET is told when it is ready and when
+    it drains.
 
     \b
     Examples:
@@ -48,13 +49,14 @@ def run(where: Where, target: str, arguments: tuple[str, ...], reload: bool, wat
       headgate run --name staging package.module:setup
       headgate run --reload app.py
     """
+    service_manager.take()
     parsed, given = parse(target), init_options.given(values)
     _refuse_running(where, needs_cluster=False)
     if reload:
         from headgate.cli.reload import Reloader
 
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # a file that changes twice in a second may look the same to what was compiled
-        with _started(where, given) as instance, Reloader(instance, where, parsed, arguments, watched) as reloader:
+        with _started(where, given) as instance, Reloader(where, parsed, arguments, watched) as reloader:
             return _until_told(instance, lambda: _serve(instance, reloader.step))
 
     def set_up_and_serve() -> int:
@@ -62,6 +64,7 @@ def run(where: Where, target: str, arguments: tuple[str, ...], reload: bool, wat
         if status != 0 or instance.ended:
             return status
         _say_what_serves(instance)
+        service_manager.tell(service_manager.READY, f"serving {parsed.text}")
         return _serve(instance, lambda: time.sleep(_LOOK_S))
 
     with _started(where, given) as instance:
@@ -69,13 +72,14 @@ def run(where: Where, target: str, arguments: tuple[str, ...], reload: bool, wat
 
 
 @click.command(cls=init_options.InitCommand, context_settings={"allow_interspersed_args": False})
-@on_instance
+@starting_instance
 @click.argument("target", required=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def start(where: Where, target: str | None, arguments: tuple[str, ...], **values: Any) -> int:
     """Start an instance that outlives this command, and have TARGET, if given, set it up.
 
-    TARGET is as for `headgate run`. Returns when it has ended; where it fails, nothing is left running. `headgate stop` ends the instance.
+    TARGET is as for `headgate run`. Returns when it has ended; where it fails, or Ctrl-C or SIGTERM comes before that, nothing is
+    left running. `headgate stop` ends the instance.
 
     \b
     Examples:
@@ -85,15 +89,18 @@ def start(where: Where, target: str | None, arguments: tuple[str, ...], **values
     """
     parsed, given = parse(target) if target is not None else None, init_options.given(values)
     _refuse_running(where, needs_cluster=True)
-    instance = _started(where, {**given, "detached": True})
-    try:
-        status = _set_up(where, parsed, arguments) if parsed is not None else 0
-    except BaseException:
-        instance.shutdown()
-        raise
-    if status != 0:
-        instance.shutdown()
-        return status
+    from headgate.engines.local import sigterm
+
+    with sigterm.exits_within():
+        instance = _started(where, {**given, "detached": True})
+        try:
+            status = _set_up(where, parsed, arguments) if parsed is not None else 0
+        except BaseException:
+            instance.shutdown()
+            raise
+        if status != 0:
+            instance.shutdown()
+            return status
     _say_what_serves(instance)
     if log_dir := instance.status().log_dir:
         output.say(f"its log: {log_dir}")
@@ -127,6 +134,8 @@ def _started(where: Where, given: dict[str, Any]) -> Instance:
     if not instance.started:  # others were faster, and it is theirs
         raise _running_already(where)
     output.note(f"{where.name}: {' '.join(instance.http_urls)}")
+    if "admin_address" in given:
+        output.note(f"commands are taken at tcp://{instance.status().admin_address}")
     return instance
 
 
@@ -134,7 +143,7 @@ def _set_up(where: Where, target: Target, arguments: tuple[str, ...]) -> int:
     """Returns the status with which to exit, 0 where it went well. What it raises is said."""
     from headgate import serve
 
-    serve.host(serve.Host(*where))
+    serve.host(serve.Host(where.name, where.engine, where.address))
     try:
         perform(target, arguments)
     except SystemExit as asked:
@@ -174,6 +183,7 @@ def _drain(instance: Instance, again: str) -> int:
 
     try:
         output.note(f"draining; {again} again ends it at once")
+        service_manager.tell(service_manager.STOPPING, "finishing what was admitted")
         instance.shutdown()
     except NotRunningError:
         pass  # others were faster

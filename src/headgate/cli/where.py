@@ -11,26 +11,60 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import click
 
+from headgate import DEFAULT_NAME
+
 if TYPE_CHECKING:
     from headgate.serve import Instance
 
-DEFAULT_NAME: Final = "default"
+_ALL_ADDRESSES: Final = ("0.0.0.0", "::", "")
 
 Found = TypeVar("Found")
 
 
 class Where(NamedTuple):
-    """What `--name`, `--engine` and `--address` say."""
+    """What `--name`, `--engine`, `--address` and the options for another machine say."""
 
-    name: str
+    name: str  # empty: whichever is at the address
     engine: str
     address: str | None
+    admin_token_file: str | None = None
+    admin_cafile: str | None = None
+
+    @property
+    def is_afar(self) -> bool:
+        """Whether it is an instance on another machine."""
+        return self.address is not None and self.address.startswith("tcp://")
 
     def connect(self) -> Instance:
         """Connect with that instance; leave it by `with`. Raises `NotRunningError` that names those that run."""
         from headgate import serve
 
-        return serve.connect(self.name, engine=self.engine, address=self.address)
+        token = None
+        if self.admin_token_file is not None:
+            from headgate.router import admin
+
+            token = admin.in_file(self.admin_token_file)
+        return serve.connect(self.name or None, engine=self.engine, address=self.address, admin_token=token, admin_cafile=self.admin_cafile)
+
+    def http_url(self, instance: Instance) -> str:
+        """Where this machine reaches its HTTP. Raises `FromAfarError` where that is on another machine, for that machine alone."""
+        if not self.is_afar:
+            return instance.http_url
+        from urllib.parse import urlsplit
+
+        from headgate.errors import FromAfarError
+        from headgate.router import admin, remote
+
+        parts = urlsplit(instance.http_url)
+        if instance.status().http.get("http_host") in _ALL_ADDRESSES:
+            host, _ = admin.address(self.address)
+            return f"{parts.scheme}://{remote.join(host, parts.port or 0)}"
+        if admin.is_loopback(parts.hostname or ""):
+            raise FromAfarError(
+                f"instance {instance.name!r} serves HTTP at {instance.http_url}, for its own machine alone; from here "
+                "take the URL of the proxy or the tunnel that leads there"
+            )
+        return instance.http_url
 
 
 def known(what: str, name: str, among: Mapping[str, Found], command: str) -> Found:
@@ -48,12 +82,31 @@ def on_instance(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that say which instance it acts on; its function gets them as `where`."""
 
     @functools.wraps(function)
-    def command(*, name: str, engine: str, address: str | None, **rest: Any) -> Any:
-        return function(where=Where(name, engine, address), **rest)
+    def command(**given: Any) -> Any:
+        where = named({name: given.pop(name) for name in Where._fields})
+        return function(where=where, **given)
+
+    for option in reversed((*OPTIONS, *FROM_AFAR)):
+        command = option(command)
+    return command
+
+
+def starting_instance(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `on_instance`, for a command that starts the instance, which is no matter from afar."""
+
+    @functools.wraps(function)
+    def command(*, name: str | None, engine: str, address: str | None, **rest: Any) -> Any:
+        return function(where=Where(name or DEFAULT_NAME, engine, address), **rest)
 
     for option in reversed(OPTIONS):
         command = option(command)
     return command
+
+
+def named(given: Mapping[str, Any]) -> Where:
+    """What the options say, by the fields of `Where`; what isn't among them was not given."""
+    where = Where(given.get("name") or "", given.get("engine") or "local", *[given.get(name) for name in Where._fields[2:]])
+    return where if where.name or where.is_afar else where._replace(name=DEFAULT_NAME)
 
 
 def _complete_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -63,8 +116,15 @@ def _complete_names(ctx: click.Context, param: click.Parameter, incomplete: str)
 
 
 OPTIONS = (
-    click.option("--name", "-n", default=DEFAULT_NAME, show_default=True, shell_complete=_complete_names, help="The instance."),
+    click.option("--name", "-n", show_default=DEFAULT_NAME, shell_complete=_complete_names, help="The instance."),
     click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="What it runs on."),
-    click.option("--address", help="Of the Ray cluster, where it isn't this machine's own."),
+    click.option("--address", help="Of the Ray cluster, where it isn't this machine's own; or tcp://HOST:PORT, an admin address."),
 )
 """Of every command that acts on an instance."""
+FROM_AFAR = (
+    click.option(
+        "--admin-token-file", type=click.Path(dir_okay=False), help="With tcp://: the file with its admin token; else HEADGATE_ADMIN_TOKEN."
+    ),
+    click.option("--admin-cafile", type=click.Path(dir_okay=False), help="With tcp://: PEM file with the authorities to trust."),
+)
+"""Of those that can act on one that runs on another machine."""

@@ -31,6 +31,12 @@ def compare_init(settings: InstanceSettings, http_urls: tuple[str, ...], given: 
         elif name in ("ssl_certfile", "ssl_keyfile"):
             running = getattr(settings, name)
             same, actual = value == running or (value and running and os.path.realpath(value) == os.path.realpath(running)), repr(running)
+        elif name == "admin_key":
+            if value != settings.admin_key:
+                differ.append("admin_token (it runs with another one)")
+            continue
+        elif name == "admin_address":
+            same, actual = (value or "") == settings.admin_address, repr(settings.admin_address or None)
         elif hasattr(settings, name):
             running = getattr(settings, name)
             same, actual = value == running, repr(running)

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 
@@ -37,6 +38,8 @@ from headgate.controller.waiting import WaitsForRoom
 from headgate.core import counters, desired, histograms, reconcile
 from headgate.core import replica_life as life
 from headgate.core.desired import Backend
+from headgate.core.failures import Failures
+from headgate.core.labels import Labels
 from headgate.core.messages import (
     BrokenReplica,
     CompareInit,
@@ -45,6 +48,7 @@ from headgate.core.messages import (
     Hello,
     Measure,
     Message,
+    ReadLog,
     ReplicaCounted,
     ReplicaEntry,
     RoutingTable,
@@ -56,9 +60,13 @@ from headgate.core.messages import (
 )
 from headgate.core.pace import Pace
 from headgate.core.reconcile import Wanted
-from headgate.core.reports import Counters, Description, Measurement, ProcessReport, ReplicaCounters, ReplicaReport
+from headgate.core.reports import Counters, Description, Failure, Measurement, ProcessReport, ReplicaCounters, ReplicaReport
 from headgate.engines.base import Ended, Engine, InstanceSettings, ReplicaSpec, Running
-from headgate.errors import AddressInUseError, HeadgateError, InstanceStartError, InvalidValueError
+from headgate.errors import AddressInUseError, HeadgateError, InstanceStartError, InvalidValueError, NotFoundError
+from headgate.logs import reading
+from headgate.logs.reading import Part
+from headgate.router import admin
+from headgate.router.certificate import Certificate
 from headgate.router.way import Way
 
 _log = logging.getLogger("headgate.controller")
@@ -70,6 +78,8 @@ _REPLICAS_PER_S = 500
 _DRAIN_POLL_S = 0.02
 _TELL_AFTER_S = 2.0
 _INGRESS_GRACE_S = 5.0
+_KEPT_FAILURES = 50
+"""Of so many ways to fail it is known when that was last."""
 
 
 class Controller:
@@ -83,12 +93,18 @@ class Controller:
         self._changes = Changes()
         self._tasks = Tasks()
         self._fleet = Fleet(engine, settings, self._tasks, self._changes, changed=self._publish, over=self._replica_over)
-        self._routers = Routers(self._changes, build=self._table, in_replica=self._is_in_replica)
-        self._replicas: Counting[ReplicaCounters] = Counting(self._tag_of, counters.add_up_replicas, counters.lasting_of_replica)
+        self._labels = Labels()
+        self._routers = Routers(self._changes, self._labels, build=self._table, in_replica=self._is_in_replica)
+        self._replicas: Counting[ReplicaCounters] = Counting(
+            self._tag_of, counters.add_up_replicas, counters.lasting_of_replica, self._labels.backends.__contains__
+        )
+        self._failures = Failures(_KEPT_FAILURES)
         self._departures = Departures(self._fleet, self._routers, self._tasks, self._changes, publish=self._publish)
         self._rollouts = Rollouts(engine, self._fleet, self._changes, reconcile=self._reconcile)
         self._ingresses = Ingresses(engine, settings, self._routers, self._tasks, self._changes)
         self._server = ControlServer(way, self)
+        if way.admin_listener is not None:
+            self._server.add_door(way.admin_listener, settings.admin_key, _shown_at(way.admin_listener, settings))
         self._store = store
         self._matching = Pace()
         self._unmatched = False  # replicas have started or ended since what runs was compared with what is asked for
@@ -119,6 +135,7 @@ class Controller:
         self._base = RoutingTable(
             version=0, max_body_bytes=settings.max_body_bytes, max_inflight_bytes=settings.max_inflight_bytes, debug=settings.debug
         )
+        self._reading_log = asyncio.Lock()
         self._lease = Lease(self._shutdown_once_adopted, self._tasks)
 
     async def run(self) -> None:
@@ -188,13 +205,14 @@ class Controller:
         if isinstance(message, VerbCall):
             self._verbs.call(message, connection.send)
         elif isinstance(message, VerbLeft):
-            self._verbs.left(message.id)
+            self._verbs.left(message.id, connection.send)
         elif isinstance(message, BrokenReplica):
             self._broken(message)
         elif isinstance(message, HadAnswered):
             self._had_answered(message.replica)
         elif isinstance(message, ReplicaCounted) and connection.hello.role == "replica":
             self._replicas.said(connection, message.number, message.counters)
+            self._failures.add_all(message.counters.failures)
         elif not self._routers.received(connection, message) and connection.hello.role in ("replica", "ingress"):
             self._engine.received(connection.hello.id, message)
 
@@ -400,7 +418,7 @@ class Controller:
             elif replica.state == life.STARTING or (replica.state == life.STOPPING and not replica.dismissed):
                 # Also for one that is killed because it is stuck another will come, once it is dead: what is queued waits for that.
                 coming[replica.tag] = coming.get(replica.tag, 0) + 1
-        return desired.routing_table(
+        table = desired.routing_table(
             self._verbs.state,
             ready,
             coming=coming,
@@ -408,6 +426,8 @@ class Controller:
             leaving=self._departures.backends,
             base=msgspec.structs.replace(self._base, closing=self._closing, num_ingresses=len(self._engine.places())),
         )
+        self._forget_gone(table)
+        return table
 
     async def _start_alone(self, replica: Replica) -> None:
         """Start a replica that no verb waits for. What becomes of a failure is decided where every end is."""
@@ -430,12 +450,16 @@ class Controller:
             if replica.ready_at is None:
                 _log.error("replica %s of backend %r did not start: %s", replica.id, replica.tag, replica.fault)
                 fault = replica.failure or replica.fault
+                if not replica.no_room:
+                    self._failures.add(_failure(replica, "ReplicaStartError", "", fault))
                 if replica.no_room and self._engine.may_fit(replica.spec.options, 1) is None:  # it has waited, and goes on
                     self._restarts.forget(replica.tag)
                 self._restarts.failed(replica.tag, replica.id, life.STARTING, now, fault, no_room=replica.no_room, now=now)
             else:
                 _log.warning("replica %s of backend %r ended: %s", replica.id, replica.tag, replica.fault)
-                self._fleet.deaths[replica.tag, replica.cause or life.cause_of_death(replica.fault)] += 1
+                cause = replica.cause or life.cause_of_death(replica.fault)
+                self._fleet.deaths[replica.tag, cause] += 1
+                self._failures.add(_failure(replica, "ReplicaDiedError", cause, replica.fault))
                 fault = f"replica {replica.id} ended: {replica.fault}"
                 if life.died_early(life.READY, replica.answered, now - replica.ready_at):
                     self._restarts.failed(replica.tag, replica.id, life.READY, replica.ready_at, fault, no_room=False, now=now)
@@ -465,12 +489,14 @@ class Controller:
 
     # Questions.
 
-    async def _ask(self, question: Question) -> Description | Measurement | None:
+    async def _ask(self, question: Question) -> Description | Measurement | Part | None:
         match question:
             case Describe():
                 return self._describe()
             case Measure():
                 return await self._measure()
+            case ReadLog():
+                return await self._read_log(question)
             case CompareInit():
                 compare_init(self._settings, self._engine.http_urls(), question.given)
             case Shutdown():
@@ -489,20 +515,34 @@ class Controller:
             waiting=self._waits.found(),
             resources=self._engine.resources(),
             node=self._node,
+            admin_address=self._server.admin_address,
             now=self._now(),
         )
+
+    async def _read_log(self, asked: ReadLog) -> Part:
+        """In a thread, for one at a time: a log may be long."""
+        folder = self._settings.log_dir
+        if not folder:
+            raise NotFoundError(f"instance {self._settings.name!r} keeps no log; start it with a log_dir, or detached")
+        wanted = reading.Wanted(asked.backend, asked.request, asked.level)
+        async with self._reading_log:
+            if asked.marks is None:
+                return await asyncio.to_thread(reading.latest, folder, asked.lines, wanted)
+            return await asyncio.to_thread(reading.following, folder, asked.marks, wanted)
 
     async def _measure(self) -> Measurement:
         answered, _ = await asyncio.gather(self._routers.counting.ask(), self._replicas.ask())
         self._routers.push()  # what is said here, routers have been told
         table = self._routers.table
+        if table is not None:
+            self._forget_gone(table)
         fleet, replicas = self._fleet, self._replicas.living()
         reasons: dict[str, dict[str, int]] = {}
         for (tag, cause), count in sorted(fleet.deaths.items()):
             reasons.setdefault(tag, {})[cause] = count
         self._keep_counts()
         return Measurement(
-            self._routers.counting.totals().get("", Counters()),
+            counters.only(self._routers.counting.totals().get("", Counters()), self._labels),
             dict(fleet.starts),
             {tag: sum(counts.values()) for tag, counts in reasons.items()},
             len(answered),
@@ -513,7 +553,16 @@ class Controller:
             backends=self._replicas.totals(),
             replicas=tuple(ReplicaReport(id, tag, said.metrics) for id, (tag, said) in sorted(replicas.items()) if said.metrics),
             processes=tuple(self._processes(replicas)),
+            failures=self._failures.latest(),
         )
+
+    def _forget_gone(self, table: RoutingTable) -> None:
+        """Of endpoints and backends that have gone only the latest are told of."""
+        fleet = self._fleet
+        tags = dict.fromkeys([*table.backends, *table.leaving, *(replica.tag for replica in fleet.all())])
+        forgotten = self._labels.endpoints.are(table.endpoints)
+        if self._labels.backends.are(tags, fleet.starts) or forgotten:
+            fleet.forget(self._labels.backends)
 
     def _keep_counts(self) -> None:
         fleet = self._fleet
@@ -536,6 +585,8 @@ class Controller:
         if kept is None:
             return
         fleet = self._fleet
+        endpoints, backends = kept_counts.names(kept)
+        self._labels.follow(endpoints, backends)
         self._routers.counting.begin_with(kept.routers)
         self._replicas.begin_with(kept.replicas)
         fleet.starts.update(kept.starts)
@@ -629,3 +680,18 @@ class Controller:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _shown_at(listener: socket.socket, settings: InstanceSettings) -> Certificate | None:
+    """What those from afar are shown there; None on loopback, where nobody is in between, and a tunnel ends under another name."""
+    host = listener.getsockname()[0]
+    if admin.is_loopback(host):
+        return None
+    if settings.ssl_certfile is None:  # a name that was taken for this machine's own
+        raise InvalidValueError(f"admin_address={settings.admin_address!r} is {host}, beyond this machine, which takes ssl_certfile")
+    return Certificate(settings.ssl_certfile, settings.ssl_keyfile)
+
+
+def _failure(replica: Replica, kind: str, cause: str, why: str) -> Failure:
+    message, _, traceback = why.partition("\n\n")
+    return Failure(kind, replica.tag, "", cause, 1, time.time(), replica.id, message=message, traceback=traceback)

@@ -24,13 +24,20 @@ class Counting(Generic[C]):
     """The counters of all processes of one kind. They are added up by a key of each, such as a replica's backend.
 
     `key` gives that for an id, or None where nobody knows it, whose counters are dropped. `add_up` makes one of several; `lasting` says
-    what stays of one that has ended.
+    what stays of one that has ended, and `is_told` of which keys: what there was of others is dropped.
     """
 
-    def __init__(self, key: Callable[[str], str | None], add_up: Callable[[Iterable[C]], C], lasting: Callable[[C], C]) -> None:
+    def __init__(
+        self,
+        key: Callable[[str], str | None],
+        add_up: Callable[[Iterable[C]], C],
+        lasting: Callable[[C], C],
+        is_told: Callable[[str], bool] = lambda key: True,
+    ) -> None:
         self._key = key
         self._add_up = add_up
         self._lasting = lasting
+        self._is_told = is_told
         self._connections: dict[Connection, str] = {}  # and the id of each
         self._said: dict[str, tuple[int, str, C]] = {}  # by id: the number that it answered, its key, and what it said
         self._ended: dict[str, None] = {}  # ids in _said that have gone, oldest first
@@ -58,8 +65,9 @@ class Counting(Generic[C]):
     def _forget(self, id: str) -> None:
         del self._ended[id]
         _, key, counters = self._said.pop(id)
-        lasting = self._lasting(counters)
-        self._forgotten[key] = self._add_up([self._forgotten[key], lasting]) if key in self._forgotten else lasting
+        before = [self._forgotten[key]] if key in self._forgotten else []
+        self._forgotten[key] = self._lasting(self._add_up([*before, counters]))
+        self._forgotten = {key: counters for key, counters in self._forgotten.items() if self._is_told(key)}
 
     def said(self, connection: Connection, number: int, counters: C) -> None:
         """A process has answered, or says unasked what it had counted when it ended."""
@@ -93,7 +101,7 @@ class Counting(Generic[C]):
         found: dict[str, list[C]] = {key: [counters] for key, counters in self._forgotten.items()}
         for id, (_, key, counters) in self._said.items():
             found.setdefault(key, []).append(self._lasting(counters) if id in self._ended else counters)
-        return {key: self._add_up(several) for key, several in found.items()}
+        return {key: self._add_up(several) for key, several in found.items() if self._is_told(key)}
 
     def living(self) -> dict[str, tuple[str, C]]:
         """Of those that are connected the key and what they said last, by id."""
@@ -103,8 +111,8 @@ class Counting(Generic[C]):
         """What the next controller is to begin with."""
         # First those that have ended: they are forgotten in this order, and the others may come back.
         ids = [*self._ended, *(id for id in self._said if id not in self._ended)]
-        said = {id: (key, self._lasting(counters)) for id, (_, key, counters) in ((id, self._said[id]) for id in ids)}
-        return KeptCounting(said, dict(self._forgotten))
+        said = {id: (key, self._lasting(counters)) for id, (_, key, counters) in ((id, self._said[id]) for id in ids) if self._is_told(key)}
+        return KeptCounting(said, {key: self._lasting(counters) for key, counters in self._forgotten.items() if self._is_told(key)})
 
     def begin_with(self, kept: KeptCounting[C]) -> None:
         """What a controller before this one was told. Who still runs says more; the others have ended."""

@@ -12,6 +12,7 @@ from headgate.core.declared import HttpSettings, code_of
 from headgate.core.desired import Backend, Fault, State, state_id
 from headgate.core.reports import BackendInfo, Coming, Description, EndpointInfo, ProcessInfo, ReplicaStatus, Waiting
 from headgate.engines.base import InstanceSettings, Running
+from headgate.router import certificate
 
 
 def description(
@@ -27,11 +28,12 @@ def description(
     resources: tuple[dict[str, float], dict[str, float]],
     node: str,
     now: float,
+    admin_address: str = "",
 ) -> Description:
     """The whole instance at this moment.
 
     `faults` are those of backends, `waiting` what has no room, `resources` what there is and what is free, `node` where
-    this is, if there are several.
+    this is, if there are several, `admin_address` where commands are taken from afar.
     """
     by_tag: dict[str, list[Replica]] = {}
     processes = [] if node else [_process("supervisor", "supervisor", os.getppid())]
@@ -68,6 +70,8 @@ def description(
         ready=all(any(replica.state == life.READY and replica.shown for replica in by_tag.get(tag, [])) for tag in with_traffic),
         state_dir=settings.state_dir,
         log_dir=settings.log_dir,
+        admin_address=admin_address,
+        certificate_days=certificate.days_left(settings.ssl_certfile, settings.ssl_keyfile) if settings.ssl_certfile else None,
     )
 
 

@@ -11,14 +11,14 @@ import itertools
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from headgate.config import BackendConfig
 from headgate.controller.tasks import Changes, Tasks, in_time
 from headgate.core import histograms
 from headgate.core import replica_life as life
 from headgate.core.desired import Backend
-from headgate.core.histograms import START_TICKS_PER_S, SUM, Tally
+from headgate.core.histograms import START_TICKS_PER_S, Tally
 from headgate.core.messages import Configure
 from headgate.core.reconcile import Actual
 from headgate.engines.base import Ended, Engine, InstanceSettings, ReplicaSpec, Running
@@ -104,11 +104,11 @@ class Fleet:
         self._over = over
         self._replicas: dict[str, Replica] = {}
         self.starts: Counter[str] = Counter()
-        """Starts by backend, also those that failed, …"""
+        """Starts by backend, whatever came of them, …"""
         self.start_failures: Counter[str] = Counter()
-        """… those of them that came to nothing, though there was room."""
+        """… those of them that failed: not for want of room, nor because nobody wanted them any more, …"""
         self.start_times: dict[str, Tally] = {}
-        """How long the others took."""
+        """… and how long those took that this controller began and that became ready."""
         self.deaths: Counter[tuple[str, str]] = Counter()
         """Ends of ready replicas that nobody asked for, by backend and cause."""
         self._numbers = itertools.count()
@@ -125,6 +125,14 @@ class Fleet:
         """Those of one backend, or of one generation of it."""
         return [r for r in self._replicas.values() if r.tag == tag and generation in (None, r.generation)]
 
+    def forget(self, told: Container[str]) -> None:
+        """What was counted of backends that aren't among these is told no more."""
+        for counts in (self.starts, self.start_failures, self.start_times):
+            for tag in [tag for tag in counts if tag not in told]:
+                del counts[tag]
+        for key in [key for key in self.deaths if key[0] not in told]:
+            del self.deaths[key]
+
     # Beginning.
 
     def make(self, backend: Backend, *, held: bool) -> Replica:
@@ -138,6 +146,7 @@ class Fleet:
             config=backend.config,
             options=backend.options,
             instance=self._settings.name,
+            traces=self._settings.traces,
         )
         replica = Replica(spec, backend.config, next(self._numbers), self._now(), held=held)
         self._replicas[replica.id] = replica
@@ -178,13 +187,14 @@ class Fleet:
             if isinstance(error, asyncio.CancelledError):
                 await asyncio.shield(self._engine.kill(replica.id))  # an adopted one lives on when the wait for it is cancelled
             replica.failure, replica.no_room = str(error), isinstance(error, InsufficientResourcesError)
-            if isinstance(error, ReplicaStartError) and not replica.dismissed:
-                self.start_failures[replica.tag] += 1
+            if isinstance(error, ReplicaStartError):
+                self._count_failure(replica)
             self._end(replica, error.message if isinstance(error, HeadgateError) else repr(error))
             raise
         finally:
             replica.starting = False
         if replica.gone:
+            self._count_failure(replica)
             self._end(replica, replica.gone)
         if replica.state == life.ENDED:
             raise ReplicaStartError(f"replica {replica.id} of backend {replica.tag!r} ended as soon as it was ready: {replica.fault}")
@@ -277,10 +287,12 @@ class Fleet:
         self._over(replica)
         self._changes.tell()
 
+    def _count_failure(self, replica: Replica) -> None:
+        if not (replica.dismissed or replica.given_up):
+            self.start_failures[replica.tag] += 1
+
     def _count_start(self, tag: str, took_s: float) -> None:
-        tally = self.start_times.setdefault(tag, histograms.tally())
-        tally[int(took_s * START_TICKS_PER_S).bit_length()] += 1
-        tally[SUM] += took_s
+        histograms.observe(self.start_times.setdefault(tag, histograms.tally()), took_s, START_TICKS_PER_S)
 
     async def _watch(self, replica: Replica) -> None:
         """Ask a ready replica for signs of life, until it is no longer ready."""

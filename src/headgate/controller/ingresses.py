@@ -118,6 +118,7 @@ class Ingresses:
                     ssl_certfile=self._settings.ssl_certfile,
                     ssl_keyfile=self._settings.ssl_keyfile,
                     access_log=self._settings.access_log,
+                    traces=self._settings.traces,
                 )
                 self._starting.add(spec.id)
                 try:

@@ -36,6 +36,16 @@ class KeptCounts(msgspec.Struct, frozen=True):
     deaths: list[tuple[str, str, int]]
 
 
+def names(kept: KeptCounts) -> tuple[dict[str, None], dict[str, None]]:
+    """The endpoints and backends of which something is told there."""
+    endpoints: dict[str, None] = {}
+    backends = dict.fromkeys([*kept.starts, *kept.replicas.forgotten, *(tag for tag, _ in kept.replicas.said.values())])
+    for counters in [*kept.routers.forgotten.values(), *(counters for _, counters in kept.routers.said.values())]:
+        for endpoint, backend in counters.labels():
+            endpoints[endpoint] = backends[backend] = None
+    return endpoints, backends
+
+
 _encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(KeptCounts)
 

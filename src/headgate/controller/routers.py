@@ -18,6 +18,7 @@ from headgate.controller.counting import Counting
 from headgate.controller.server import Connection
 from headgate.controller.tasks import Changes
 from headgate.core import counters, messages, tables
+from headgate.core.labels import Labels
 from headgate.core.messages import Applied, Counted, Hello, Idle, Message, RoutingTable, SendTable
 from headgate.core.pace import Pace
 from headgate.core.reports import Counters
@@ -68,10 +69,10 @@ class Routers:
 
     `build` says what there is to route by now; it is asked only when a table is about to be pushed. Those that are `in_replica`
     aren't told that the instance is closing: what a replica has admitted may need to call another endpoint before it is answered,
-    however late it does so for the first time.
+    however late it does so for the first time. What they have counted is told of `labels`.
     """
 
-    def __init__(self, changes: Changes, *, build: Callable[[], RoutingTable], in_replica: Callable[[Hello], bool]) -> None:
+    def __init__(self, changes: Changes, labels: Labels, *, build: Callable[[], RoutingTable], in_replica: Callable[[Hello], bool]) -> None:
         self.ingresses: dict[str, str] = {}
         """The places of the ingresses that run, connected or not, by id: a verb is in force only when each of them follows."""
         self.places: frozenset[str] = frozenset()
@@ -90,7 +91,9 @@ class Routers:
         self._followers: dict[Connection, _Follower] = {}
         self._behind: Counter[tuple[bool, int]] = Counter()
         self._waiting_for_idle = 0
-        self.counting: Counting[Counters] = Counting(lambda id: "", counters.add_up, counters.lasting)
+        self.counting: Counting[Counters] = Counting(
+            lambda id: "", counters.add_up, lambda said: counters.only(counters.lasting(said), labels)
+        )
         """What they have counted."""
         self._back_at = 0.0
 

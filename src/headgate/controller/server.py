@@ -1,7 +1,8 @@
 """Who may talk to the controller, and how do their messages reach it?
 
 One listener for all: drivers, processes with handles, ingresses and replicas. Each connection begins with a hello. What
-it then means is the owner's affair; here are only permission, framing, and a bound on what an idle reader is sent.
+it then means is the owner's affair; here are only permission, framing, and a bound on what an idle reader is sent. Whoever comes
+from afar (`admin.py`) is a client that asks for verbs, and nothing else.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import struct
 from collections.abc import Callable, Coroutine
 from typing import Protocol, cast
 
+from headgate.controller.admin import Door
 from headgate.core import messages
-from headgate.core.messages import Hello, Message
+from headgate.core.messages import Hello, Message, VerbCall, VerbLeft
 from headgate.errors import WireError
+from headgate.router.certificate import Certificate
 from headgate.router.listening import Listening
 from headgate.router.remote import HANDSHAKE_S, Gate, address_of
 from headgate.router.tls import Tls, why
@@ -51,9 +54,10 @@ class Connection(asyncio.Protocol):
 
     hello: Hello
 
-    def __init__(self, owner: Owner, on_end: Callable[[Connection], None]) -> None:
+    def __init__(self, owner: Owner, on_end: Callable[[Connection], None], *, from_afar: bool = False) -> None:
         self._owner = owner
         self._on_end = on_end
+        self._from_afar = from_afar
         self._decoder = messages.MessageDecoder()
         self._transport: asyncio.Transport | None = None
         self._accepted = False
@@ -87,7 +91,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # not asserted: uvloop's has no such base
         sock = transport.get_extra_info("socket")
-        if sock.family != socket.AF_UNIX:  # it came through the gate
+        if sock.family != socket.AF_UNIX:  # it came through the gate, or from afar
             return
         pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         if uid != os.getuid():
@@ -105,6 +109,11 @@ class Connection(asyncio.Protocol):
             if self._transport is None:
                 return
             if self._accepted:
+                if self._from_afar and not isinstance(message, VerbCall | VerbLeft):
+                    _log.warning("%s: closed its connection: from afar verbs alone are taken", self._name)
+                    self.close()
+                    self._transport = None
+                    return
                 self._owner.received(self, message)
             else:
                 self._first(message)
@@ -137,6 +146,10 @@ class Connection(asyncio.Protocol):
             _log.warning("refused process %d: it speaks protocol %d, this instance %d", message.pid, message.protocol, messages.PROTOCOL)
             self._refuse()
             return
+        if self._from_afar and (message.role != "client" or message.routes or message.owner):
+            _log.warning("refused a connection from afar: it asks for more than verbs")
+            self._refuse()
+            return
         self.hello = message
         if self._owner.connected(self, message):
             self._accepted = True
@@ -151,16 +164,29 @@ class Connection(asyncio.Protocol):
 
 
 class ControlServer:
-    """Listens at a Unix socket, for the same user's processes only; and where there are other nodes for those who know the secret."""
+    """Listens at a Unix socket, for the same user's processes only; where there are other nodes for those who know the secret.
+
+    `add_door` has it listen to those who know the admin token.
+    """
 
     def __init__(self, way: Way, owner: Owner) -> None:
         self._way = way
+        self._door: Door | None = None
         self._gate = Gate(way.host, way.secret, _BACKLOG, self._admitted, tls=way.tls is not None) if way.host else None
         self._taking: set[asyncio.Task[object]] = set()
         self._path = way.control_path
         self._owner = owner
         self._listening: Listening | None = None
         self._connections: set[Connection] = set()
+
+    @property
+    def admin_address(self) -> str:
+        """Where those from afar connect: host and port; empty where they don't."""
+        return "" if self._door is None else self._door.address
+
+    def add_door(self, listener: socket.socket, key: bytes, certificate: Certificate | None) -> None:
+        """Before `open`: also listen there, see `Door`."""
+        self._door = Door(listener, key, certificate, self._accept_from_afar)
 
     async def open(self) -> None:
         """Take the place of whoever listened here before, listen, and have it known where."""
@@ -178,6 +204,8 @@ class ControlServer:
         if self._gate is not None:
             address = address_of(self._way.node, self._gate.open(), self._path)
         await self._way.publish(address)
+        if self._door is not None:
+            self._door.open()
 
     async def close(self) -> None:
         """Stop listening and end every connection, each after what was sent to it."""
@@ -185,6 +213,8 @@ class ControlServer:
             self._listening.close()
         if self._gate is not None:
             self._gate.close()
+        if self._door is not None:
+            await self._door.close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
         await asyncio.gather(*self._taking, return_exceptions=True)
@@ -221,6 +251,11 @@ class ControlServer:
         task.add_done_callback(self._taking.discard)
 
     def _accept(self) -> Connection:
-        connection = Connection(self._owner, self._connections.discard)
+        return self._added(Connection(self._owner, self._connections.discard))
+
+    def _accept_from_afar(self) -> Connection:
+        return self._added(Connection(self._owner, self._connections.discard, from_afar=True))
+
+    def _added(self, connection: Connection) -> Connection:
         self._connections.add(connection)
         return connection

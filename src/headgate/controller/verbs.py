@@ -31,10 +31,10 @@ from headgate.core.messages import (
     CompareInit,
     CreateBackend,
     DeleteBackend,
-    DeleteEndpoint,
     Deploy,
     Describe,
     Measure,
+    ReadLog,
     Shutdown,
     UpdateBackend,
     UpdateBackendConfig,
@@ -45,11 +45,21 @@ from headgate.core.messages import (
 from headgate.core.reports import Description, Measurement
 from headgate.engines.base import Engine
 from headgate.errors import ChangedMeanwhileError, HeadgateError, InsufficientResourcesError, NotRunningError, describe
+from headgate.logs.reading import Part
 
 _log = logging.getLogger("headgate.controller")
 
-Question = Describe | Measure | CompareInit | Shutdown
+Question = Describe | Measure | ReadLog | CompareInit | Shutdown
 """The verbs that change nothing of what is asked for."""
+
+
+class Leaving(msgspec.Struct, frozen=True):
+    """Of what a verb makes something leave, which it waits for: kept as its result, so that it does so also under a later controller."""
+
+    endpoints: list[str]
+    """Deleted ones."""
+    backends: list[str]
+    """Deleted ones, and those of which replicas may go."""
 
 
 @contextlib.contextmanager
@@ -84,7 +94,7 @@ class Verbs:
         changes: Changes,
         adopted: asyncio.Event,
         *,
-        ask: Callable[[Question], Awaitable[Description | Measurement | None]],
+        ask: Callable[[Question], Awaitable[Description | Measurement | Part | None]],
         reconcile: Callable[[], None],
         publish: Callable[[], int],
     ) -> None:
@@ -130,11 +140,22 @@ class Verbs:
             task = self._begin(call.id, self._do(call.id, call.verb), self._shutdowns if isinstance(call.verb, Shutdown) else self._tasks)
         task.add_done_callback(lambda done: answer(self._answer(call.id, done)))
 
-    def left(self, id: str) -> None:
-        """Nobody waits any more for the verb of this id."""
-        if id in self._begun:
+    def left(self, id: str, answer: Callable[[VerbDone], None]) -> None:
+        """Nobody waits any more for the verb of this id; `answer` is called once nothing more will come of it."""
+        task = self._begun.get(id)
+        if task is not None:
             self._left.add(id)
+            task.add_done_callback(lambda done: answer(self._answer(id, done)))
             self.give_up_waits()
+        elif self._adopted.is_set():
+            answer(VerbDone(id))
+        else:
+            self._tasks.spawn(self._left_before_adoption(id, answer), f"leaving of verb {id}")
+
+    async def _left_before_adoption(self, id: str, answer: Callable[[VerbDone], None]) -> None:
+        """It may be one that an earlier controller began."""
+        await self._adopted.wait()
+        self.left(id, answer)
 
     def give_up_waits(self) -> None:
         """Have those verbs end that wait for room although nobody waits for them, or their backend is about to be deleted.
@@ -210,30 +231,29 @@ class Verbs:
             return VerbDone(id, msgspec.msgpack.encode(await self._ask(verb)))
         if self._closing:
             raise NotRunningError(f"instance {self._name!r} is shutting down")
-        known = self._store.result(id)
-        if known is not None:
-            if known.error is None:
-                known = msgspec.structs.replace(known, warnings=await self._effect(verb))
-            return known
-        gone: Collection[str] = ()
-        try:
-            match verb:
-                case CreateBackend() | UpdateBackend() | UpdateBackendConfig():
-                    await self._apply_with_replicas(id, verb)
-                case DeleteBackend():
-                    await self._delete(id, verb)
-                case Deploy():
-                    gone = self.state.endpoints.keys() - {entry.name for entry in verb.endpoints}
-                    await self._deploy(id, verb)
-                case _:
-                    self._commit(id, desired.apply(self.state, verb))
-        except NotRunningError:
-            raise  # which says something of the instance, and nothing of the verb
-        except HeadgateError as error:
-            done = VerbDone(id, error=describe(error))
-            self._store.finish(done, self.state, self.state)
-            return done
-        return VerbDone(id, warnings=await self._effect(verb, gone))
+        done = self._store.result(id)
+        if done is None:
+            try:
+                match verb:
+                    case CreateBackend() | UpdateBackend() | UpdateBackendConfig():
+                        await self._apply_with_replicas(id, verb)
+                    case DeleteBackend():
+                        await self._delete(id, verb)
+                    case Deploy():
+                        await self._deploy(id, verb)
+                    case _:
+                        self._commit(id, desired.apply(self.state, verb))
+            except NotRunningError:
+                raise  # which says something of the instance, and nothing of the verb
+            except HeadgateError as error:
+                return self._failed(id, error)
+            done = self._store.result(id)
+        return await self._in_force(done)
+
+    def _failed(self, id: str, error: HeadgateError) -> VerbDone:
+        done = VerbDone(id, error=describe(error))
+        self._store.finish(done, self.state, self.state)
+        return done
 
     async def _delete(self, id: str, verb: DeleteBackend) -> None:
         """Delete a backend; what a verb is about to start for it, and has no room yet, never starts."""
@@ -254,7 +274,9 @@ class Verbs:
 
     def _commit(self, id: str, state: State) -> None:
         """Make it what is asked for, durably and together with the verb's result, and begin to act on it."""
-        self._store.finish(VerbDone(id), self.state, state)
+        changed = [tag for tag, backend in self.state.backends.items() if state.backends.get(tag) is not backend]
+        leaving = Leaving([*self.state.endpoints.keys() - state.endpoints.keys()], changed)
+        self._store.finish(VerbDone(id, msgspec.msgpack.encode(leaving)), self.state, state)
         told = self._routers.table
         if told is not None and not told.endpoints.keys().isdisjoint(state.endpoints.keys() - self.state.endpoints.keys()):
             self._routers.push()  # else a router wouldn't see that this endpoint is another than the one just deleted
@@ -264,19 +286,22 @@ class Verbs:
         self._restarts.keep(state.backends.keys() | self._departures.backends.keys())
         self._reconcile()
 
-    async def _effect(self, verb: Verb, gone: Collection[str] = ()) -> tuple[str, ...]:
-        """Wait until what the verb asked for holds; `gone` are endpoints that it has deleted. Returns warnings for whom it does not yet."""
+    async def _in_force(self, done: VerbDone | None) -> VerbDone:
+        """Wait until what a verb asked for holds: routers know it, and nothing is left of what it has made leave.
+
+        With warnings for whom it does not hold yet.
+        """
+        assert done is not None  # it was committed
+        if done.error is not None:
+            return done
+        leaving = msgspec.msgpack.decode(done.result, type=Leaving)
         version = self._publish()
         warnings = await self._routers.in_force(version)
-        if isinstance(verb, DeleteEndpoint):
-            await self._routers.idle(version, endpoint=verb.name)
-        elif isinstance(verb, DeleteBackend | UpdateBackend | UpdateBackendConfig):
-            await self._settled(verb.tag)
-        elif isinstance(verb, Deploy):
-            for name in gone:
-                await self._routers.idle(version, endpoint=name)
-            await self._all_settled()
-        return warnings
+        for name in leaving.endpoints:
+            await self._routers.idle(version, endpoint=name)
+        for tag in leaving.backends:
+            await self._settled(tag)
+        return msgspec.structs.replace(done, warnings=warnings)
 
     async def _deploy(self, id: str, verb: Deploy) -> None:
         """Start all that is missing beside what runs, and then commit everything at once."""
@@ -304,6 +329,7 @@ class Verbs:
             theirs = [replica for replica in have if replica.tag == backend.tag]
             if count or theirs:
                 starts.append((backend, max(count - len(theirs), 0), theirs))
+        await self._routers.all_back()  # who has left while there was no controller has the time to say so
         with _telling_of_room():
             replicas = await self._rollouts.start_all(starts)
         self._rollouts.release(replicas)
@@ -356,14 +382,8 @@ class Verbs:
             async with self._turns(tags):
                 await self._see_through(pending, replicas)
         except HeadgateError as error:
-            done = VerbDone(pending.id, error=describe(error))
-            self._store.finish(done, self.state, self.state)
-            return done
-        version = self._publish()
-        warnings = await self._routers.in_force(version)
-        for tag in tags:
-            await self._settled(tag)
-        return VerbDone(pending.id, warnings=warnings)
+            return self._failed(pending.id, error)
+        return await self._in_force(self._store.result(pending.id))
 
     async def _see_through(self, pending: Pending | PendingDeployment, have: list[Replica]) -> None:
         """Start the replicas of a pending verb, besides those that it has already, and commit it."""
@@ -417,10 +437,6 @@ class Verbs:
         await self._changes.until(
             lambda: tag not in self._departures.backends and not any(replica.dismissed for replica in self._fleet.of(tag))
         )
-
-    async def _all_settled(self) -> None:
-        """Wait until everything has ended that is to go."""
-        await self._changes.until(lambda: not self._departures.backends and not any(replica.dismissed for replica in self._fleet.all()))
 
     @contextlib.asynccontextmanager
     async def _turns(self, tags: Collection[str]) -> AsyncIterator[None]:

@@ -1,4 +1,4 @@
-"""What have several processes counted together, and what of that stays when one has ended?"""
+"""What have several processes counted together, what of that stays when one has ended, and what is told?"""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import msgspec
 
 from headgate.core import histograms
 from headgate.core.histograms import Histogram
+from headgate.core.labels import Labels
 from headgate.core.reports import Counters, EventCount, QueueDepth, ReplicaCounters, RequestCount
 
 
@@ -50,6 +51,16 @@ def lasting(counters: Counters) -> Counters:
     return msgspec.structs.replace(counters, queues=(), usage=None)
 
 
+def only(counters: Counters, labels: Labels) -> Counters:
+    """What of it is told: nothing of endpoints and backends that are forgotten."""
+    return msgspec.structs.replace(
+        counters,
+        requests=tuple(count for count in counters.requests if labels.has(count.endpoint, count.backend)),
+        events=tuple(count for count in counters.events if labels.has(count.endpoint, count.backend)),
+        shadows=tuple(count for count in counters.shadows if labels.has(count.endpoint, count.backend)),
+    )
+
+
 def add_up_replicas(several: Iterable[ReplicaCounters]) -> ReplicaCounters:
     """The sum of the counters of several replicas. What their processes use, and the metrics of the user's own, are each one's alone."""
     several = list(several)
@@ -64,4 +75,4 @@ def add_up_replicas(several: Iterable[ReplicaCounters]) -> ReplicaCounters:
 
 def lasting_of_replica(counters: ReplicaCounters) -> ReplicaCounters:
     """What stays of a replica that has ended."""
-    return msgspec.structs.replace(counters, usage=None, metrics=())
+    return msgspec.structs.replace(counters, usage=None, metrics=(), failures=())

@@ -17,8 +17,10 @@ from msgspec import UNSET, UnsetType
 from headgate.config import BackendConfig, ReplicaOptions, parse_config, parse_options, refuse_unknown, suggest
 from headgate.core import traffic
 from headgate.core.desired import check_methods, check_name, check_route
+from headgate.core.reports import Description
 from headgate.core.specs import Code, Definition
 from headgate.errors import ConfigError, ConfigTypeError, HeadgateError
+from headgate.formats import Place
 from headgate.scheduling import InPlacementGroup, NodeAffinity, NodeLabels
 
 BY_VALUE: Final = "by-value:"
@@ -90,10 +92,6 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Backends by tag."""
     endpoints: dict[str, DeclaredEndpoint] = {}
     """Endpoints by name."""
-
-
-Place = tuple[str | int, ...]
-"""Keys from the root to a value."""
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -381,6 +379,26 @@ def _shown(value: object) -> str:
 
 
 # Into data.
+
+
+def of_running(running: Description) -> Declared:
+    """What declares all that is asked for of an instance, but for how it serves HTTP."""
+    return Declared(
+        backends={
+            tag: DeclaredBackend(
+                import_path=backend.code.import_path,
+                init_args=backend.code.init_args,
+                init_kwargs=backend.code.init_kwargs,
+                config=backend.config,
+                ray_actor_options=backend.options,
+            )
+            for tag, backend in running.backends.items()
+        },
+        endpoints={
+            name: DeclaredEndpoint(route=endpoint.route, methods=endpoint.methods, traffic=endpoint.traffic, shadows=endpoint.shadows)
+            for name, endpoint in running.endpoints.items()
+        },
+    )
 
 
 def to_data(declared: Declared) -> dict[str, Any]:

@@ -37,6 +37,12 @@ def tally() -> Tally:
     return [0] * (_PLACES + 1)
 
 
+def observe(tally: Tally, seconds: float, ticks_per_s: float = TICKS_PER_S) -> None:
+    """Count a time, where it isn't written out."""
+    tally[int(seconds * ticks_per_s).bit_length()] += 1
+    tally[SUM] += seconds
+
+
 def observe_size(tally: Tally, size: int) -> None:
     """Count something of that size: bucket `n` holds those up to 2**n."""
     tally[(size - 1).bit_length()] += 1

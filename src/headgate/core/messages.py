@@ -188,6 +188,16 @@ class Measure(msgspec.Struct, frozen=True, tag="measure"):
     """Asks for a `Measurement`: the counters of all processes, added up."""
 
 
+class ReadLog(msgspec.Struct, frozen=True, tag="read_log"):
+    """Asks for a `Part` of the log, see `logs/reading.py`: what follows these marks, or without any the latest `lines`."""
+
+    lines: int = 0
+    marks: dict[str, tuple[int, int]] | None = None
+    backend: str | None = None
+    request: str | None = None
+    level: str | None = None
+
+
 class CompareInit(msgspec.Struct, frozen=True, tag="compare_init"):
     """Asks whether an `init` with these explicit arguments means the running instance."""
 
@@ -211,7 +221,7 @@ StateVerb = (
 )
 """The verbs that change what is asked for."""
 
-Verb = StateVerb | Describe | Measure | CompareInit | Shutdown
+Verb = StateVerb | Describe | Measure | ReadLog | CompareInit | Shutdown
 
 
 # What processes say to the controller.
@@ -241,7 +251,11 @@ class VerbCall(msgspec.Struct, frozen=True, tag="verb"):
 
 
 class VerbLeft(msgspec.Struct, frozen=True, tag="verb_left"):
-    """Nobody waits for this verb any more: if it waits for room it is given up."""
+    """Nobody waits for this verb any more: if it waits for room, or is a deployment that hasn't taken effect, it is given up.
+
+    Answered by a `VerbDone` once nothing more will come of it, at once by a controller that doesn't know of it; until then it is said
+    again to each controller.
+    """
 
     id: str
 

@@ -96,6 +96,18 @@ def plan(
     return Plan(tuple(steps), Deploy(tuple(backends), endpoints, running.state_id))
 
 
+def as_it_is(running: Description) -> Deploy:
+    """The deployment that changes nothing, from which one that changes a little is made."""
+    return Deploy(
+        tuple(DeployedBackend(tag, None, backend.config, backend.options) for tag, backend in running.backends.items()),
+        tuple(
+            EndpointEntry(name, endpoint.route, endpoint.methods, endpoint.traffic, endpoint.shadows)
+            for name, endpoint in running.endpoints.items()
+        ),
+        running.state_id,
+    )
+
+
 def _backend_step(tag: str, wanted: DeclaredBackend, old: BackendInfo | None, code: Code, *, is_forced: bool) -> Step | None:
     count = wanted.config.num_replicas
     if old is None:

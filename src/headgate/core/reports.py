@@ -5,6 +5,7 @@ What `serve.status()` and `serve.stat()` return.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
@@ -108,6 +109,8 @@ class Description(msgspec.Struct, frozen=True):
     state_id: str = ""  # another one where something else is asked for
     log_dir: str = ""  # where its processes have files; empty: they write to a terminal, or where Ray has it
     state_dir: str = ""  # where it keeps its state, on the controller's machine
+    admin_address: str = ""  # where its controller takes commands from afar, host and port; empty: nowhere
+    certificate_days: float | None = None  # for so many the certificate is valid that it has on disk; None: unknown, or it has none
 
 
 class RequestCount(msgspec.Struct, frozen=True, array_like=True):
@@ -176,6 +179,13 @@ class Counters(msgspec.Struct, frozen=True):
         """How many copies were not sent."""
         return self._events(SHADOW_DROPPED)
 
+    def labels(self) -> Iterator[tuple[str, str]]:
+        """The endpoint and the backend of each count; a pair comes several times."""
+        for count in (*self.requests, *self.shadows):
+            yield count.endpoint, count.backend
+        for event in self.events:
+            yield event.endpoint, event.backend
+
     def _events(self, event: str) -> int:
         return sum(count.count for count in self.events if count.event == event)
 
@@ -198,6 +208,25 @@ class UserMetric(msgspec.Struct, frozen=True, array_like=True):
     bounds: tuple[float, ...] = ()  # of a histogram's buckets, without infinity
 
 
+class Failure(msgspec.Struct, frozen=True, array_like=True):
+    """What has failed in the same way, `count` times as far as is told; all but `count` is of the latest time.
+
+    `kind` is a class in `headgate.errors`: "ReplicaDiedError" for a replica that ended unasked, "ReplicaStartError" for one that did not
+    start, and otherwise that of a call of user code.
+    """
+
+    kind: str
+    backend: str
+    endpoint: str
+    error: str  # the class of what was raised, or the cause of a death
+    count: int
+    at: float  # seconds since 1970, by the clock of the process
+    replica: str
+    request_id: str = ""
+    message: str = ""
+    traceback: str = ""
+
+
 class ReplicaCounters(msgspec.Struct, frozen=True):
     """What one replica counted since it started. Times are as in `core/histograms.py`."""
 
@@ -208,6 +237,7 @@ class ReplicaCounters(msgspec.Struct, frozen=True):
     batch_sizes: Histogram = Histogram()
     usage: Usage | None = None
     metrics: tuple[UserMetric, ...] = ()
+    failures: tuple[Failure, ...] = ()  # those since it said so last: each is said once
 
 
 class ReplicaReport(msgspec.Struct, frozen=True):
@@ -231,13 +261,14 @@ class Measurement(msgspec.Struct, frozen=True):
     """What all processes have counted, added up, also those that have ended."""
 
     counters: Counters  # of routers
-    replica_starts: dict[str, int] = {}
+    replica_starts: dict[str, int] = {}  # by backend, whatever came of them
     replica_deaths: dict[str, int] = {}
     routers: int = 0  # that were asked and answered
     unhealthy: dict[str, str] = {}  # backends that have fewer replicas than they should: why, with the last traceback
     replica_death_reasons: dict[str, dict[str, int]] = {}  # the deaths, by backend and then by reason
-    replica_start_failures: dict[str, int] = {}  # starts that came to nothing
-    replica_start_times: dict[str, Histogram] = {}  # of those that became ready, in buckets from 10 ms
+    replica_start_failures: dict[str, int] = {}  # those that failed: not for want of room, nor where nobody wanted them any more
+    replica_start_times: dict[str, Histogram] = {}  # of those that became ready under one controller, in buckets from 10 ms
     backends: dict[str, ReplicaCounters] = {}  # what replicas counted, by backend
     replicas: tuple[ReplicaReport, ...] = ()
     processes: tuple[ProcessReport, ...] = ()
+    failures: tuple[Failure, ...] = ()  # of late, the latest first

@@ -39,10 +39,17 @@ class InstanceSettings(msgspec.Struct, frozen=True, kw_only=True):
     ssl_keyfile: str | None
     log_format: str  # of lines on the terminal: "text" or "json"
     access_log: bool  # an entry for each request
+    traces: bool  # spans of requests, as OpenTelemetry has them
     log_dir: str  # where each process has a file of its own; empty: the terminal
     driver_pid: int
     leased: bool = False  # it ends when nobody who owns it is connected, since its engine doesn't see their end
     id: str = ""  # drawn at each start: tells instances of one name apart
+    admin_address: str = ""  # host and port where the controller takes commands from afar, as asked for; empty: nowhere
+    admin_key: bytes = b""  # of those who know the admin token, which is itself kept nowhere
+
+    def __repr__(self) -> str:  # the key is in no log
+        shown = {name: getattr(self, name) for name in self.__struct_fields__ if name != "admin_key"}
+        return f"InstanceSettings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     @property
     def log(self) -> LogSettings:
@@ -111,6 +118,7 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     instance: str
     generation: int = 0  # which version of the backend's code it runs: tells a new controller whether it is still wanted
     gpus: tuple[str, ...] = ()  # filled in by the engine: the devices it gave
+    traces: bool = False
 
 
 class IngressSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,3 +132,4 @@ class IngressSpec(msgspec.Struct, frozen=True, kw_only=True):
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
     access_log: bool = False
+    traces: bool = False

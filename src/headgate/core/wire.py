@@ -104,6 +104,7 @@ class Call(msgspec.Struct, array_like=True, eq=False):  # told apart by identity
     positional: _Count  # Python calls: how many positional arguments (over HTTP: 1 where its answer is to say where the time went) …
     keywords: tuple[str, ...]  # … and the names of the others, sorted
     body: bytes = b""  # a bytearray where it was large, so that it was received in place
+    trace: bytes = b""  # the span that it is a part of, as `traces/travel.py` has it; absent where nothing is traced
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, gc=False):

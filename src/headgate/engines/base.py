@@ -87,7 +87,8 @@ class Starter(Protocol):
     def start(self, settings: InstanceSettings) -> Way | None:
         """Start an instance and wait until HTTP answers; the way to it. None where one of that name runs already: connect to that.
 
-        Raises `AddressInUseError`, `StateDirInUseError`, `StateDirUnsafeError`, or `InstanceStartError` for anything else.
+        Raises `AddressInUseError`, `StateDirInUseError`, `LogDirInUseError`, `StateDirUnsafeError`, or `InstanceStartError` for anything
+        else.
         After an error, or an interrupt, nothing of it is left running.
         """
         ...

@@ -204,6 +204,17 @@ class Members(Generic[M]):
             member.asked_for = True
             await self._end(member)
 
+    # Ending.
+
+    def _begins_to_close(self) -> bool:
+        """From now on nothing starts, and every end was asked for. False where that was so already."""
+        if self._closing:
+            return False
+        self._closing = True
+        for member in self._members.values():
+            member.asked_for = True
+        return True
+
     # Starting.
 
     def _check_new(self, id: str) -> None:

@@ -107,9 +107,7 @@ class AccessLog:
 
 
 def _facts(note: _Note) -> tuple[float, str, str, str, HttpFacts]:
-    method, target, client = "", b"", ""
-    if note.http:
-        method, target, _, _, _, _, client = _head.decode(note.http)
+    method, target, client = line_of(note.http)
     facts = HttpFacts(
         method=method,
         target=target.decode("utf-8", "backslashreplace"),
@@ -119,6 +117,14 @@ def _facts(note: _Note) -> tuple[float, str, str, str, HttpFacts]:
         client=client,
     )
     return note.at, note.endpoint, note.backend, note.request_id, facts
+
+
+def line_of(http: bytes) -> tuple[str, bytes, str]:
+    """Method, target and client of a request, by its head as it stands on the wire; all empty where there is none."""
+    if not http:
+        return "", b"", ""
+    method, target, _, _, _, _, client = _head.decode(http)
+    return method, target, client
 
 
 class NotedExchange(Exchange):

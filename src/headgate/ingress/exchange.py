@@ -173,6 +173,17 @@ class Exchange(Call):
             self.complete = True
             self.connection.answer(self, self._parts(reply.status, reply.lines, reply.body))
 
+    def tell(self, piece: bytes, lines: bytes = b"") -> None:
+        """A piece of a stream of the ingress's own; the first brings its head, with these lines. `ended` ends it."""
+        self.chunk(wire.Frame(wire.CHUNK, 0 if self.started_stream else wire.FIRST, 0, 0, 200, 0, 0, lines, piece))
+        self.owed_bytes = 0  # no replica waits for credit
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether its client takes more of a stream now; what it is told else has to be kept."""
+        connection = self.connection
+        return not self.complete and not self.out and connection.writable and connection.slots[0] is self
+
     def keep(self, parts: list[bytes | bytearray]) -> None:
         """It is not this exchange's turn, or the client takes nothing: keep what it has to say, and count it."""
         self.out += parts
@@ -202,7 +213,8 @@ class Exchange(Call):
         self.out.append(self._head(status, lines, framing))
         if bodyless:
             self.complete = True
-            self.connection.service.router.cancel(self)
+            if self.instead is None:  # else it is the ingress's own
+                self.connection.service.router.enough(self, status)
             self.connection.flush_for(self)
 
     def _head(self, status: int, lines: bytes, framing: bytes) -> bytes:

@@ -298,8 +298,8 @@ class Connection(asyncio.Protocol):
             exchange.http = http = _encode((method.decode(), url, version, headers, service.scheme, service.server, self._client))
             size = exchange.held_bytes = len(http)
             service.admission.held_bytes += size
-        elif service.access is not None:
-            exchange.http = _encode((method.decode(), url, version, (), service.scheme, service.server, self._client))
+        elif service.noted:
+            exchange.http = _encode((method.decode(), url, version, headers, service.scheme, service.server, self._client))
         if self._unknown:
             self._remember(exchange)
 

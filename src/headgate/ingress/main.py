@@ -12,7 +12,6 @@ import os
 import resource
 import signal
 import socket
-import ssl
 
 import msgspec
 
@@ -22,6 +21,7 @@ from headgate.core.messages import (
     PROTOCOL,
     Count,
     Counted,
+    Describe,
     Drain,
     Hello,
     Measure,
@@ -33,18 +33,21 @@ from headgate.core.messages import (
     SendTable,
     Unwanted,
 )
-from headgate.core.reports import Counters, Measurement
+from headgate.core.reports import Counters, Description, Measurement
 from headgate.core.specs import IngressSpec
 from headgate.errors import rebuild
 from headgate.heap import keep_freed
 from headgate.ingress.access import AccessLog
+from headgate.ingress.exchange import Exchange
 from headgate.ingress.http1 import Connection
 from headgate.ingress.service import Limits, Service
-from headgate.logs.begin import speaker
+from headgate.logs.begin import adopt, speaker
+from headgate.router.certificate import Certificate
 from headgate.router.control import ControlLink
 from headgate.router.remote import join
 from headgate.router.router import Router
 from headgate.router.way import Way
+from headgate.traces import begin as tracing
 
 _log = logging.getLogger("headgate.ingress")
 
@@ -80,15 +83,19 @@ class _Ingress:
         self._first_table = asyncio.Event()
         loop.add_signal_handler(signal.SIGINT, self._end_within, _GRACE_S)
         self._link = ControlLink(self._way, self._hello, self._received, on_gone=self._gone)
-        self._router = Router(spec.id, self._way, self._link.send)
-        context = None if spec.ssl_certfile is None else tls_context(spec.ssl_certfile, spec.ssl_keyfile)
+        router, exchange = _traced(spec.id) if self._way.traces else (Router, None)
+        self._router = router(spec.id, self._way, self._link.send)
+        certificate = None if spec.ssl_certfile is None else Certificate(spec.ssl_certfile, spec.ssl_keyfile, protocols=("http/1.1",))
+        context = None if certificate is None else certificate.context
         self._service = Service(
             self._router,
             self._measure,
+            self._describe,
             server=self._address,
             scheme="http" if context is None else "https",
             limits=Limits(connections=_raise_file_limit() * 9 // 10),
             access=AccessLog(speaker()) if spec.access_log else None,
+            exchange=exchange,
         )
         self._service.start()
         self._link.start()
@@ -103,7 +110,10 @@ class _Ingress:
             ssl=context,
             ssl_handshake_timeout=None if context is None else _TLS_HANDSHAKE_S,
         )
+        renewing = None if certificate is None else loop.create_task(certificate.keep_renewed())
         grace_s = await self._drain
+        if renewing is not None:
+            renewing.cancel()
         ends_at = loop.time() + grace_s
         server.close()
         await self._service.drain(grace_s)
@@ -112,6 +122,8 @@ class _Ingress:
         await asyncio.sleep(0)  # so that it leaves
         if self._service.access is not None:
             await self._service.access.close()
+        if self._way.traces:
+            await asyncio.to_thread(tracing.end)
         await self._link.close()
 
     def _hello(self) -> Hello:
@@ -150,18 +162,26 @@ class _Ingress:
         return msgspec.structs.replace(self._service.with_refusals(self._router.counters()), usage=usage.own())
 
     async def _measure(self) -> Measurement:
-        done = await self._link.call(Measure())
+        return msgspec.msgpack.decode(await self._ask(Measure()), type=Measurement)
+
+    async def _describe(self) -> Description:
+        return msgspec.msgpack.decode(await self._ask(Describe()), type=Description)
+
+    async def _ask(self, question: Measure | Describe) -> bytes:
+        done = await self._link.call(question)
         if done.error is not None:
             raise rebuild(done.error)
-        return msgspec.msgpack.decode(done.result, type=Measurement)
+        return done.result
 
 
-def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
-    """What a server with these files speaks: TLS by Python's defaults, with HTTP/1.1 in it."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certfile, keyfile)
-    context.set_alpn_protocols(["http/1.1"])
-    return context
+def _traced(id: str) -> tuple[type[Router], type[Exchange]]:
+    """Begin to trace, and what to use for that."""
+    from headgate.ingress.traced import TracedExchange
+    from headgate.router.traced import TracedRouter
+
+    adopt("opentelemetry")
+    TracedExchange.draw = tracing.begin("ingress", id).draw
+    return TracedRouter, TracedExchange
 
 
 def _raise_file_limit() -> int:

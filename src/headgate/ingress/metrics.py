@@ -115,9 +115,11 @@ def _of_replicas(measurement: Measurement, table: RoutingTable) -> Iterator[Metr
     unhealthy = (((tag,), tag in measurement.unhealthy) for tag in sorted(table.backends))
     yield _gauge("headgate_backend_unhealthy", "1 where replicas fail and are missing.", _PER_BACKEND, unhealthy)
     starts, failures = measurement.replica_starts, measurement.replica_start_failures
-    yield _counter("headgate_replica_starts", "Replicas started.", _PER_BACKEND, (((tag,), starts[tag]) for tag in sorted(starts)))
+    yield _counter(
+        "headgate_replica_starts", "Replicas that began to start.", _PER_BACKEND, (((tag,), starts[tag]) for tag in sorted(starts))
+    )
     failed = (((tag,), failures.get(tag, 0)) for tag in sorted(starts))
-    yield _counter("headgate_replica_start_failures", "Replicas started that did not become ready.", _PER_BACKEND, failed)
+    yield _counter("headgate_replica_start_failures", "Starts that failed.", _PER_BACKEND, failed)
     took = (((tag,), histogram) for tag, histogram in sorted(measurement.replica_start_times.items()))
     help_text = "Time from the start of a replica until it was ready."
     yield _histogram("headgate_replica_start_seconds", help_text, _PER_BACKEND, took, first=1 / START_TICKS_PER_S)

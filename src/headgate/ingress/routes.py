@@ -7,15 +7,18 @@ taken. What lies under `/-/` is the ingress's own.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 
 from headgate.core.desired import RESERVED_PREFIX
 from headgate.core.messages import EndpointEntry
+from headgate.ingress.files import FILES
 
 _RESERVED = RESERVED_PREFIX.encode()
-PAGES = ("routes", "healthz", "readyz", "metrics")
+PAGES: Final = {path: path for path in ("routes", "healthz", "readyz", "metrics", "events", *FILES)} | {"": "index.html"}
+"""The pages of the ingress by their paths under the reserved prefix."""
 
 _MOST_REMEMBERED = 4096
 _LONGEST_REMEMBERED_BYTES = 256
@@ -34,14 +37,14 @@ class Routes:
     """The routes of one routing table."""
 
     def __init__(self, endpoints: Iterable[EndpointEntry]) -> None:
-        self._exact: dict[bytes, Target] = {_RESERVED + page.encode(): _target("", ("GET",), page) for page in PAGES}
+        self._exact: dict[bytes, Target] = {_RESERVED + path.encode(): _target("", ("GET",), page) for path, page in PAGES.items()}
         every_method: set[str] = set()
         for endpoint in endpoints:
             if endpoint.route is not None:
                 self._exact[endpoint.route.encode()] = _target(endpoint.name, endpoint.methods)
                 every_method.update(endpoint.methods)
         by_length = sorted(self._exact.items(), key=lambda item: -len(item[0]))
-        self._prefixes = [(route, target) for route, target in by_length if route.endswith(b"/")]
+        self._prefixes = [(route, target) for route, target in by_length if route.endswith(b"/") and not target.page]
         self._whole_server = Target("", frozenset(), _allow(sorted(every_method or {"GET"})))
         self._remembered: dict[bytes, Target | None] = {}
 

@@ -19,10 +19,11 @@ import msgspec
 
 from headgate.config import DEFAULT_MAX_BODY_BYTES
 from headgate.core.messages import RoutingTable
-from headgate.core.reports import SHED, Counters, EventCount, Measurement, RequestCount
-from headgate.ingress import metrics, pages
+from headgate.core.reports import SHED, Counters, Description, EventCount, Measurement, RequestCount
+from headgate.ingress import files, metrics, pages
 from headgate.ingress.access import AccessLog, NotedExchange
 from headgate.ingress.admission import Admission
+from headgate.ingress.dashboard import Dashboard
 from headgate.ingress.exchange import Exchange
 from headgate.ingress.memory import Memory
 from headgate.ingress.problems import Refusal, Reply, phrase
@@ -66,6 +67,7 @@ class Router(Protocol):
 
     def submit(self, call: Call) -> None: ...
     def cancel(self, call: Call) -> None: ...
+    def enough(self, call: Call, status: int) -> None: ...
     def credit(self, call: Call, count_bytes: int) -> None: ...
     def reaches(self, tag: str) -> bool: ...
     def served(self) -> tuple[int, float]: ...
@@ -94,23 +96,27 @@ def request_ids(prefix: str) -> Callable[[], str]:
 
 
 class Service:
-    """Made on the running loop. `measure` asks the controller for the counters of all routers."""
+    """Made on the running loop. `measure` and `describe` ask the controller what was counted, and what runs."""
 
     def __init__(
         self,
         router: Router,
         measure: Callable[[], Awaitable[Measurement]],
+        describe: Callable[[], Awaitable[Description]],
         *,
         server: str = "",
         scheme: str = "http",
         limits: Limits | None = None,
         access: AccessLog | None = None,
+        exchange: type[Exchange] | None = None,
     ) -> None:
         self.router = router
         self.limits = limits or Limits()
         self.access = access
-        self.exchange: type[Exchange] = Exchange if access is None else NotedExchange
+        self.exchange: type[Exchange] = exchange or (Exchange if access is None else NotedExchange)
         """What connections make of requests."""
+        self.noted = self.exchange is not Exchange
+        """Whether something is said of each request, so that what is known of it is kept also where it is refused here."""
         self.server = server
         self.scheme = scheme
         self.admission = Admission()
@@ -126,6 +132,7 @@ class Service:
         # Drawn here, after the fork: no two processes make the same ids.
         self.next_id = request_ids(os.urandom(8).hex() + "-")
         """Makes a request id that no other process makes."""
+        self.dashboard = Dashboard(describe, measure)
         self._measure = measure
         self._measuring: asyncio.Task[None] | None = None
         self._wait_for_measurement: list[Exchange] = []
@@ -146,7 +153,7 @@ class Service:
             self.routes = Routes(table.endpoints.values())
             self.memory.clear()
         self.max_body_bytes = table.max_body_bytes
-        self.debug = table.debug
+        self.debug = self.dashboard.debug = table.debug
         self.admission.share(table.max_inflight_bytes, table.num_ingresses)
         self.closing = _SHUTTING_DOWN if table.closing or self._draining else None
 
@@ -169,6 +176,7 @@ class Service:
         self._draining = True
         self.closing = _SHUTTING_DOWN
         self.memory.clear()
+        self.dashboard.end()
         for connection in list(self.connections):
             connection.finish()
         self._empty.clear()
@@ -201,6 +209,10 @@ class Service:
         """Answer with a page under `/-/`."""
         if page == "healthz":
             exchange.reply(pages.healthz())
+        elif page in files.FILES:
+            exchange.reply(files.reply(page))
+        elif page == "events":
+            self.dashboard.show(exchange)
         elif page == "readyz" or self.table is None:
             exchange.reply(pages.readyz(self.table, self.router.reaches))
         elif page == "routes":

@@ -30,9 +30,14 @@ def begin(settings: LogSettings, role: str, id: str = "", *, backend: str = "", 
     """
     global _speaker
     _speaker = Speaker(output_of(settings, role, id), role, id, backend, call or (lambda: None))
-    logger = logging.getLogger("headgate")
-    logger.handlers[:] = [Handler(_speaker)]
-    logger.propagate = False
-    logger.setLevel(logging.INFO if settings.verbose else logging.WARNING)
+    adopt("headgate")
+    logging.getLogger("headgate").setLevel(logging.INFO if settings.verbose else logging.WARNING)
     if call is not None:
         capture(_speaker)
+
+
+def adopt(name: str) -> None:
+    """Have what is logged under this name become entries, in a process in which nobody else configures logging. After `begin`."""
+    logger = logging.getLogger(name)
+    logger.handlers[:] = [Handler(speaker())]
+    logger.propagate = False

@@ -1,8 +1,9 @@
 """How does what code prints or logs become entries that say which request it was for?
 
 `sys.stdout` and `sys.stderr` of a process are replaced. Text is kept until its line ends, apart for each call and thread, so
-that lines of calls that run at the same time don't mix. `logging` is left to the user: a handler that writes to
-`sys.stderr`, as by `logging.basicConfig`, is covered by that; what nobody has configured says its level and logger.
+that lines of calls that run at the same time don't mix; at the latest it is written when its call ends. `logging` is left to the
+user: a handler that writes to `sys.stderr`, as by `logging.basicConfig`, is covered by that; what nobody has configured says its
+level and logger.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
@@ -26,11 +28,8 @@ MAX_LINE: Final = 65536
 """Characters after which a line is written though it hasn't ended."""
 
 
-class Call(Protocol):
-    """A call that is being answered."""
-
-    over: bool
-    """It has been answered."""
+class Asked(Protocol):
+    """What is said of a call."""
 
     @property
     def endpoint(self) -> str:
@@ -41,6 +40,18 @@ class Call(Protocol):
     def request_ids(self) -> tuple[str, ...]:
         """The ids of its requests; several in a batch."""
         ...
+
+    @property
+    def trace_ids(self) -> tuple[str, ...]:
+        """The ids of the traces that they belong to."""
+        ...
+
+
+class Call(Asked, Protocol):
+    """A call that is being answered. It can be referred to weakly."""
+
+    over: bool
+    """It has been answered."""
 
 
 class Speaker:
@@ -55,7 +66,7 @@ class Speaker:
         self.call = call
         """The call that is being answered in this thread or task."""
 
-    def say(self, text: str, call: Call | None, *, descriptor: int = 2, stream: str = "", level: str = "", logger: str = "") -> None:
+    def say(self, text: str, call: Asked | None, *, descriptor: int = 2, stream: str = "", level: str = "", logger: str = "") -> None:
         """Write one entry, of a call or of none."""
         entry = Entry(
             time=time.time(),
@@ -64,6 +75,7 @@ class Speaker:
             backend=self._backend,
             endpoint="" if call is None else call.endpoint,
             request_ids=() if call is None else call.request_ids,
+            trace_ids=() if call is None else call.trace_ids,
             stream=stream,
             level=level,
             logger=logger,
@@ -91,12 +103,33 @@ class Speaker:
         self._output.write_all(entries)
 
 
-class _Unfinished(msgspec.Struct):
+class _Of(msgspec.Struct, frozen=True):
+    """What is said of a call that may have gone."""
+
+    endpoint: str
+    request_ids: tuple[str, ...]
+    trace_ids: tuple[str, ...]
+
+
+class _Unfinished(msgspec.Struct, eq=False):
     """A line that hasn't ended yet."""
 
-    call: Call | None
+    call: weakref.ref[Call] | None
+    asked: Asked | None
     thread: int
-    text: str
+    text: str = ""
+
+    def is_of(self, call: Call | None) -> bool:
+        """Whether it is this call's, or with None nobody's."""
+        return self.call is None if call is None else self.call is not None and self.call() is call
+
+    @property
+    def is_due(self) -> bool:
+        """Its call has ended."""
+        if self.call is None:
+            return False
+        call = self.call()
+        return call is None or call.over
 
 
 class Stream(io.TextIOBase):
@@ -112,35 +145,49 @@ class Stream(io.TextIOBase):
 
     def _begin_anew(self) -> None:
         """In a fork, too, which has one thread, and not what others have begun."""
-        self._lock = threading.RLock()  # a signal handler may print, too
+        self._lock = threading.RLock()  # a signal handler may print, too, and a call may end while this holds it
         self._unfinished: list[_Unfinished] = []
 
     def write(self, text: str, /) -> int:
         """Write what ends its line, and keep the rest."""
         call, thread = self._speaker.call(), threading.get_ident()
         with self._lock:
-            due = self._taken(lambda each: each.call is not None and each.call.over)
-            mine = next((each for each in self._unfinished if each.call is call and each.thread == thread), None)
+            due = self._taken(lambda each: each.is_due)
+            mine = next((each for each in self._unfinished if each.thread == thread and each.is_of(call)), None)
             if mine is None:
-                mine = _Unfinished(call, thread, "")
-                self._unfinished.append(mine)
+                mine = self._begun(call, thread)
             mine.text += text
             ends = max(mine.text.rfind("\n"), mine.text.rfind("\r")) + 1
             if len(mine.text) - ends > MAX_LINE:
                 ends = len(mine.text)
             if ends:
-                due.append(_Unfinished(call, thread, mine.text[:ends]))
+                due.append(_Unfinished(None, mine.asked, thread, mine.text[:ends]))
                 mine.text = mine.text[ends:]
             if not mine.text:
-                self._unfinished = [each for each in self._unfinished if each is not mine]
+                self._taken(lambda each: each is mine)
         self._say(due)
         return len(text)
+
+    def _begun(self, call: Call | None, thread: int) -> _Unfinished:
+        if call is None:
+            begun = _Unfinished(None, None, thread)
+        else:
+            # When a call has ended nobody holds it any more. To be told so costs nothing where nothing was printed.
+            begun = _Unfinished(weakref.ref(call, self._gone), _Of(call.endpoint, call.request_ids, call.trace_ids), thread)
+        self._unfinished.append(begun)
+        return begun
+
+    def _gone(self, call: weakref.ref[Call]) -> None:
+        """A call has ended without the end of its line."""
+        with self._lock:
+            due = self._taken(lambda each: each.call is call)
+        self._say(due)
 
     def flush(self) -> None:
         """End the line of this call and thread."""
         call, thread = self._speaker.call(), threading.get_ident()
         with self._lock:
-            due = self._taken(lambda each: each.call is call and each.thread == thread)
+            due = self._taken(lambda each: each.thread == thread and each.is_of(call))
         self._say(due)
         self._original.flush()
 
@@ -152,8 +199,11 @@ class Stream(io.TextIOBase):
         self._original.flush()
 
     def _taken(self, which: Callable[[_Unfinished], bool]) -> list[_Unfinished]:
-        taken = [each for each in self._unfinished if which(each)]
-        self._unfinished = [each for each in self._unfinished if not which(each)]
+        taken = []
+        for each in [each for each in self._unfinished if which(each)]:
+            with contextlib.suppress(ValueError):  # a call that has ended meanwhile, in this very thread, was faster
+                self._unfinished.remove(each)
+                taken.append(each)
         return taken
 
     def _say(self, lines: list[_Unfinished]) -> None:
@@ -161,7 +211,7 @@ class Stream(io.TextIOBase):
         for line in lines:
             text = line.text.strip("\r\n")
             if text or line.text.endswith("\n"):
-                self._speaker.say(text, line.call, descriptor=self._descriptor, stream=self._name)
+                self._speaker.say(text, line.asked, descriptor=self._descriptor, stream=self._name)
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # a plain attribute there

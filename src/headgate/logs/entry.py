@@ -39,6 +39,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     backend: str = ""
     endpoint: str = ""
     request_ids: tuple[str, ...] = ()  # several in a batch
+    trace_ids: tuple[str, ...] = ()  # of those that are traced
     stream: str = ""  # stdout or stderr
     level: str = ""
     logger: str = ""
@@ -57,6 +58,8 @@ class _Written(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     endpoint: str = ""
     request_id: str = ""
     request_ids: tuple[str, ...] = ()
+    trace_id: str = ""
+    trace_ids: tuple[str, ...] = ()
     stream: str = ""
     logger: str = ""
     http: HttpFacts | None = None
@@ -69,7 +72,7 @@ _decoder = msgspec.json.Decoder(_Written)
 
 def as_json(entry: Entry) -> bytes:
     """One line of JSON, its time in UTC by RFC 3339. What UTF-8 can't encode, as a lone surrogate, is escaped."""
-    several = len(entry.request_ids) > 1
+    several, traced = len(entry.request_ids) > 1, len(entry.trace_ids)
     written = _Written(
         time=dt.datetime.fromtimestamp(entry.time, dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
         level=entry.level,
@@ -79,6 +82,8 @@ def as_json(entry: Entry) -> bytes:
         endpoint=entry.endpoint,
         request_id="" if several or not entry.request_ids else entry.request_ids[0],
         request_ids=entry.request_ids if several else (),
+        trace_id=entry.trace_ids[0] if traced == 1 else "",
+        trace_ids=entry.trace_ids if traced > 1 else (),
         stream=entry.stream,
         logger=entry.logger,
         http=entry.http,
@@ -101,6 +106,7 @@ def from_json(line: bytes) -> Entry | None:
         backend=written.backend,
         endpoint=written.endpoint,
         request_ids=written.request_ids or ((written.request_id,) if written.request_id else ()),
+        trace_ids=written.trace_ids or ((written.trace_id,) if written.trace_id else ()),
         stream=written.stream,
         level=written.level,
         logger=written.logger,

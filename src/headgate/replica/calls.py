@@ -33,6 +33,7 @@ from headgate.errors import (
 from headgate.logs.capture import finish
 from headgate.replica import response
 from headgate.replica.counting import Counts, CountsBySlot
+from headgate.replica.failures import FailedCalls
 from headgate.replica.member import Member, Stream
 from headgate.replica.request import PlaceholderRequest, Request
 from headgate.replica.results import split_batch
@@ -40,7 +41,7 @@ from headgate.router import payload
 from headgate.router.context import CallFacts, enter
 from headgate.router.references import NoLending, Objects, resolve, resolve_async
 
-_Arguments = tuple[Any, dict[str, Any]]
+Arguments = tuple[Any, dict[str, Any]]
 _log = logging.getLogger("headgate.replica")
 _CANCELLED = (asyncio.CancelledError, GeneratorExit, RequestCancelledError)
 _LONGEST_S = wire.MAX_MICROS / 1e6
@@ -88,6 +89,7 @@ class Caller:
         self.running: dict[int, CallFacts[Member]] = {}
         """What runs now, by slot (threads) or by the call's identity (event loop)."""
         self.counts = CountsBySlot()
+        self.failed = FailedCalls(backend, replica)
         self.ended = 0
         """Calls of user code that have ended; a count for people, not exact over threads."""
         self._backend = backend
@@ -159,7 +161,7 @@ class Caller:
         counts.ran(member, start, run_s)
         return run_s
 
-    def _invoke(self, handler: Handler | None, member: Member, opened: _Arguments | None = None) -> Any:
+    def _invoke(self, handler: Handler | None, member: Member, opened: Arguments | None = None) -> Any:
         if handler is None:
             raise SignatureError(_no_method(member))
         if member.http:
@@ -237,6 +239,7 @@ class Caller:
         except BaseException:  # noqa: BLE001 - its class is user code, and may raise wherever it is asked; some answer must leave
             info = _UNTOLD
         if info.status >= 500:
+            self.failed.note(member, info)
             why = info.traceback or info.message
             with contextlib.suppress(BaseException):  # user code may have hung filters of its own into logging
                 _log.error("request %s to endpoint %r failed in backend %r:\n%s", member.request_id, member.endpoint, self._backend, why)
@@ -284,7 +287,7 @@ class Caller:
             facts.over = True
             counts.ran(member, start, monotonic() - start if run_s is None else run_s)
 
-    async def _opened(self, objects: Objects, member: Member) -> _Arguments:
+    async def _opened(self, objects: Objects, member: Member) -> Arguments:
         args, kwargs = payload.load(member.body)
         return await resolve_async(objects, args, kwargs, member)
 
@@ -370,7 +373,7 @@ class Caller:
             self.ended += 1
 
     async def _run_together(
-        self, handler: Handler, slot: int, members: list[Member], calls: list[_Arguments], start: float, counts: Counts
+        self, handler: Handler, slot: int, members: list[Member], calls: list[Arguments], start: float, counts: Counts
     ) -> BaseException | None:
         """Call user code once for these members and answer them; or return what it raised, with nobody answered."""
         if not members:
@@ -395,12 +398,12 @@ class Caller:
         self._answer_all(members, values, start, counts)
         return None
 
-    async def _open(self, members: list[Member], handler: Handler, *, here: bool) -> tuple[list[Member], list[_Arguments]]:
+    async def _open(self, members: list[Member], handler: Handler, *, here: bool) -> tuple[list[Member], list[Arguments]]:
         """Open each member's arguments; one that can't be opened fails by itself."""
         if members[0].web:  # then all are
             return members, [((_request_of(member),), {}) if handler.takes_request else ((), {}) for member in members]
         good: list[Member] = []
-        calls: list[_Arguments] = []
+        calls: list[Arguments] = []
         for member in members:
             try:
                 args, kwargs = payload.load(member.body)
@@ -416,7 +419,7 @@ class Caller:
             good.append(member)
         return good, calls
 
-    def _gather(self, members: list[Member], calls: list[_Arguments]) -> tuple[list[list[Any]], dict[str, list[Any]]]:
+    def _gather(self, members: list[Member], calls: list[Arguments]) -> tuple[list[list[Any]], dict[str, list[Any]]]:
         if members[0].web:  # then all are, and each brings its request or nothing
             return [list(column) for column in zip(*(args for args, _ in calls), strict=True)], {}
         bindings = [member.binding for member in members if member.binding is not None]

@@ -26,6 +26,7 @@ from headgate.core.declared import MAX_CODE_BYTES, is_plain
 from headgate.core.specs import Code, Definition, MethodInfo, Parameter
 from headgate.errors import InvalidTypeError, InvalidValueError, NotFoundError, in_one_line
 from headgate.router import byvalue
+from headgate.router.admin import TOKEN_VARIABLE
 from headgate.router.payload import culprit
 
 _log = logging.getLogger("headgate.replica")
@@ -123,7 +124,7 @@ def describe(
         code=_code(target, args, kwargs, module) or _code_as_named(import_path, list(init_args), dict(init_kwargs or {}), module) or Code(),
         sys_path=tuple(path for path in map(os.path.abspath, sys.path) if _is_text(path)),
         cwd=_working_directory(),
-        environ={name: value for name, value in os.environ.items() if _is_text(name) and _is_text(value)},
+        environ={name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE and _is_text(name) and _is_text(value)},
     )
 
 

@@ -42,6 +42,7 @@ from headgate.replica.runner import Runner
 from headgate.router.connections import adopt_process, constructed
 from headgate.router.control import ControlLink
 from headgate.router.way import Way
+from headgate.traces import begin as tracing
 
 T = TypeVar("T")
 
@@ -74,6 +75,7 @@ def run(spec: ReplicaSpec, way: Way) -> None:
     finally:
         connection.close()
         io.stop()
+        tracing.end()
 
 
 async def _run_async(spec: ReplicaSpec, way: Way, io: _IoThread) -> None:
@@ -93,7 +95,16 @@ def _construct(spec: ReplicaSpec, way: Way) -> Caller:
     constructed()
     gc.collect()
     gc.freeze()
-    return Caller(spec.definition, methods, backend=spec.backend, replica=spec.id, idempotent=spec.config.idempotent, objects=way.objects)
+    caller = _traced(spec) if way.traces else Caller
+    return caller(spec.definition, methods, backend=spec.backend, replica=spec.id, idempotent=spec.config.idempotent, objects=way.objects)
+
+
+def _traced(spec: ReplicaSpec) -> type[Caller]:
+    """Begin to trace, and what to use for that. User code comes first: it may have its own tracer provider."""
+    from headgate.replica.traced import TracedCaller
+
+    tracing.begin("replica", spec.id, spec.backend)
+    return TracedCaller
 
 
 def _refuse_unwell(why: str) -> None:
@@ -208,7 +219,10 @@ class _IoThread:
 
     def _tell_counters(self, number: int) -> None:
         runner = self._runner
-        counters = ReplicaCounters(usage=usage.own()) if runner is None else runner.counters()
+        if runner is None:
+            counters = ReplicaCounters(usage=usage.own())
+        else:
+            counters = msgspec.structs.replace(runner.counters(), failures=runner.take_failures())
         self._control.send(ReplicaCounted(number, counters))
 
     def _gone(self, ended: bool) -> None:

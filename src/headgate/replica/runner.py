@@ -20,7 +20,7 @@ import msgspec
 from headgate import usage
 from headgate.config import BackendConfig
 from headgate.core.desired import concurrency_of
-from headgate.core.reports import ReplicaCounters
+from headgate.core.reports import Failure, ReplicaCounters
 from headgate.core.specs import Definition
 from headgate.errors import ErrorInfo
 from headgate.replica import metrics
@@ -217,6 +217,10 @@ class Runner:
     def counters(self) -> ReplicaCounters:
         """What was counted since this replica started, and what it has used."""
         return msgspec.structs.replace(self._caller.counts.told(), usage=usage.own(), metrics=metrics.told())
+
+    def take_failures(self) -> tuple[Failure, ...]:
+        """The calls that have failed since this was asked last."""
+        return self._caller.failed.take()
 
     def overdue_s(self) -> float:
         """How long the call that is most over its time limit is over it; 0 where none is."""
@@ -435,6 +439,8 @@ class Runner:
         try:
             await self._caller.call_async(members)
         finally:
+            for member in members:
+                member.task = None  # else the two would hold each other, and the call with its body, until the collector comes
             self._async_running -= 1
             self._async_ended += 1
             if not self._inbox.empty:

@@ -53,6 +53,9 @@ class Call:
         "state",
     )
 
+    trace: bytes = b""
+    """The span that it is a part of, as `traces/travel.py` has it; calls that are traced have their own."""
+
     # Set by whoever makes the call:
     endpoint: str
     method: str  # "" is the function itself, or __call__

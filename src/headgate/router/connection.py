@@ -22,7 +22,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine
 from types import FrameType
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from headgate.core import messages, tables
 from headgate.core.messages import Count, Counted, Hello, Message, RoutingChanges, RoutingTable, SendTable, Verb, Welcome
@@ -33,6 +33,10 @@ from headgate.router.control import ControlLink
 from headgate.router.reading import Reading
 from headgate.router.router import Router
 from headgate.router.way import Way
+
+if TYPE_CHECKING:
+    from headgate.router.afar import AfarWay
+    from headgate.router.handle import PyCall
 
 T = TypeVar("T")
 
@@ -57,6 +61,10 @@ FORKED: Final = "this process was forked after serve.init(); call serve.init() a
 
 class Connection:
     """One instance, as seen from this process. Nothing runs before it is first used. `forget` is called when it is over."""
+
+    router: type[Router] = Router
+    new_call: type[PyCall] | None = None
+    """What handles make of a call; None for what they make of any."""
 
     def __init__(
         self,
@@ -106,7 +114,7 @@ class Connection:
         """Have the controller apply a verb, wait for its end, and return its result as msgpack.
 
         Raises the verb's error; `NotRunningError` when the instance is gone, or its controller out of reach for 15 s.
-        Where the wait is interrupted, as by Ctrl-C, the verb goes on.
+        Where the wait is interrupted, as by Ctrl-C, that is what `ControlLink.call` says of a cancellation.
         """
         done = self._wait(self._call(verb))
         for text in done.warnings:
@@ -114,6 +122,10 @@ class Connection:
         if done.error is not None:
             raise rebuild(done.error)
         return done.result
+
+    def meet(self, way: AfarWay) -> None:
+        """See that this way leads to the controller now; raises at once what `AfarWay.meet` does, where others wait."""
+        self._wait(way.meet())
 
     def welcome(self) -> Welcome:
         """Wait until the controller has been reached, and return what it said of the instance."""
@@ -368,7 +380,7 @@ class Connection:
     def _start_router(self, link: ControlLink) -> None:
         self._routes = link  # here too, as this may be first
         self._changed = asyncio.Event()
-        self._router = Router(self.id, self.way, link.send)
+        self._router = self.router(self.id, self.way, link.send)
         link.start()
 
     async def _latest_table(self) -> RoutingTable:

@@ -7,6 +7,7 @@ that it belongs to.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
 
@@ -74,8 +75,18 @@ def of(name: str) -> Connection:
         return connection
 
 
+def _kind(way: Way) -> type[Connection]:
+    """Where OpenTelemetry isn't installed in this process, its calls aren't traced, though the instance traces."""
+    if way.traces:
+        with contextlib.suppress(ImportError):
+            from headgate.router.traced import TracedConnection
+
+            return TracedConnection
+    return Connection
+
+
 def _add(name: str, to: Way, *, owner: bool = False) -> Connection:
-    connection = _connections[name] = Connection(name, to, owner=owner, forget=_forget)
+    connection = _connections[name] = _kind(to)(name, to, owner=owner, forget=_forget)
     _all.add(connection)
     return connection
 
@@ -87,7 +98,7 @@ def adopt_process(way: Way, name: str, replica: str, backend: str) -> Connection
     """
     global _adopted
     os.environ[REPLICA_VARIABLE] = replica
-    _adopted = Connection(name, way, replica=replica, backend=backend)
+    _adopted = _kind(way)(name, way, replica=replica, backend=backend)
     _adopted.constructing = True
     return _adopted
 

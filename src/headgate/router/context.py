@@ -16,6 +16,7 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 
 from headgate.errors import NoCallError
+from headgate.traces import travel
 
 
 class Member(Protocol):
@@ -24,6 +25,11 @@ class Member(Protocol):
     @property
     def request_id(self) -> str:
         """Its id."""
+        ...
+
+    @property
+    def trace(self) -> bytes:
+        """The span that it is a part of; empty where nothing is traced."""
         ...
 
     @property
@@ -63,7 +69,7 @@ _asking = threading.Lock()
 Member_co = TypeVar("Member_co", bound=Member, covariant=True)
 
 
-class CallFacts(msgspec.Struct, Generic[Member_co]):
+class CallFacts(msgspec.Struct, Generic[Member_co], weakref=True):
     """One call of user code, as the replica enters it."""
 
     members: Sequence[Member_co]
@@ -84,6 +90,11 @@ class CallFacts(msgspec.Struct, Generic[Member_co]):
     def request_ids(self) -> tuple[str, ...]:
         """Of its members."""
         return tuple([member.request_id for member in self.members])
+
+    @property
+    def trace_ids(self) -> tuple[str, ...]:
+        """Of the traces that its members belong to."""
+        return tuple([travel.trace_id(member.trace) for member in self.members if member.trace])
 
     @property
     def gone(self) -> bool:

@@ -1,7 +1,8 @@
 """How does a process stay in touch with the controller, over every restart of it?
 
 A `ControlLink` lives on one event loop. It connects, says hello, hands on what arrives, and connects again whenever the
-connection is lost. Verbs that were not answered are sent again under the same id, which the controller applies once.
+connection is lost. Verbs that were not answered are sent again under the same id, which the controller applies once; those that
+nobody waits for any more are not, and a controller that may have begun one is told so.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import cast
 
 from headgate.core import messages
 from headgate.core.messages import Hello, Message, Verb, VerbCall, VerbDone, VerbLeft, Welcome
-from headgate.errors import NotRunningError, WireError
-from headgate.router import remote, tls
+from headgate.errors import AdminTokenError, HeadgateError, NotRunningError, WireError
+from headgate.router import tls
 from headgate.router.channel import let_go
 from headgate.router.way import Way
 
@@ -27,6 +28,7 @@ FIRST_DELAY_S = 0.01
 LONGEST_DELAY_S = 0.2
 GONE_AFTER_S = 15.0
 """A controller that can't be reached for so long is taken for gone: what waits for it fails. Connecting goes on."""
+_AGAIN = "call serve.init() again"
 
 
 class ControlLink:
@@ -35,7 +37,7 @@ class ControlLink:
     Where the controller is, the `way` says each time anew. `hello` is asked for at each connection, so that it can tell the state of
     then. `on_message` gets everything but answers to verbs and welcomes. `on_gone` is called when the controller has been out of reach
     for `GONE_AFTER_S`, and, with True, when the instance has ended for good: the way leads nowhere any more, or to another instance of
-    its name. All run on the loop.
+    its name. All run on the loop. Where the controller refuses this process for good, by its admin token, verbs raise that.
     """
 
     def __init__(
@@ -55,10 +57,12 @@ class ControlLink:
         self._transport: asyncio.WriteTransport | None = None
         self._welcome: Welcome | None = None
         self._verbs: dict[str, tuple[bytes, asyncio.Future[VerbDone]]] = {}  # by id: as sent, and its answer
+        self._left: set[str] = set()  # ids of those that nobody waits for any more, until it is known that nothing more comes of them
         self._waiting: set[asyncio.Future[Welcome]] = set()
         self._task: asyncio.Task[None] | None = None
         self._id = ""  # of the instance that was first met
         self._warned_of = ""
+        self._refused = ""  # why for good
         self._gone = False
         self._closed = False
 
@@ -91,7 +95,8 @@ class ControlLink:
         """Send a verb and wait for its end, over reconnects.
 
         The record returned may hold the verb's error. Raises `NotRunningError` when the instance is gone; whether the
-        verb was applied is then unknown. After a cancellation the verb goes on, unless it waits for room, and its answer is dropped.
+        verb was applied is then unknown. After a cancellation it is never sent again. Where it has begun, it goes on and its answer is
+        dropped; but a deployment that has not taken effect, and what waits for room, is given up, also by a later controller.
         """
         self._refuse_if_over()
         id = uuid.uuid4().hex
@@ -103,8 +108,9 @@ class ControlLink:
         try:
             return await future
         except asyncio.CancelledError:
-            if self._welcome is not None and self._transport is not None:
-                self._transport.write(messages.encode(VerbLeft(id)))
+            self._left.add(id)
+            if self._welcome is not None:
+                self.send(VerbLeft(id))
             raise
         finally:
             self._verbs.pop(id, None)
@@ -117,7 +123,7 @@ class ControlLink:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
-        self._fail_waiting("the connection with the instance was closed")
+        self._fail_waiting(NotRunningError, f"the connection with the instance was closed; {_AGAIN}")
 
     def forked(self) -> None:
         """Called in a forked child: let go of its copy of the socket, so that the controller sees the parent's end."""
@@ -133,6 +139,10 @@ class ControlLink:
             address = await self._way.controller()
             try:
                 await self._connect(connection, address)
+            except AdminTokenError as error:  # nor will it be let in later
+                self._refused = error.message
+                self._fail_waiting(AdminTokenError, error.message)
+                return
             except (OSError, WireError) as error:  # nobody listens there, or it is another instance by now
                 self._warn_of(error)
             else:
@@ -146,7 +156,7 @@ class ControlLink:
             if ended or self._loop.time() - lost_at > self._gone_after_s:
                 self._gone = True
                 why = "the instance has ended" if ended else f"its controller could not be reached for {self._gone_after_s:g} s"
-                self._fail_waiting(why)
+                self._fail_waiting(NotRunningError, f"{why}; {_AGAIN}")
                 if self._on_gone is not None:
                     self._on_gone(ended)
             await asyncio.sleep(delay_s)
@@ -155,21 +165,7 @@ class ControlLink:
     async def _connect(self, connection: _Connection, address: str | None) -> None:
         if not address:
             raise ConnectionRefusedError("the instance has ended, or its controller has yet to listen")
-        if remote.is_path(address):
-            await self._loop.create_unix_connection(lambda: connection, address)
-            return
-        secured = self._way.tls
-        sock = await remote.connect(address, self._way.secret, tls=secured is not None)
-        try:
-            if secured is None:
-                await self._loop.create_connection(lambda: connection, sock=sock)
-            else:
-                await self._loop.create_connection(
-                    lambda: connection, sock=sock, ssl=secured.client, server_hostname="", ssl_handshake_timeout=remote.HANDSHAKE_S
-                )
-        except BaseException:
-            sock.close()
-            raise
+        await self._way.reach(address, lambda: connection)
 
     def _made(self, transport: asyncio.WriteTransport) -> None:
         self._transport = transport
@@ -187,6 +183,7 @@ class ControlLink:
 
     def _received(self, message: Message) -> None:
         if isinstance(message, VerbDone):
+            self._left.discard(message.id)
             _, pending = self._verbs.get(message.id, (None, None))
             if pending is not None and not pending.done():
                 pending.set_result(message)
@@ -196,6 +193,8 @@ class ControlLink:
             for waiting in self._waiting:
                 if not waiting.done():
                     waiting.set_result(message)
+            for id in self._left:
+                self.send(VerbLeft(id))
             for data, _ in self._verbs.values():
                 if self._transport is not None:
                     self._transport.write(data)
@@ -207,16 +206,18 @@ class ControlLink:
         return welcome.id == self._id
 
     def _refuse_if_over(self) -> None:
+        if self._refused:
+            raise AdminTokenError(self._refused)
         if self._closed or self._gone:
-            raise NotRunningError("the instance has ended, or its controller can't be reached; call serve.init() again")
+            raise NotRunningError(f"the instance has ended, or its controller can't be reached; {_AGAIN}")
 
-    def _fail_waiting(self, why: str) -> None:
+    def _fail_waiting(self, kind: type[HeadgateError], message: str) -> None:
         for waiting in self._waiting:
             if not waiting.done():
-                waiting.set_exception(NotRunningError(f"{why}; call serve.init() again"))
+                waiting.set_exception(kind(message))
         for _, pending in self._verbs.values():
             if not pending.done():
-                pending.set_exception(NotRunningError(f"{why}; call serve.init() again"))
+                pending.set_exception(kind(message))
 
 
 class _Connection(asyncio.Protocol):

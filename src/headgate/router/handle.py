@@ -50,7 +50,7 @@ class Handle:
     """
 
     __module__ = _PUBLIC
-    __slots__ = ("_connection", "_endpoint", "_instance", "_method", "_prefix", "_shard_key", "_timeout_s")
+    __slots__ = ("_connection", "_endpoint", "_instance", "_method", "_new_call", "_prefix", "_shard_key", "_timeout_s")
 
     def __init__(
         self, instance: str, endpoint: str, method_name: str | None = None, shard_key: str | None = None, timeout_s: float | None = None
@@ -61,6 +61,7 @@ class Handle:
         self._shard_key = shard_key
         self._timeout_s = timeout_s
         self._connection: Connection | None = None
+        self._new_call: type[PyCall] = PyCall
         self._prefix = ""
 
     def remote(self, /, *args: Any, **kwargs: Any) -> Reply:
@@ -77,7 +78,7 @@ class Handle:
         connection = self._connection
         if connection is None or connection.over:
             connection = self._connect()
-        call = _PyCall()
+        call = self._new_call()
         call.connection = connection
         call.endpoint = self._endpoint
         call.method = self._method or ""
@@ -148,12 +149,15 @@ class Handle:
             self._timeout_s if timeout_s is None else timeout_s,
         )
         made._connection = self._connection
+        made._new_call = self._new_call
         made._prefix = self._prefix
         return made
 
     def _connect(self) -> Connection:
-        connection = self._connection = connections.of(self._instance)
+        connection = connections.of(self._instance)
+        self._new_call = PyCall if connection.new_call is None else connection.new_call
         self._prefix = f"{secrets.token_hex(6)}-"
+        self._connection = connection  # last: whoever sees it uses the others
         return connection
 
     def _key(self) -> tuple[str, str, str | None, str | None, float | None]:
@@ -184,7 +188,7 @@ class Reply:
     __module__ = _PUBLIC
     __slots__ = ("_call", "_value")
 
-    def __init__(self, call: _PyCall) -> None:
+    def __init__(self, call: PyCall) -> None:
         self._call = call
         self._value: Any = _NOTHING
 
@@ -330,7 +334,7 @@ def _check_names(names: tuple[str, ...]) -> None:
 _NOTHING: Final = object()
 
 
-class _PyCall(Call):
+class PyCall(Call):
     """A call from Python. Its end is set on the connection's loop, or while that is borrowed, and read anywhere.
 
     Whoever waits adds a function to `waiters`, looks once more whether something has come or `waiters` was swapped, and
@@ -450,7 +454,7 @@ class _Wait:
     _context: Context
     _message: object
 
-    def __init__(self, call: _PyCall) -> None:
+    def __init__(self, call: PyCall) -> None:
         if call.connection.forked:
             call.connection.forbid_waiting()
         loop = asyncio.get_running_loop()
@@ -506,7 +510,7 @@ class _Wait:
 
 
 @types.coroutine
-def _something_of(call: _PyCall) -> Generator[_Wait, None, None]:
+def _something_of(call: PyCall) -> Generator[_Wait, None, None]:
     """Wait for a chunk or the end."""
     while not (call.over or call.chunks):
         wait = _Wait(call)

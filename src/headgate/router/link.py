@@ -192,7 +192,7 @@ class Link:
 
     # Sending.
 
-    def send(self, call: Call, now: float) -> None:
+    def send(self, call: Call, now: float, trace: bytes = b"") -> None:
         """Send a call; the dispatcher has found room for it in the window."""
         self._last = number = (self._last + 1) & 0xFFFFFFFF
         if self._free:
@@ -210,8 +210,8 @@ class Link:
         millis = (int(left * 1000) + 1 if left > 0 else 1) if left < 4_000_000 else wire.NO_LIMIT
         micros = int(age * 1e6) if age < 4000 else wire.MAX_MICROS
         body = call.body
-        channel = self._channel
-        assert channel is not None  # nothing is sent before the replica has accepted the link, nor after it is closed
+        # Nothing is sent before the replica has accepted the link, nor after it is closed.
+        channel: Channel = self._channel  # type: ignore[assignment]
         frame: tuple[object, ...] | list[Part]
         if call.body_bytes <= SMALL_BYTES:
             if type(body) is list:
@@ -229,8 +229,13 @@ class Link:
                 call.keywords,
                 body,
             )
+            if trace:
+                frame = (*frame, trace)
         else:
+            record: tuple[object, ...]
             record = (number, place, micros, millis, call.endpoint, call.method, call.request_id, call.http, call.positional, call.keywords)
+            if trace:
+                record = (*record, b"", trace)
             meta = _encode(record)
             head = wire.HEAD.pack(len(meta), call.body_bytes, 0, 0, 0, 0, 0, wire.CALL, 0)
             frame = [head + meta, *body] if isinstance(body, list) else [head + meta, body]

@@ -137,7 +137,7 @@ async def connect(address: str, secret: bytes, *, tls: bool = False) -> socket.s
         sock.setblocking(False)
         async with asyncio.timeout(HANDSHAKE_S):
             await loop.sock_connect(sock, (host, port))
-            _set_options(sock)
+            set_options(sock)
             theirs = await receive(sock, len(magic) + _NONCE_BYTES)
             if not theirs.startswith(magic):
                 if theirs.startswith((_MAGIC, _MAGIC_TLS)):
@@ -163,7 +163,7 @@ async def admit(sock: socket.socket, secret: bytes, *, tls: bool = False) -> Non
     magic = _MAGIC_TLS if tls else _MAGIC
     loop = asyncio.get_running_loop()
     sock.setblocking(False)
-    _set_options(sock)
+    set_options(sock)
     async with asyncio.timeout(HANDSHAKE_S):
         ours = secrets.token_bytes(_NONCE_BYTES)
         await loop.sock_sendall(sock, magic + ours)
@@ -198,11 +198,13 @@ async def receive(sock: socket.socket, count: int) -> bytes:
     return data
 
 
-def _set_options(sock: socket.socket) -> None:
+def set_options(sock: socket.socket, lost_after_s: float = LOST_AFTER_S) -> None:
+    """Have small messages leave at once, and the kernel end the connection so many seconds after the last packet of the peer."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if sys.platform == "linux":
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+        every_s = max(int(lost_after_s / 3), 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, every_s)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, every_s)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(LOST_AFTER_S * 1e3))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(lost_after_s * 1e3))

@@ -20,17 +20,18 @@ import msgspec
 from headgate.core import histograms, wire
 from headgate.core.deadlines import DeadlineWheel
 from headgate.core.histograms import SUM, TICKS_PER_S, Tally
+from headgate.core.labels import REMEMBERED, Labels
 from headgate.core.messages import Applied, BackendEntry, Idle, Message, RoutingTable
 from headgate.core.reports import CANCELLED, EXPIRED, SHADOW_DROPPED, SHED, Counters, EventCount, QueueDepth, RequestCount
 from headgate.core.traffic import KeyMemory
 from headgate.errors import ErrorInfo
 from headgate.router.call import OVER, SENT, WAITING, Call
-from headgate.router.link import page_paths
+from headgate.router.link import Link, page_paths
 from headgate.router.routes import MOST_DEATHS, BackendRoute, EndpointRoute, unavailable
 from headgate.router.way import Way
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 _SHADOW_S = 60.0
 """A copy is given up after that long where its backend has no limit."""
@@ -61,11 +62,17 @@ class Router:
         self._wheel: DeadlineWheel[Call] = DeadlineWheel()
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = math.inf
-        self._counts: dict[tuple[str, str, int], Tally] = {}  # times of requests by endpoint, backend and status, …
-        self._shadow_counts: dict[tuple[str, str, int], Tally] = {}  # … and of copies
+        self._counts = _Tallies()  # times of requests by endpoint, backend and status, …
+        self._shadow_counts = _Tallies()  # … and of copies
         self._events: dict[tuple[str, str, str, str], int] = {}  # see `EventCount`
+        self._labels = Labels(2 * REMEMBERED)  # what these are kept of
+        self._forgotten = (0, 0.0)  # what `served` has of the others
         self._shadows: set[Call] = set()
         self._closed = False
+        self.link: type[Link] = Link
+        """What it talks to replicas by."""
+        self.shadow: type[Shadow] = Shadow
+        """What it makes for backends that get copies."""
 
     # The table.
 
@@ -98,6 +105,8 @@ class Router:
             if leaving is not backend.entry:
                 backend.update(leaving)
         self._drop_shadows(table)
+        if self._labels.follow(table.endpoints, table.backends):
+            self._forget_counts()
         self.report(Applied(table.version))
         self._report_idle(followed=True)
 
@@ -136,8 +145,7 @@ class Router:
         call.backend = ""
         endpoint = self._endpoints.get(call.endpoint)
         if endpoint is None:
-            why = f"there is no endpoint {call.endpoint!r}; list_endpoints() shows those that are"
-            self._refuse(call, ErrorInfo("EndpointRemovedError", why))
+            self._refuse_unknown(call)
             return
         if self.table.closing or self._closed:
             self._refuse(call, unavailable("the instance is shutting down", "shutting down", None))
@@ -217,17 +225,30 @@ class Router:
         if error.status == 503:
             self.note(SHED, call.endpoint, call.backend, error.reason)
         call.state = OVER
-        self._count(call, error.status, self.now(), self._counts)
+        histograms.observe(self._counts[call.endpoint, call.backend, error.status], self.now() - call.admitted_at)
+        call.failed(error)
+
+    def _refuse_unknown(self, call: Call) -> None:
+        """It is counted without an endpoint: the name is whatever a caller has made up."""
+        why = f"there is no endpoint {call.endpoint!r}; list_endpoints() shows those that are"
+        error = ErrorInfo("EndpointRemovedError", why)
+        call.state = OVER
+        histograms.observe(self._counts["", "", error.status], self.now() - call.admitted_at)
         call.failed(error)
 
     def cancel(self, call: Call) -> None:
         """Nobody waits for it any more: queued work never starts. No method of the call is called after this."""
         if call.state == OVER:
             return
-        self._abandon(call)
         if not call.shadow:
             self.note(CANCELLED, call.endpoint, call.backend)
-        self.over(call, 499, self.now())
+        self.enough(call, 499)
+
+    def enough(self, call: Call, status: int) -> None:
+        """All of its answer that is wanted has come: what makes the rest is given up. As with `cancel`, no method of the call follows."""
+        if call.state != OVER:
+            self._abandon(call)
+            self.over(call, status, self.now())
 
     def credit(self, call: Call, count_bytes: int) -> None:
         """The reader of this call's stream has taken that many bytes."""
@@ -249,11 +270,14 @@ class Router:
             self._wheel.discard(call, call.bucket)
         if call.shadow:
             self._shadows.discard(call)
-            self._count(call, status, now, self._shadow_counts)
+            histograms.observe(self._shadow_counts[call.endpoint, call.backend, status], now - call.admitted_at)
             return
         call.backend_route.in_flight -= 1
         call.endpoint_route.in_flight -= 1
-        self._count(call, status, now, self._counts)
+        tally = self._counts[call.endpoint, call.backend, status]
+        seconds = now - call.admitted_at
+        tally[int(seconds * TICKS_PER_S).bit_length()] += 1
+        tally[SUM] += seconds
         if self._old_endpoints or self._leaving or self._old_backends:
             self._loop.call_soon(self._report_idle)
 
@@ -281,15 +305,6 @@ class Router:
             if deadline < self._alarm_at:
                 self._set_alarm()
         call.deadline = deadline
-
-    def _count(self, call: Call, status: int, now: float, counts: dict[tuple[str, str, int], Tally]) -> None:
-        key = (call.endpoint, call.backend, status)
-        tally = counts.get(key)
-        if tally is None:
-            tally = counts[key] = histograms.tally()
-        seconds = now - call.admitted_at
-        tally[int(seconds * TICKS_PER_S).bit_length()] += 1
-        tally[SUM] += seconds
 
     def note(self, event: str, endpoint: str, backend: str, reason: str = "") -> None:
         """Count what has befallen a call; see `EventCount`."""
@@ -344,7 +359,7 @@ class Router:
             if not entry.replicas or dispatcher.half_full:
                 self.note(SHADOW_DROPPED, call.endpoint, tag)
                 continue
-            shadow = _Shadow(call, tag, now + min(backend.timeout_s, _SHADOW_S))
+            shadow = self.shadow(call, tag, now + min(backend.timeout_s, _SHADOW_S))
             shadow.backend_route = backend
             shadow.endpoint_route = endpoint
             self._shadows.add(shadow)
@@ -384,10 +399,22 @@ class Router:
         events = tuple(EventCount(*key, count) for key, count in self._events.items())
         return Counters(_told(self._counts), queues, events, _told(self._shadow_counts))
 
+    def _forget_counts(self) -> None:
+        """Of endpoints and backends that have gone only the latest are told of."""
+        has, before = self._labels.has, self.served()
+        for counts in (self._counts, self._shadow_counts):
+            for counted in [key for key in counts if not has(key[0], key[1])]:
+                del counts[counted]
+        for event in [key for key in self._events if not has(key[1], key[2])]:
+            del self._events[event]
+        left, (count, seconds) = self.served(), self._forgotten
+        self._forgotten = (count + before[0] - left[0], seconds + before[1] - left[1])
+
     def served(self) -> tuple[int, float]:
         """How many calls came to an end other than a refusal, and how many seconds these took together."""
         counted = [tally for (_, backend, status), tally in self._counts.items() if backend and status != 503]
-        return int(sum(sum(tally[:SUM]) for tally in counted)), sum(tally[SUM] for tally in counted)
+        count, seconds = self._forgotten
+        return count + int(sum(sum(tally[:SUM]) for tally in counted)), seconds + sum(tally[SUM] for tally in counted)
 
     @property
     def active(self) -> int:
@@ -423,12 +450,20 @@ class Router:
         return [*self._backends.values(), *self._leaving.values(), *self._old_backends]
 
 
-def _told(counts: dict[tuple[str, str, int], Tally]) -> tuple[RequestCount, ...]:
+class _Tallies(dict[tuple[str, str, int], Tally]):
+    """By endpoint, backend and status. Those of a key are made when first asked for."""
+
+    def __missing__(self, key: tuple[str, str, int]) -> Tally:
+        tally = self[key] = histograms.tally()
+        return tally
+
+
+def _told(counts: Mapping[tuple[str, str, int], Tally]) -> tuple[RequestCount, ...]:
     told = ((key, histograms.of(tally)) for key, tally in counts.items())
     return tuple(RequestCount(*key, histogram.count, histogram.sum, histogram.buckets) for key, histogram in told)
 
 
-class _Shadow(Call):
+class Shadow(Call):
     """A copy of a call whose answer nobody reads."""
 
     __slots__ = ("_lent", "_owed_bytes")

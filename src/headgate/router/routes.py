@@ -64,7 +64,7 @@ class BackendRoute:
         listed = {replica.id: replica for replica in entry.replicas}
         for name, replica in listed.items():
             if name not in self.links:
-                link = self.links[name] = Link(self, replica, self.router.name, self.router.next_page(), self.router.way.node)
+                link = self.links[name] = self.router.link(self, replica, self.router.name, self.router.next_page(), self.router.way.node)
                 link.connect()
             elif name in self._leaving:  # it stays after all: who had it leave died before it was told to
                 self._leaving.remove(name)

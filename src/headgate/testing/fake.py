@@ -45,7 +45,7 @@ class _Replica:
         self.asked_for = False
         self.address = ""
         self.peer: Peer | None = None
-        self.failure: ReplicaStartError | None = None
+        self.failure: ReplicaStartError | InsufficientResourcesError | None = None
         self.reason: str | None = None  # why it has ended
         self.changed = asyncio.Event()  # ready, failed or ended
 
@@ -73,7 +73,7 @@ class FakeEngine:
         self._waits, self._grows = waits, grows
         self._waiting: dict[str, _Replica] = {}  # by age
         self._running: dict[str, _Replica] = {}
-        self._fail_next: dict[str, list[ReplicaStartError]] = defaultdict(list)
+        self._fail_next: dict[str, list[ReplicaStartError | InsufficientResourcesError]] = defaultdict(list)
         self._held: set[str] = set()
         self._places = ["0"]
         self._closed = False
@@ -91,7 +91,7 @@ class FakeEngine:
 
     # What a test says.
 
-    def fail_next(self, backend: str, error: ReplicaStartError) -> None:
+    def fail_next(self, backend: str, error: ReplicaStartError | InsufficientResourcesError) -> None:
         """The next start of a replica of this backend raises `error`; called twice, the next two do."""
         self._fail_next[backend].append(error)
 

@@ -53,6 +53,7 @@ def settings(name: str, http_port: int = 0) -> Any:
         access_log=False,
         log_format="text",
         log_dir=None,
+        traces=False,
     )
     return msgspec.structs.replace(given, detached=True)
 

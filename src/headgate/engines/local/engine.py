@@ -105,11 +105,8 @@ class LocalEngine(Members[Member]):
 
     async def close(self) -> None:
         """End everything; leaves no process, thread, socket, file. The instance ends when the controller does."""
-        if self._closing:
+        if not self._begins_to_close():
             return
-        self._closing = True
-        for member in self._members.values():
-            member.asked_for = True
         self._tell(Close())
         await asyncio.wait([self._closed])
         self._disconnect()

@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 
 from headgate.engines.local.protocol import InstanceRecord
-from headgate.errors import InstanceStartError, InvalidValueError, StateDirInUseError, StateDirUnsafeError
+from headgate.errors import InstanceStartError, InvalidValueError, LogDirInUseError, StateDirInUseError, StateDirUnsafeError
 from headgate.router.way import Way
 
 BASE_VARIABLE: Final = "HEADGATE_RUNTIME_DIR"
@@ -110,6 +110,10 @@ def has_died(folder: str) -> bool:
 class LocalWay(Way):
     """The way to an instance of this machine: it ends with its supervisor, which holds a lock."""
 
+    def was_killed(self) -> bool:
+        """Its supervisor has left the lock behind."""
+        return os.path.exists(f"{self.folder}/lock") and not is_held(self.folder)
+
     def _runs(self) -> bool:
         return not has_died(self.folder)
 
@@ -119,7 +123,10 @@ def hold(folder: str, timeout_s: float = 1.0) -> int | None:
 
     It is tried for `timeout_s`, because others take it for a moment to see whether it is free.
     """
-    lock = os.open(f"{folder}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    return _hold(os.open(f"{folder}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), timeout_s)
+
+
+def _hold(lock: int, timeout_s: float = 1.0) -> int | None:
     deadline = time.monotonic() + timeout_s
     while not _try_lock(lock, fcntl.LOCK_EX):
         if time.monotonic() > deadline:
@@ -134,6 +141,15 @@ def hold_state(state_dir: str) -> int:
     lock = hold(state_dir)
     if lock is None:
         raise StateDirInUseError(f"state_dir={state_dir!r} is in use by another running instance; shut that down, or give another one")
+    return lock
+
+
+def hold_logs(log_dir: str) -> int:
+    """Take a folder for the log of this instance alone. Raises `LogDirInUseError` where another one writes there."""
+    # No file of ours lies among the log's: the folder itself is locked.
+    lock = _hold(os.open(log_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    if lock is None:
+        raise LogDirInUseError(f"log_dir={log_dir!r} is in use by another running instance, whose lines would mix; give another one")
     return lock
 
 

@@ -24,6 +24,7 @@ from headgate.engines.local.protocol import Boot
 from headgate.errors import InstanceStartError, InvalidValueError, rebuild
 from headgate.logs.entry import as_text, from_json
 from headgate.logs.output import path_of
+from headgate.router.admin import TOKEN_VARIABLE
 from headgate.router.way import Way
 
 __all__ = ["LocalStarter", "find", "folder_for", "has_died", "launch", "reap", "wait_ended"]
@@ -43,9 +44,9 @@ def launch(settings: InstanceSettings, *, root: str = "headgate.root", timeout_s
 
     `settings.folder` is `folder_for(name)`; `root` is the module to run, whose `main` supervises. Call it from any thread.
 
-    Raises `AddressInUseError`, `StateDirInUseError`, `StateDirUnsafeError`, `InvalidValueError` for a `log_dir` that can't be
-    used, or `InstanceStartError` for anything else, with the end of the log. After an error, or an interrupt, nothing of it is
-    left running.
+    Raises `AddressInUseError`, `StateDirInUseError`, `LogDirInUseError`, `StateDirUnsafeError`, `InvalidValueError` for a `log_dir`
+    that can't be used, or `InstanceStartError` for anything else, with the end of the log. After an error, or an interrupt, nothing of
+    it is left running.
     """
     if settings.state_kept:
         folders.check_state_dir(settings.state_dir)
@@ -66,7 +67,8 @@ class LocalStarter:
     def find(self, name: str) -> Way | None:
         """The way to the running instance of that name."""
         folder = find(name)
-        return None if folder is None else LocalWay(folder)
+        record = None if folder is None else folders.read_record(folder)
+        return None if folder is None or record is None else LocalWay(folder, traces=record.traces)
 
     def running(self) -> list[str]:
         """Of this user, on this machine."""
@@ -74,7 +76,7 @@ class LocalStarter:
 
     def start(self, settings: InstanceSettings) -> Way | None:
         """`launch` it."""
-        return LocalWay(settings.folder) if launch(settings) else None
+        return LocalWay(settings.folder, traces=settings.traces) if launch(settings) else None
 
     def wait_ended(self, way: Way, timeout_s: float) -> bool:
         """Also reaps the supervisor, where this process has started it."""
@@ -160,6 +162,7 @@ def _start(boot: Boot, timeout_s: float) -> None:
 def _execute(boot: Boot, stdin: socket.socket, log: int | None) -> int:
     environ = dict(os.environ)
     # The supervisor must find Headgate, and replicas the user's modules, wherever the driver found them: also where it changed sys.path.
+    environ.pop(TOKEN_VARIABLE, None)
     environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
     actions: list[tuple[int, int, int]] = [(os.POSIX_SPAWN_DUP2, stdin.fileno(), 0)]
     if log is not None:

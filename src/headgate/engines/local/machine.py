@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
+
+from headgate.engines.local import cgroups
 
 
 def resources(overrides: Mapping[str, float], environ: Mapping[str, str]) -> tuple[dict[str, float], tuple[str, ...]]:
@@ -13,7 +16,7 @@ def resources(overrides: Mapping[str, float], environ: Mapping[str, str]) -> tup
     `overrides` is what the user gave to `init`; what isn't in it is detected.
     """
     found = dict(overrides)
-    found.setdefault("CPU", float(len(os.sched_getaffinity(0))))
+    found.setdefault("CPU", cpus())
     if "memory" not in found:
         found["memory"] = float(memory_bytes())
     gpus = gpu_ids(environ)
@@ -40,15 +43,15 @@ def gpu_ids(environ: Mapping[str, str], devices: str = "/dev") -> tuple[str, ...
     return tuple(str(number) for number in range(sum(bool(re.fullmatch(r"nvidia\d+", name)) for name in names)))
 
 
+def cpus() -> float:
+    """The CPUs that the instance may use: those that it may run on, or the control groups' share of time where that is lower."""
+    return min(float(len(os.sched_getaffinity(0))), cgroups.cpus() or math.inf)
+
+
 def memory_bytes() -> int:
-    """The memory that the instance may use: the machine's, or the control group's limit where that is lower."""
+    """The memory that the instance may use: the machine's, or the control groups' limit where that is lower."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
-            limit = file.read().strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdigit() else total
+    return min(total, cgroups.memory_bytes() or total)
 
 
 def _as_many(gpus: tuple[str, ...], count: int) -> tuple[str, ...]:

@@ -33,8 +33,13 @@ class Programs(msgspec.Struct, frozen=True):
     """Imports what the others need and the controller does not."""
 
 
-def run_controller(programs: Programs, settings: InstanceSettings, sock: socket.socket, http_urls: tuple[str, ...]) -> NoReturn:
-    """Run the controller to its end; an error of Headgate's own is told to the supervisor at the other end of `sock`."""
+def run_controller(
+    programs: Programs, settings: InstanceSettings, sock: socket.socket, http_urls: tuple[str, ...], from_afar: socket.socket | None
+) -> NoReturn:
+    """Run the controller to its end; an error of Headgate's own is told to the supervisor at the other end of `sock`.
+
+    `from_afar` listens at the admin address, where there is one.
+    """
 
     from headgate.logs.begin import begin
 
@@ -43,7 +48,9 @@ def run_controller(programs: Programs, settings: InstanceSettings, sock: socket.
     def program() -> None:
         last_words = sock.dup()
         try:
-            programs.controller(settings, LocalWay(settings.folder), sock, http_urls)
+            way = LocalWay(settings.folder, traces=settings.traces)
+            way.admin_listener = from_afar
+            programs.controller(settings, way, sock, http_urls)
         except HeadgateError as error:
             with contextlib.suppress(OSError):
                 Channel(last_words, protocol.to_supervisor).send(Failed(describe(error)))
@@ -57,7 +64,7 @@ def run_ingress(programs: Programs, spec: IngressSpec, folder: str, listener: so
     from headgate.logs.begin import begin
 
     begin(log, INGRESS, spec.id)
-    _end_with(lambda: programs.ingress(spec, LocalWay(folder), listener))
+    _end_with(lambda: programs.ingress(spec, LocalWay(folder, traces=spec.traces), listener))
 
 
 def run_replica(programs: Programs, spec: ReplicaSpec, folder: str, environ: Mapping[str, str], log: LogSettings) -> NoReturn:
@@ -67,7 +74,7 @@ def run_replica(programs: Programs, spec: ReplicaSpec, folder: str, environ: Map
 
     begin(log, REPLICA, spec.id, backend=spec.backend, call=current_call)
     surroundings.enter(environ, spec.definition.cwd)
-    _end_with(lambda: programs.replica(spec, LocalWay(folder)), atexit._run_exitfuncs)
+    _end_with(lambda: programs.replica(spec, LocalWay(folder, traces=spec.traces)), atexit._run_exitfuncs)
 
 
 def become_replica(programs: Programs, path: str, root: str, started_with: Mapping[str, str], log: LogSettings) -> NoReturn:

@@ -36,6 +36,7 @@ class InstanceRecord(msgspec.Struct, frozen=True):
     name: str
     pid: int  # of the supervisor
     http_urls: tuple[str, ...]
+    traces: bool = False
 
 
 # From the engine.

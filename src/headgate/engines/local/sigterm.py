@@ -10,12 +10,14 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Final
 
 _AGAIN_AFTER_S: Final = 0.001
 
 _exiting = False
+_kept = 0  # by `exits_within`
 
 
 def stay() -> None:
@@ -34,10 +36,23 @@ def exit_once() -> None:
 
 
 def let_be() -> None:
-    """SIGTERM does again what it did before `exit_once`."""
-    if signal.getsignal(signal.SIGTERM) is _exit:
+    """SIGTERM does again what it did before `exit_once`, unless `exits_within` is entered."""
+    if not _kept and signal.getsignal(signal.SIGTERM) is _exit:
         with contextlib.suppress(ValueError):  # not the main thread: it stays until the process ends
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def exits_within() -> Iterator[None]:
+    """As `exit_once`, in here, for what this process has begun and is yet to leave to itself."""
+    global _kept
+    _kept += 1
+    try:
+        exit_once()
+        yield
+    finally:
+        _kept -= 1
+        let_be()
 
 
 def exits() -> None:

@@ -26,7 +26,7 @@ import msgspec
 from headgate.core import replica_life as life
 from headgate.engines.base import INGRESS, Report
 from headgate.engines.local import folders, processes, programs, protocol, sigterm
-from headgate.engines.local.listeners import listen, urls
+from headgate.engines.local.listeners import listen, listen_from_afar, urls
 from headgate.engines.local.programs import Programs
 from headgate.engines.local.protocol import (
     Boot,
@@ -51,6 +51,7 @@ from headgate.errors import HeadgateError, InstanceStartError, describe, rebuild
 from headgate.logs.entry import Entry
 from headgate.logs.output import output_of
 from headgate.router.way import link_path
+from headgate.traces import begin as tracing
 
 CONTROLLER: Final = "controller"
 
@@ -89,6 +90,7 @@ def supervise(boot: Boot, report_to: socket.socket, to_run: Programs) -> None:
     """Run an instance until it is shut down or its driver is gone. Tells `report_to` once how the start went."""
     held: list[int] = []
     listeners: list[socket.socket] = []
+    from_afar: socket.socket | None = None
     settings = boot.settings
     try:
         lock = folders.hold(settings.folder)
@@ -97,25 +99,37 @@ def supervise(boot: Boot, report_to: socket.socket, to_run: Programs) -> None:
         held.append(lock)
         if settings.state_kept:
             held.append(folders.hold_state(settings.state_dir))
-        listeners = listen(settings, PORT_FREE_TIMEOUT_S if boot.replaces_dead else 0.0)
+        if settings.log_dir:
+            held.append(folders.hold_logs(settings.log_dir))
+        free_timeout_s = PORT_FREE_TIMEOUT_S if boot.replaces_dead else 0.0
+        listeners = listen(settings, free_timeout_s)
+        from_afar = listen_from_afar(settings.admin_address, free_timeout_s) if settings.admin_address else None
         driver = None if settings.detached else processes.watch_parent(settings.driver_pid)
     except Exception as error:  # noqa: BLE001  # the root of this process: whatever it is, the driver waits for it
         _tell(report_to, error)
         return
-    _Supervisor(boot, to_run, report_to, listeners, held, driver).run()
+    _Supervisor(boot, to_run, report_to, listeners, from_afar, held, driver).run()
 
 
 class _Supervisor:
     """The state and the loop of the one supervisor in this process."""
 
     def __init__(
-        self, boot: Boot, to_run: Programs, report_to: socket.socket, listeners: list[socket.socket], held: list[int], driver: int | None
+        self,
+        boot: Boot,
+        to_run: Programs,
+        report_to: socket.socket,
+        listeners: list[socket.socket],
+        from_afar: socket.socket | None,
+        held: list[int],
+        driver: int | None,
     ) -> None:
         self._boot = boot
         self._settings = boot.settings
         self._programs = to_run
         self._report_to: socket.socket | None = report_to
         self._listeners = listeners
+        self._from_afar = from_afar  # of one controller after the other; closed last, by which others see the end
         self._held = held
         self._driver = driver
         self._urls = urls(boot.settings, listeners)
@@ -147,6 +161,8 @@ class _Supervisor:
             self._prepare()
             self._start_controller()
             self._programs.warm()
+            if self._settings.traces:
+                tracing.warm()
             gc.enable()
             while not self._over:
                 self._turn()
@@ -266,7 +282,7 @@ class _Supervisor:
         self._send(Spawned(id, child.pid))
 
     def _serving(self) -> None:
-        record = InstanceRecord(name=self._settings.name, pid=self._pid, http_urls=self._urls)
+        record = InstanceRecord(name=self._settings.name, pid=self._pid, http_urls=self._urls, traces=self._settings.traces)
         path = f"{self._settings.folder}/instance"
         with open(f"{path}.new", "wb") as file:
             file.write(msgspec.msgpack.encode(record))
@@ -373,6 +389,8 @@ class _Supervisor:
                 break
             time.sleep(0.002)
         folders.remove_instance(self._settings.folder)
+        if self._from_afar is not None:
+            self._from_afar.detach()  # closed by the exit of this process
         if self._report_to is not None:
             _tell(self._report_to, self._failure or InstanceStartError("the instance was ended while it started"))
             self._report_to = None
@@ -425,7 +443,9 @@ class _Supervisor:
             if role == CONTROLLER:
                 assert controller_socket is not None  # made by _start_controller
                 self._close_listeners()
-                programs.run_controller(self._programs, self._settings, controller_socket, self._urls)
+                programs.run_controller(self._programs, self._settings, controller_socket, self._urls, self._from_afar)
+            if self._from_afar is not None:
+                self._from_afar.close()
             path = protocol.spec_path(self._settings.folder, id)
             if role == INGRESS:
                 ingress = programs.read_ingress_spec(path)

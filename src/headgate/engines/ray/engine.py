@@ -172,11 +172,8 @@ class RayEngine(Members[_Actor]):
 
     async def close(self) -> None:
         """End everything; leaves no actor, and nothing in the cluster's store."""
-        if self._closing:
+        if not self._begins_to_close():
             return
-        self._closing = True
-        for actor in self._members.values():
-            actor.asked_for = True
         await asyncio.gather(*(self._end(actor) for actor in list(self._members.values())))
         for task in self._tasks:
             task.cancel()

@@ -15,6 +15,7 @@ import ray
 
 from headgate.core.specs import Definition, ReplicaSpec
 from headgate.engines.local.surroundings import limit_threads
+from headgate.router.admin import TOKEN_VARIABLE
 
 _CODE: Final = frozenset(("working_dir", "py_modules", "py_executable", "pip", "uv", "conda", "container", "image_uri"))
 """What of a `runtime_env` says where code comes from."""
@@ -27,6 +28,8 @@ def enter(spec: ReplicaSpec) -> Definition:
     the working directory, unless the `runtime_env` has one; and for imports, before the node's own ones, or after them where
     the `runtime_env` says where code comes from.
     """
+    if TOKEN_VARIABLE not in spec.options.runtime_env.get("env_vars", {}):
+        os.environ.pop(TOKEN_VARIABLE, None)  # a cluster that the driver has started has its variables
     limit_threads(os.environ, spec.options.num_cpus)
     runtime_env = ray.get_runtime_context().runtime_env  # the job's, and the replica's own
     if spec.definition.cwd and "working_dir" not in runtime_env and os.path.isdir(spec.definition.cwd):

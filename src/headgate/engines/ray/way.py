@@ -44,7 +44,8 @@ class RayWay(Way):
     def __init__(self, record: InstanceRecord) -> None:
         node = ray.get_runtime_context().get_node_id()
         host = ray.util.get_node_ip_address()
-        super().__init__(_folder(record.settings.id, node), node=node, host=host, secret=record.secret, tls=security.tls())
+        folder, traces = _folder(record.settings.id, node), record.settings.traces
+        super().__init__(folder, node=node, host=host, secret=record.secret, tls=security.tls(), traces=traces)
         self._settings = record.settings
         self.name = record.settings.name
         self.id = record.settings.id

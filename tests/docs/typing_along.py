@@ -1,0 +1,229 @@
+"""Does a page do what it shows? Type along, in a fresh folder, as a person does who reads it from top to bottom.
+
+A program of its own, which `test_pages.py` runs within a network of its own, so that port 8000 is free: `typing_along.py PAGE`.
+It has two terminals and a Python. `headgate run`, and what ends in `&`, stays in the first terminal, until something else is
+to stay there or the page ends: then it gets a Ctrl-C. All else runs in the second. Blocks of Python go to one session, but for files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from tests.docs.pages import PYTHON, SHELL, Block, Command, PageError, blocks, commands, pattern
+
+_LIMIT_S: Final = 60.0
+_WIDTH: Final = 100
+_ESCAPES: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|\x1b[=>]")
+_STAYS: Final = re.compile(r"headgate run\b|.*[^&]&$", re.DOTALL)
+
+SESSION: Final = """
+import io, contextlib, json, sys, traceback
+names = {"__name__": "__main__"}
+sys.modules["__main__"].__dict__.update(names)
+for line in sys.stdin:
+    code, said = json.loads(line), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            exec(compile(code["text"], code["name"], "exec"), sys.modules["__main__"].__dict__)
+        problem = ""
+    except BaseException:
+        problem = traceback.format_exc()
+    print(json.dumps([said.getvalue(), problem]), flush=True)
+"""
+
+
+class Terminal:
+    """A command that runs on a terminal of its own; what it says of its progress is left out."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        self._ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, _WIDTH, 0, 0))
+        errors, theirs_too = os.pipe()
+        self.process = subprocess.Popen(
+            ["setsid", "--ctty", "bash", "-c", command], stdin=theirs, stdout=theirs, stderr=theirs_too, env={**os.environ, "TERM": "xterm"}
+        )
+        os.close(theirs)
+        os.close(theirs_too)
+        self._open = {self._ours: "", errors: ""}
+        self._streams = [self._ours, errors]
+
+    @property
+    def text(self) -> str:
+        """What it has said: output first, then errors."""
+        both = "".join(self._open[stream] for stream in self._streams)
+        return _ESCAPES.sub("", both).replace("\r\n", "\n").replace("\0", "")
+
+    def read(self, deadline: float) -> bool:
+        """Wait for more; False at the end of both."""
+        left = [stream for stream in self._streams if not self._open[stream].endswith("\0")]
+        if not left:
+            return False
+        ready, _, _ = select.select(left, [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise PageError(f"$ {self.command}\nis not done after {_LIMIT_S:g} s; it said:\n{self.text}")
+        for stream in ready:
+            try:
+                data = os.read(stream, 65536)
+            except OSError:  # all who had the terminal have left it
+                data = b""
+            self._open[stream] += data.decode(errors="replace") if data else "\0"
+        return True
+
+    def answer(self, shown: str) -> None:
+        """Type what the page shows as typed: what stands behind a question."""
+        for question, typed in re.findall(r"^(.*\?.*:) (\S+)$", shown, re.MULTILINE):
+            deadline = time.monotonic() + _LIMIT_S
+            while question not in self.text and self.read(deadline):
+                pass
+            os.write(self._ours, f"{typed}\n".encode())
+
+    def end(self, by: signal.Signals | None = None) -> int:
+        """Wait for its end, after that signal; returns its exit status."""
+        deadline = time.monotonic() + _LIMIT_S
+        if by is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, by)
+        while self.read(deadline):
+            pass
+        status = self.process.wait(_LIMIT_S)
+        for stream in self._streams:
+            os.close(stream)
+        return status
+
+
+class Reader:
+    """Who types along."""
+
+    def __init__(self) -> None:
+        self._stays: Terminal | None = None
+        self._session: subprocess.Popen[str] | None = None
+        self._printed = ""
+
+    def do(self, block: Block) -> None:
+        """Type a block, and compare what it shows."""
+        printed, self._printed = self._printed, ""
+        if block.file:
+            path = Path(block.file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text)
+        elif block.language in PYTHON:
+            self._printed = self._python(block)
+        elif block.language in SHELL:
+            typed = commands(block)
+            for command in typed:
+                self._shell(command, block, block.status if command is typed[-1] else 0)
+        elif block.language == "text" and printed:
+            _compare("the block of Python above", block.text.splitlines(), printed, block.figures_vary)
+
+    def _shell(self, command: Command, block: Block, status: int) -> None:
+        if _STAYS.match(command.text):
+            self._leave()
+            self._stays = terminal = Terminal(command.text.rstrip("&"))
+            wanted, deadline = pattern(command.shown, block.figures_vary), time.monotonic() + _LIMIT_S
+            while not wanted.match(terminal.text):
+                if not terminal.read(deadline):
+                    raise PageError(f"$ {command.text}\nhas ended, and said:\n{terminal.text}")
+            return
+        terminal = Terminal(command.text)
+        terminal.answer("\n".join(command.shown))
+        ended = terminal.end()
+        said = terminal.text
+        if ended != status:
+            raise PageError(f"$ {command.text}\nended with {ended}, not {status}, and said:\n{said}")
+        if command.shown:
+            _compare(f"$ {command.text}", command.shown, said, block.figures_vary)
+
+    def _python(self, block: Block) -> str:
+        if self._session is None:
+            self._session = subprocess.Popen([sys.executable, "-c", SESSION], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._session.stdin is not None
+        assert self._session.stdout is not None
+        self._session.stdin.write(json.dumps({"text": block.text, "name": f"<the block in line {block.line}>"}) + "\n")
+        self._session.stdin.flush()
+        answer = self._session.stdout.readline()
+        if not answer:
+            raise PageError("the session of Python has ended")
+        said, problem = json.loads(answer)
+        if problem:
+            raise PageError(problem)
+        return str(said)
+
+    def _leave(self) -> None:
+        """End what stays in the first terminal, as by Ctrl-C."""
+        if self._stays is not None:
+            terminal, self._stays = self._stays, None
+            terminal.end(signal.SIGINT)
+
+    def close(self) -> None:
+        """End everything."""
+        try:
+            if self._session is not None:
+                self._session.communicate(timeout=_LIMIT_S)
+        finally:
+            self._leave()
+
+
+def _compare(what: str, shown: list[str], said: str, figures_vary: bool) -> None:
+    said = "".join(f"{line.rstrip()}\n" for line in said.rstrip().splitlines())
+    if not pattern(shown, figures_vary).fullmatch(said):
+        raise PageError(f"{what}\nsaid:\n{said}\nThe page shows:\n" + "\n".join(shown))
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[None]:
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        os.environ["HOME"] = folder  # where `~` is
+        try:
+            yield
+        finally:
+            os.chdir(before)
+
+
+def _raise_loopback() -> None:
+    """A fresh network has 127.0.0.1, and it is down."""
+    up = 1
+    with socket.socket() as any_socket:
+        fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh14x", b"lo", up))  # SIOCSIFFLAGS
+
+
+def main(page: Path) -> None:
+    """Type along a page."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it, and so would what is typed
+    _raise_loopback()
+    found = blocks(page)
+    with _folder():
+        reader = Reader()
+        try:
+            for block in found:
+                if block.why_not:
+                    continue
+                try:
+                    reader.do(block)
+                except PageError as error:
+                    subprocess.run(["headgate", "stop"], capture_output=True, check=False)  # what the rest of the page would have ended
+                    raise SystemExit(f"{page.name}, line {block.line}: {error}") from None
+        finally:
+            reader.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve())
