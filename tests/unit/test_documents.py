@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("examples/*.md")])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_file_that_a_document_names_is_there(document: Path):
     text = document.read_text()
-    named = {(ROOT, path) for path in re.findall(r"`((?:src|tests|docs|demo|benchmarks)/[\w./-]+|dev\.py|\.ci/run)`", text)}
+    named = {(ROOT, path) for path in re.findall(r"`((?:src|tests|docs|demo|examples|benchmarks)/[\w./-]+|dev\.py|\.ci/run)`", text)}
     named |= {(document.parent, path) for path in re.findall(r"\]\((?!https?:)([^)#]+)\)", text)}
     assert [path for base, path in sorted(named) if not (base / path).exists()] == []
 
