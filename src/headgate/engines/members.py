@@ -120,6 +120,7 @@ class Members(Generic[M]):
         if member is None or member.role != hello.role or not hmac.compare_digest(member.spec.token.encode(), hello.token.encode()):
             return False
         member.peer = peer
+        member.pid = hello.pid  # whoever started it may not have said so yet
         self._met(member, hello)
         for message in member.unsent:
             peer.send(message)

@@ -287,7 +287,6 @@ class RayEngine(Members[_Actor]):
             raise interrupted
 
     def _met(self, actor: _Actor, hello: Hello) -> None:
-        actor.pid = hello.pid
         if hello.node:
             actor.node, actor.gpus = hello.node, hello.gpus
             self._has_room(actor)
