@@ -268,6 +268,11 @@ def text(what: str, value: object) -> str:
     return value
 
 
+def text_or_none(what: str, value: object) -> str | None:
+    """Such a string, or None."""
+    return None if value is None else text(what, value)
+
+
 def _whole(what: str, value: object, least: int, most: int | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidTypeError(f"{what} must be a whole number, got {type(value).__name__}: {value!r}")

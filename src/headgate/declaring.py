@@ -63,8 +63,9 @@ class Source:
         }
         if not named:
             return {}
+        timeout_s = sum(self.declared.backends[tag].config.startup_timeout for tag in named)  # one after the other
         with self.at(who="backends"):
-            found = importing.definitions(named, self._folder)
+            found = importing.definitions(named, self._folder, timeout_s)
         wrong = [
             Problem(("backends", tag, "import_path"), f"backend {tag!r}: {each.error.message}")
             for tag, each in found.items()

@@ -17,9 +17,12 @@ from typing import Any, Final
 import msgspec
 
 from headgate.core.specs import Definition
+from headgate.engines.local import processes
 from headgate.errors import ErrorInfo, HeadgateError, InvalidValueError, describe
 
-_PROGRAM: Final = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from headgate.importing import main; main(int(sys.argv[2]))"
+_PROGRAM: Final = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from headgate.importing import main; main(*map(int, sys.argv[2:]))"
+)
 _in_main = False
 
 
@@ -38,10 +41,10 @@ class Found(msgspec.Struct, frozen=True):
     error: ErrorInfo | None = None
 
 
-def definitions(named: Mapping[str, Named], folder: str) -> dict[str, Found]:
+def definitions(named: Mapping[str, Named], folder: str, timeout_s: float) -> dict[str, Found]:
     """Import all that code in a fresh process, which finds modules where this one does, but first in `folder`, if there is one.
 
-    Raises `InvalidValueError` where the process ends before that.
+    Raises `InvalidValueError` where the process ends before that, or takes longer than `timeout_s`.
     """
     if _in_main:
         raise InvalidValueError(
@@ -51,9 +54,18 @@ def definitions(named: Mapping[str, Named], folder: str) -> dict[str, Found]:
     with tempfile.TemporaryFile() as file:  # a pipe holds little, and would have to be read meanwhile
         file.write(msgspec.msgpack.encode(named))
         file.seek(0)
-        command = [sys.executable, "-P", "-c", _PROGRAM, json.dumps(path), str(file.fileno())]
-        # -P: a file of the working directory must not hide a module. A group of its own: Ctrl-C reaches this process alone, which ends it.
-        done = subprocess.run(command, pass_fds=(file.fileno(),), stdin=subprocess.DEVNULL, process_group=0, check=False)
+        command = [sys.executable, "-P", "-c", _PROGRAM, json.dumps([os.fspath(entry) for entry in path])]
+        command += [str(file.fileno()), str(os.getpid())]
+        # -P: a file of the working directory must not hide a module. A session of its own: Ctrl-C reaches this process alone, which ends
+        # it, and code that asks something on the terminal fails instead of being stopped for good.
+        try:
+            done = subprocess.run(
+                command, pass_fds=(file.fileno(),), stdin=subprocess.DEVNULL, start_new_session=True, timeout=timeout_s, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise InvalidValueError(
+                f"the code of {', '.join(map(repr, named))} is not imported after {timeout_s:g} s, the startup_timeout of all together"
+            ) from None
         file.seek(0)
         said = file.read()
     if done.returncode != 0:
@@ -62,9 +74,10 @@ def definitions(named: Mapping[str, Named], folder: str) -> dict[str, Found]:
     return msgspec.msgpack.decode(said, type=dict[str, Found])
 
 
-def main(number: int) -> None:
-    """Read from that file what to import, and write what it is there; doesn't return."""
+def main(number: int, parent: int) -> None:
+    """Read from that file what to import, and write what it is there; doesn't return. Ends when `parent` does."""
     global _in_main
+    processes.end_with(parent)
     _in_main = True
     os.set_inheritable(number, False)
     with open(number, "r+b") as file:

@@ -322,11 +322,9 @@ class Instance:
 
         self._check_running(changing="create_endpoint")
         arguments.text("an endpoint name", name)
-        if route is not None:
-            arguments.text("a route", route)
+        arguments.text_or_none("a route", route)
         checked = arguments.methods(methods)
-        if backend is not None:
-            arguments.text("a backend tag", backend)
+        arguments.text_or_none("a backend tag", backend)
         self._verb(CreateEndpoint(name, route, checked, backend))
 
     def delete_endpoint(self, name: str) -> None:
@@ -422,6 +420,8 @@ class Instance:
         return planned
 
     def _plan(self, source: Source, update: Collection[str] = ()) -> Plan:
+        import msgspec
+
         from headgate.core.messages import CompareInit
         from headgate.core.plan import plan
         from headgate.replica import definition
@@ -434,17 +434,18 @@ class Instance:
         if http:
             with source.at("http", who="http"):
                 self._connection.verb(CompareInit(http))
-        code = {}
+        backends, code = {}, {}
         for tag, backend in declared.backends.items():
             with source.at("backends", tag, "ray_actor_options", who=f"backend {tag!r}"):
-                self._connection.way.check(backend.ray_actor_options)
+                options = self._connection.way.check(backend.ray_actor_options)
+            backends[tag] = msgspec.structs.replace(backend, ray_actor_options=options)  # as those that run have them
             if backend.by_value:
                 old = running.backends.get(tag)
                 with source.at("backends", tag, "import_path", who=f"backend {tag!r}"):
                     code[tag] = arguments.code_by_value(backend.import_path, None if old is None else old.code, updated=tag in update)
         definitions = {tag: self._connection.way.portable(found) for tag, found in source.definitions().items()}
         code |= {tag: found.code for tag, found in definitions.items()}
-        planned = plan(declared, definitions, running, update=update, code=code)
+        planned = plan(msgspec.structs.replace(declared, backends=backends), definitions, running, update=update, code=code)
         for given in planned.verb.backends:
             if given.definition is not None:
                 _warn(definition.http_warnings(given.definition, given.config.http_methods))

@@ -5,10 +5,16 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from headgate import schema, serve
+from headgate.cli.deploy import _do
+from headgate.config import ReplicaOptions
+from headgate.core.messages import Deploy
+from headgate.core.plan import Plan
+from headgate.errors import AdminTokenError
 from headgate.serve import Instance
 from tests.cli.console import NAME, on_terminal, piped
 from tests.support import wait_until
@@ -245,3 +251,30 @@ def test_where_no_instance_runs_none_is_started_unless_that_is_asked_for(folder:
             assert started.list_backends().keys() == {"model"}
     finally:
         assert piped("stop", *other).status == 0
+
+
+def test_an_instance_that_is_started_for_a_file_that_declares_nothing_to_run_stays(folder: Path) -> None:
+    other = ("--name", "cli-deploy-http")
+    try:
+        said = piped("deploy", *other, "--yes", "--start", declare(folder, "http: {http_port: 0}"))
+        assert (said.status, said.out) == (0, "cli-deploy-http runs what is declared: nothing to do\n")
+        assert "cli-deploy-http" in serve.list_instances()
+    finally:
+        assert piped("stop", *other).status == 0
+
+
+def test_where_the_token_is_refused_meanwhile_it_is_not_said_that_nothing_has_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    class Refused:
+        def deploy(self, plan: Plan) -> None:
+            raise AdminTokenError("it is another one by now")
+
+    with pytest.raises(AdminTokenError):
+        _do(cast(Instance, Refused()), Plan((), Deploy((), (), "before")))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_a_replica_takes_is_planned_as_it_travels(running: Instance, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    travels = ReplicaOptions(resources={"checked": 1.0})
+    monkeypatch.setattr(running._connection.way, "check", lambda options: travels)
+    plan = running.plan(str(folder / "app.yaml"))
+    assert [backend.options for backend in plan.verb.backends] == [travels]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -16,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from headgate import serve
-from tests.cli.console import COMMAND, Terminal, environment, on_terminal, piped
+from headgate.cli import output
+from tests.cli.console import COMMAND, Terminal, environment, here, on_terminal, piped
 from tests.support import wait_until
 
 pytestmark = pytest.mark.local_engine("the commands start instances of this machine")
@@ -165,6 +167,26 @@ def test_an_instance_that_is_to_stay_is_gone_where_its_set_up_is_ended(tmp_path:
         process.send_signal(number)
         assert process.wait(30) == 128 + number
     assert "cli-ended" not in serve.list_instances()
+
+
+@pytest.mark.parametrize("command", [("start", "--http-port", "0"), ("deploy", "--yes", "--start")], ids=["start", "deploy"])
+def test_an_instance_that_is_to_stay_is_gone_where_its_start_is_interrupted_at_the_last_moment(
+    folder: Path, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextlib.contextmanager
+    def interrupted(what: str) -> Iterator[None]:
+        yield
+        assert "cli-interrupted" in serve.list_instances()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(output, "working", interrupted)
+    (folder / "app.yaml").write_text("http: {http_port: 0}")
+    file = [str(folder / "app.yaml")] if command[0] == "deploy" else []
+    try:
+        assert here(capsys, *command, "--name", "cli-interrupted", *file).status == 130
+        assert "cli-interrupted" not in serve.list_instances()
+    finally:
+        piped("stop", "--name", "cli-interrupted")
 
 
 @pytest.fixture

@@ -6,12 +6,25 @@ import asyncio
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from headgate.core import messages
-from headgate.core.messages import Applied, Describe, Hello, Message, Ping, RoutingTable, VerbCall, VerbDone, VerbLeft, Welcome
-from headgate.errors import NotRunningError
+from headgate.core.messages import (
+    Applied,
+    CreateEndpoint,
+    Describe,
+    Hello,
+    Message,
+    Ping,
+    RoutingTable,
+    VerbCall,
+    VerbDone,
+    VerbLeft,
+    Welcome,
+)
+from headgate.errors import InvalidValueError, NotRunningError
 from headgate.router.control import ControlLink
 from headgate.router.way import Way
 from tests.support import until
@@ -222,6 +235,23 @@ def test_garbage_from_the_other_side_costs_the_connection_and_no_more() -> None:
         await until(lambda: len(controller.writers) == 2, "it connects again")
         assert (await link.call(Describe())).error is None
         assert arrived == []
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [CreateEndpoint("hello", cast(Any, ["GET"]), ("GET",), None), CreateEndpoint("hello", None, ("GET",), cast(Any, 3))],
+    ids=["route", "backend"],
+)
+def test_what_no_controller_could_read_is_its_callers_error_and_is_never_sent(verb: CreateEndpoint) -> None:
+    async def scene(controller: Controller, link: ControlLink, arrived: list[Message]) -> None:
+        await link.connected()
+        with pytest.raises(InvalidValueError, match="can't be sent to the controller"):
+            await link.call(verb)
+        assert (await link.call(Describe())).error is None
+        assert [type(call.verb) for call in controller.verbs()] == [Describe]
+        assert len(controller.writers) == 1
 
     play(scene)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
+import select
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from headgate import declaring, formats
 from headgate.config import BackendConfig, ReplicaOptions
 from headgate.core.declared import Declared, DeclaredBackend, DeclaredEndpoint, HttpSettings
 from headgate.errors import DeclaredStateError, InvalidTypeError, InvalidValueError
+from tests.support import wait_until
 
 EXPECTED = Declared(
     http=HttpSettings(http_port=8001, debug=True),
@@ -300,3 +304,41 @@ def test_code_that_does_more_than_define_when_it_is_imported_holds_nobody_up(
         return
     with pytest.raises(DeclaredStateError, match=told):
         source(folder, "odd_of_declared:f").definitions()
+
+
+def test_code_that_is_never_imported_is_given_up_after_the_startup_timeout(folder: Path):
+    (folder / "hanging_of_declared.py").write_text("import threading; threading.Event().wait()\n")
+    hanging = "{import_path: 'hanging_of_declared:f', config: {startup_timeout: 0.25}}"
+    (folder / "app.yaml").write_text(f"backends:\n  a: {hanging}\n  b: {hanging}\n")
+    with pytest.raises(DeclaredStateError, match=r"the code of 'a', 'b' is not imported after 0\.5 s, the startup_timeout of all together"):
+        declaring.load(folder / "app.yaml").definitions()
+
+
+def test_the_process_that_imports_ends_with_the_one_that_began_it(folder: Path):
+    (folder / "hanging_of_declared.py").write_text(
+        "import os, threading\n"
+        "with open('pid.new', 'w') as file:\n    file.write(str(os.getpid()))\n"
+        "os.rename('pid.new', 'pid')\nthreading.Event().wait()\n"
+    )
+    (folder / "app.yaml").write_text("backends: {a: {import_path: 'hanging_of_declared:f'}}")
+    code = "from headgate import declaring; declaring.load('app.yaml').definitions()"
+    pid = folder / "pid"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=folder) as process:
+        try:
+            wait_until(pid.exists, timeout_s=30)
+        finally:
+            process.kill()
+    try:
+        descriptor = os.pidfd_open(int(pid.read_text()))
+    except ProcessLookupError:
+        return  # it has ended
+    try:
+        assert select.select([descriptor], [], [], 10)[0], "it goes on"
+    finally:
+        os.close(descriptor)
+
+
+def test_a_path_among_those_that_are_searched_may_be_one_of_pathlib(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, folder])
+    (folder / "plain_of_declared.py").write_text("def f(): ...\n")
+    assert source(folder, "plain_of_declared:f").definitions()["a"].name == "f"

@@ -72,7 +72,7 @@ def create_backend(
         except AlreadyExistsError:  # what an earlier change has begun, whose program is gone, was finished first
             existing = self.list_backends()[tag]
     old, new = existing.config, parse_config(config)
-    if existing.options != parse_options(ray_actor_options):
+    if existing.options != self._connection.way.check(parse_options(ray_actor_options)):
         raise ConfigError(
             f"backend {tag!r}: its ray_actor_options have changed, which takes a new instance; end headgate run, and start it again"
         )
@@ -93,7 +93,9 @@ def create_endpoint(
 ) -> None:
     """`Instance.create_endpoint`, but where there is such an endpoint it gets this route, these methods and this backend."""
     _version.has(Names(endpoints={arguments.text("an endpoint name", name)}))
+    arguments.text_or_none("a route", route)
     checked = arguments.methods(methods)
+    arguments.text_or_none("a backend tag", backend)
 
     def changed(all_of_it: Deploy) -> Deploy | None:
         endpoints = {entry.name: entry for entry in all_of_it.endpoints}

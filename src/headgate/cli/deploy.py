@@ -93,7 +93,7 @@ def _load(file: str) -> Source:
 @contextlib.contextmanager
 def _instance(where: Where, source: Source, *, start: bool) -> Iterator[Instance]:
     """The one that runs; or one that is started, and ends again where nothing comes of it."""
-    from headgate import serve
+    from headgate.cli import starting
     from headgate.errors import NotRunningError
 
     try:
@@ -105,21 +105,14 @@ def _instance(where: Where, source: Source, *, start: bool) -> Iterator[Instance
         with instance:
             yield instance
         return
-    from headgate.engines.local import sigterm
-
-    with sigterm.exits_within():
-        with output.working(f"starting {where.name}"):
-            instance = serve.init(where.name, engine=where.engine, address=where.address, detached=True, **source.http())
+    with starting.to_stay(where, source.http()) as instance:
         if not instance.started:  # others were faster, and it is theirs
             with instance:
                 yield instance
             return
-        try:
-            yield instance
-        except BaseException:
-            instance.shutdown()
-            raise
-        if not instance.list_backends() and not instance.list_endpoints():
+        yield instance
+        is_wanted = source.declared.backends or source.declared.endpoints
+        if is_wanted and not instance.list_backends() and not instance.list_endpoints():
             instance.shutdown()
             return
     output.note(f"{where.name}: {' '.join(instance.http_urls)}")
@@ -135,12 +128,12 @@ def _show(plan: Plan) -> None:
 
 def _do(instance: Instance, plan: Plan) -> int:
     from headgate.cli.main import complain
-    from headgate.errors import HeadgateError, NotRunningError
+    from headgate.errors import AdminTokenError, HeadgateError, NotRunningError
 
     try:
         with _progress(instance, plan):
             instance.deploy(plan)
-    except NotRunningError:
+    except (AdminTokenError, NotRunningError):
         raise  # whether it was done isn't known
     except HeadgateError as error:
         complain(str(error).rstrip())

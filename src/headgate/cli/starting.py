@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -89,15 +90,9 @@ def start(where: Where, target: str | None, arguments: tuple[str, ...], **values
     """
     parsed, given = parse(target) if target is not None else None, init_options.given(values)
     _refuse_running(where, needs_cluster=True)
-    from headgate.engines.local import sigterm
-
-    with sigterm.exits_within():
-        instance = _started(where, {**given, "detached": True})
-        try:
-            status = _set_up(where, parsed, arguments) if parsed is not None else 0
-        except BaseException:
-            instance.shutdown()
-            raise
+    with to_stay(where, given) as instance:
+        _say_where(where, given, instance)
+        status = _set_up(where, parsed, arguments) if parsed is not None else 0
         if status != 0:
             instance.shutdown()
             return status
@@ -105,6 +100,24 @@ def start(where: Where, target: str | None, arguments: tuple[str, ...], **values
     if log_dir := instance.status().log_dir:
         output.say(f"its log: {log_dir}")
     return 0
+
+
+@contextlib.contextmanager
+def to_stay(where: Where, given: dict[str, Any]) -> Iterator[Instance]:
+    """An instance that outlives this process, unless what is done with it here raises. It may be others', who were faster."""
+    from headgate import serve
+    from headgate.engines.local import sigterm
+
+    instance = None
+    with sigterm.exits_within():
+        try:
+            with output.working(f"starting {where.name}"):
+                instance = serve.init(where.name, engine=where.engine, address=where.address, detached=True, **given)
+            yield instance
+        except BaseException:
+            if instance is not None and instance.started:
+                instance.shutdown()
+            raise
 
 
 def _refuse_running(where: Where, *, needs_cluster: bool) -> None:
@@ -131,12 +144,16 @@ def _started(where: Where, given: dict[str, Any]) -> Instance:
 
     with output.working(f"starting {where.name}"):
         instance = serve.init(where.name, engine=where.engine, address=where.address, **given)
+    _say_where(where, given, instance)
+    return instance
+
+
+def _say_where(where: Where, given: dict[str, Any], instance: Instance) -> None:
     if not instance.started:  # others were faster, and it is theirs
         raise _running_already(where)
     output.note(f"{where.name}: {' '.join(instance.http_urls)}")
     if "admin_address" in given:
         output.note(f"commands are taken at tcp://{instance.status().admin_address}")
-    return instance
 
 
 def _set_up(where: Where, target: Target, arguments: tuple[str, ...]) -> int:

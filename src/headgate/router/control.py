@@ -17,7 +17,7 @@ from typing import cast
 
 from headgate.core import messages
 from headgate.core.messages import Hello, Message, Verb, VerbCall, VerbDone, VerbLeft, Welcome
-from headgate.errors import AdminTokenError, HeadgateError, NotRunningError, WireError
+from headgate.errors import AdminTokenError, HeadgateError, InvalidValueError, NotRunningError, WireError
 from headgate.router import tls
 from headgate.router.channel import let_go
 from headgate.router.way import Way
@@ -95,12 +95,14 @@ class ControlLink:
         """Send a verb and wait for its end, over reconnects.
 
         The record returned may hold the verb's error. Raises `NotRunningError` when the instance is gone; whether the
-        verb was applied is then unknown. After a cancellation it is never sent again. Where it has begun, it goes on and its answer is
-        dropped; but a deployment that has not taken effect, and what waits for room, is given up, also by a later controller.
+        verb was applied is then unknown. Raises `InvalidValueError`, and sends nothing, for what no controller could read. After a
+        cancellation it is never sent again. Where it has begun, it goes on and its answer is dropped; but a deployment that has not
+        taken effect, and what waits for room, is given up, also by a later controller.
         """
         self._refuse_if_over()
         id = uuid.uuid4().hex
         data = messages.encode(VerbCall(id, verb))  # here, where what can't be encoded is the caller's error
+        _refuse_unreadable(data)
         future: asyncio.Future[VerbDone] = self._loop.create_future()
         self._verbs[id] = (data, future)
         if self._welcome is not None and self._transport is not None:  # else it goes out with the welcome
@@ -218,6 +220,15 @@ class ControlLink:
         for _, pending in self._verbs.values():
             if not pending.done():
                 pending.set_exception(kind(message))
+
+
+def _refuse_unreadable(data: bytes) -> None:
+    """A controller would end the connection for it, and be sent it again, for ever."""
+    try:
+        messages.MessageDecoder().received(data)
+    except WireError as error:
+        why = error.message.removesuffix("; close this connection")
+        raise InvalidValueError(f"this can't be sent to the controller: {why}") from None
 
 
 class _Connection(asyncio.Protocol):
