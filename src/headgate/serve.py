@@ -766,7 +766,6 @@ def _connect_from_afar(name: str | None, engine: str, address: str, token: str |
         welcome = connection.welcome()
         if name not in (None, welcome.name):
             raise NotRunningError(f"no instance {name!r} is running at {way.url}; there is {welcome.name!r}")
-        connection.on_end = functools.partial(starter.wait_ended, way, _SHUTDOWN_S)
         instance = Instance(connection, starter, owned=False, name=welcome.name)
         instance._http_urls = welcome.http_urls
     except BaseException:

@@ -15,6 +15,7 @@ from headgate.cli import output
 READY: Final = "READY=1"
 STOPPING: Final = "STOPPING=1"
 _VARIABLE: Final = "NOTIFY_SOCKET"
+_PATIENCE_S: Final = 1.0
 
 _address: str | None = None
 
@@ -33,6 +34,7 @@ def tell(what: str, status: str) -> None:
     address = f"\0{_address[1:]}" if _address.startswith("@") else _address
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.settimeout(_PATIENCE_S)
             sock.connect(address)
             sock.sendall(f"{what}\nSTATUS={status}".encode())
     except OSError as error:

@@ -104,7 +104,7 @@ class Controller:
         self._ingresses = Ingresses(engine, settings, self._routers, self._tasks, self._changes)
         self._server = ControlServer(way, self)
         if way.admin_listener is not None:
-            self._server.add_door(way.admin_listener, settings.admin_key, _shown_at(way.admin_listener, settings))
+            self._open_door(way.admin_listener)
         self._store = store
         self._matching = Pace()
         self._unmatched = False  # replicas have started or ended since what runs was compared with what is asked for
@@ -556,6 +556,22 @@ class Controller:
             failures=self._failures.latest(),
         )
 
+    def _open_door(self, listener: socket.socket) -> None:
+        """Let in those from afar; unless the certificate's files can't be used any more, for want of which no controller must fail."""
+        settings, host = self._settings, listener.getsockname()[0]
+        certificate = None  # on loopback, where nobody is in between, and a tunnel ends under another name
+        if not admin.is_loopback(host):
+            if settings.ssl_certfile is None:  # a name that was taken for this machine's own
+                raise InvalidValueError(
+                    f"admin_address={settings.admin_address!r} is {host}, beyond this machine, which takes ssl_certfile"
+                )
+            try:
+                certificate = Certificate(settings.ssl_certfile, settings.ssl_keyfile)
+            except InvalidValueError as error:  # `init` could use them
+                _log.error("nobody is let in from afar until the controller is started anew: %s", error)
+                return
+        self._server.add_door(listener, settings.admin_key, certificate)
+
     def _forget_gone(self, table: RoutingTable) -> None:
         """Of endpoints and backends that have gone only the latest are told of."""
         fleet = self._fleet
@@ -680,16 +696,6 @@ class Controller:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-
-def _shown_at(listener: socket.socket, settings: InstanceSettings) -> Certificate | None:
-    """What those from afar are shown there; None on loopback, where nobody is in between, and a tunnel ends under another name."""
-    host = listener.getsockname()[0]
-    if admin.is_loopback(host):
-        return None
-    if settings.ssl_certfile is None:  # a name that was taken for this machine's own
-        raise InvalidValueError(f"admin_address={settings.admin_address!r} is {host}, beyond this machine, which takes ssl_certfile")
-    return Certificate(settings.ssl_certfile, settings.ssl_keyfile)
 
 
 def _failure(replica: Replica, kind: str, cause: str, why: str) -> Failure:

@@ -1,7 +1,7 @@
 """What does the dashboard show of an instance at one moment?
 
 Everybody who reaches the port can see it. So what user code said when it raised, and tracebacks, are in it only where the instance
-runs with `debug`; and what may be secret isn't in the declared state.
+runs with `debug`, but for the last line of why a replica did not start; and what may be secret isn't in the declared state.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ K = TypeVar("K", bound=Hashable)
 
 MOST_REPLICAS: Final = 64
 """So many of a backend are shown one by one; first those that aren't ready."""
+_RAISED: Final = "check_health() raised"
 _TRACEBACK: Final = "Traceback (most recent call last)"
 _NOT_SHOWN: Final = "(not shown here)"
 _MAY_BE_SECRET: Final = {"init_args": (), "init_kwargs": (), "ray_actor_options": ("runtime_env",)}
@@ -232,7 +233,7 @@ class _Viewer:
             tag=tag,
             definition=backend.definition,
             state=backend.state,
-            reason=backend.reason if self._debug else without_frames(backend.reason),
+            reason=backend.reason if self._debug else without_frames(without_faults(backend.reason)),
             wanted=backend.config.num_replicas,
             ready=states.count("ready"),
             counts={state: states.count(state) for state in sorted(set(states))},
@@ -266,7 +267,7 @@ class _Viewer:
             ago_s=max(0.0, self._now - failure.at),
             replica=failure.replica,
             request_id=failure.request_id,
-            message=failure.message if is_told else "",
+            message=failure.message if self._debug else without_faults(failure.message) if is_told else "",
             traceback=failure.traceback if self._debug else "",
         )
 
@@ -288,6 +289,12 @@ def _grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     for item in items:
         found.setdefault(key(item), []).append(item)
     return found
+
+
+def without_faults(text: str) -> str:
+    """Without what a health check said when it raised."""
+    said, raised, _ = text.partition(_RAISED)
+    return said + raised
 
 
 def without_frames(text: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
@@ -31,6 +32,8 @@ CLOSE_WITHIN_S: Final = 2.0
 MOST_BYTES: Final = 16 << 20
 """Of heads in notes that were not written yet; what comes beyond them is counted, and that is said."""
 _NOTE_BYTES: Final = 300
+
+_SECRET: Final = re.compile(r"(?<![^&?])(AWSAccessKeyId|Signature|sig|X-Goog-Signature)=[^&]*")
 
 _head: Final = msgspec.msgpack.Decoder(tuple[str, bytes, str, msgspec.Raw, msgspec.Raw, msgspec.Raw, str])
 """A request's head as it stands on the wire: see `Connection.on_headers_complete`."""
@@ -106,11 +109,16 @@ class AccessLog:
             self._speaker.say(text, None, level="WARNING", logger="headgate.access")
 
 
+def without_secrets(query: str) -> str:
+    """A query, or what ends with one, without what OpenTelemetry's conventions say holds secrets, such as signatures of URLs."""
+    return _SECRET.sub(r"\1=REDACTED", query) if "=" in query else query
+
+
 def _facts(note: _Note) -> tuple[float, str, str, str, HttpFacts]:
     method, target, client = line_of(note.http)
     facts = HttpFacts(
         method=method,
-        target=target.decode("utf-8", "backslashreplace"),
+        target=without_secrets(target.decode("utf-8", "backslashreplace")),
         status=note.status,
         sent_bytes=note.sent_bytes,
         duration_s=round(note.duration_s, 6),
@@ -137,8 +145,8 @@ class NotedExchange(Exchange):
 
     def answered(self, answer: wire.Answer) -> None:
         """As `Exchange`."""
+        super().answered(answer)  # first: nobody is to wait for what is noted of it
         self._note(answer.code, 0 if self.bare else len(answer.body))
-        super().answered(answer)
 
     def chunk(self, frame: wire.Frame) -> None:
         """As `Exchange`."""

@@ -5,7 +5,6 @@ Names and attributes are those of OpenTelemetry's semantic conventions for HTTP 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from time import time_ns
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -15,7 +14,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from headgate.core import wire
 from headgate.errors import ErrorInfo
-from headgate.ingress.access import NotedExchange, line_of
+from headgate.ingress.access import NotedExchange, line_of, without_secrets
 from headgate.ingress.memory import KnownHead
 from headgate.ingress.routes import Target
 from headgate.traces import spans, travel
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 _METHODS: Final = frozenset(("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"))
 _OTHER: Final = "_OTHER"
 """In place of a method that isn't known: a client can make up any number of them."""
-_SECRET: Final = re.compile(r"(?<![^&])(AWSAccessKeyId|Signature|sig|X-Goog-Signature)=[^&]*")
-"""Parts of queries that the conventions say hold secrets."""
 _PORT_DIGITS: Final = 5
 _UNKNOWN: Final = KnownHead()
 _head: Final = msgspec.msgpack.Decoder(wire.HttpHead)
@@ -122,7 +119,7 @@ class TracedExchange(NotedExchange):
             address, port = _host_and_port(_header(head, b"host"))
             found |= {
                 "url.path": path,
-                "url.query": _SECRET.sub(r"\1=REDACTED", query),
+                "url.query": without_secrets(query),
                 "network.protocol.version": head.version,
                 "client.address": head.client,
                 "server.address": address,

@@ -27,7 +27,10 @@ from headgate.router.way import Way
 
 LOST_AFTER_S: Final = 20.0
 """So long after the last packet from the controller a connection is lost."""
-_LOOK_S: Final = 0.05
+_LOOK_S: Final = 0.25
+"""Between two looks whether an instance has ended: less often than strangers are taken in (`core/strangers.py`)."""
+_CLOSED_LOOKS: Final = 3
+"""So many looks in a row at which a connection was closed without a word: a tunnel or proxy whose instance has ended."""
 
 
 class AfarWay(Way):
@@ -155,21 +158,24 @@ class AfarStarter:
         refuse("the start of an instance", "there are the verbs of one that runs")
 
     def wait_ended(self, way: Way, timeout_s: float) -> bool:
-        """Until nobody listens there any more; its supervisor lets go last of all."""
+        """Until nobody listens there any more, or what listens in its place has nothing to say; its supervisor lets go last of all."""
         assert isinstance(way, AfarWay)
         deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
+        closed = 0
+        while time.monotonic() < deadline and closed < _CLOSED_LOOKS:
             try:
                 with socket.create_connection(way.host_and_port, max(deadline - time.monotonic(), _LOOK_S)) as sock:
                     # Somebody holds the socket. Where that is an instance's last process, its end closes this, too.
                     sock.settimeout(max(deadline - time.monotonic(), _LOOK_S))
-                    if sock.recv(1):
-                        time.sleep(_LOOK_S)
-            except (ConnectionResetError, TimeoutError):
+                    closed = 0 if sock.recv(1) else closed + 1
+            except ConnectionResetError:
+                closed += 1
+            except TimeoutError:
                 continue
             except OSError:
                 return True
-        return False
+            time.sleep(_LOOK_S)
+        return closed >= _CLOSED_LOOKS
 
     def has_ended(self, way: Way) -> bool:
         """Its connection learns of that."""
@@ -194,7 +200,10 @@ async def _connected(host: str, port: int) -> socket.socket:
     try:
         found = [(socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET, (host, port))]
     except ValueError:
-        told = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        try:
+            told = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except UnicodeError:  # what no name can be, such as with two dots in a row
+            raise OSError(f"{host!r} is no name of a host") from None
         found = [(family, address) for family, _, _, _, address in told]
     failure: OSError = OSError(f"{host!r} has no address")
     for family, address in found:

@@ -59,7 +59,7 @@ class Certificate:
         try:
             self.context.load_cert_chain(*self._files, password=_no_password)
             self.digest = _digest(self._files[0])
-        except (OSError, ValueError):
+        except (OSError, ValueError, InvalidValueError):
             self._seen = None  # they have changed since just now: it is looked at again
             return False
         return True
@@ -151,13 +151,19 @@ def _context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
 
 
 def _first_in(certfile: str) -> str:
-    with open(certfile, encoding="ascii", errors="replace") as file:
-        _, begin, rest = file.read().partition(_BEGIN)
+    try:
+        with open(certfile, encoding="ascii", errors="replace") as file:
+            _, begin, rest = file.read().partition(_BEGIN)
+    except OSError as error:  # it was there a moment ago
+        raise InvalidValueError(f"{certfile!r} can't be read: {error.strerror}") from error
     return f"{begin}{rest.partition(_END)[0]}{_END}"
 
 
 def _digest(certfile: str) -> bytes:
-    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(_first_in(certfile))).digest()
+    try:
+        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(_first_in(certfile))).digest()
+    except ValueError as error:
+        raise InvalidValueError(f"{certfile!r} has no part that begins with {_BEGIN}") from error
 
 
 def _no_password() -> str:

@@ -5,8 +5,9 @@ The SDK decides alike, by the trace's id alone, but makes more for each request 
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Mapping
-from random import getrandbits
 from typing import Final
 
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
@@ -19,9 +20,13 @@ _NONE: Final = ("always_off", "parentbased_always_off")
 
 
 class Lot(RandomIdGenerator):
-    """Draws the ids of traces; for a tracer provider whose sampler is that of the variables. Used by one thread."""
+    """Draws ids of traces and spans; for a tracer provider whose sampler is that of the variables.
+
+    Not by the module `random`, which user code may seed. `draw` is used by one thread.
+    """
 
     def __init__(self, share: float | None) -> None:
+        self._bits = random.Random(os.urandom(16)).getrandbits
         self._bound = None if share is None else TraceIdRatioBased(share).bound
         self._drawn = 0
 
@@ -29,16 +34,20 @@ class Lot(RandomIdGenerator):
         """A span of a new trace, as it travels, of which nothing is recorded. Empty: begin a span, it is for the sampler to say."""
         if self._bound is None:
             return b""
-        drawn = getrandbits(8 * TRACE_BYTES) or 1
+        drawn = self._bits(8 * TRACE_BYTES) or 1
         if drawn & TraceIdRatioBased.TRACE_ID_LIMIT < self._bound:
             self._drawn = drawn
             return b""
-        return drawn.to_bytes(TRACE_BYTES) + (getrandbits(8 * SPAN_BYTES) or 1).to_bytes(SPAN_BYTES) + b"\0"
+        return drawn.to_bytes(TRACE_BYTES) + (self._bits(8 * SPAN_BYTES) or 1).to_bytes(SPAN_BYTES) + b"\0"
 
     def generate_trace_id(self) -> int:
         """The one that was drawn, once."""
         drawn, self._drawn = self._drawn, 0
-        return drawn or super().generate_trace_id()
+        return drawn or self._bits(8 * TRACE_BYTES) or 1
+
+    def generate_span_id(self) -> int:
+        """Any."""
+        return self._bits(8 * SPAN_BYTES) or 1
 
 
 def share_of_roots(environ: Mapping[str, str]) -> float | None:
