@@ -105,12 +105,14 @@ def test_tracebacks_and_what_user_code_said_are_there_only_with_debug(debug: boo
     failures = (
         Failure("UserCodeError", "b", "e", "ValueError", 3, 90.0, "r1", "id-1", "ValueError: hush", TRACEBACK),
         Failure("ReplicaDiedError", "b", "", "signal", 1, 80.0, "r1", message="killed by SIGKILL"),
+        Failure("ReplicaDiedError", "b", "", "health check", 1, 70.0, "r2", message="check_health() raised: no way to user:hush@host"),
     )
     found = seen(measurement(0), measurement(0, failures=failures), debug=debug)
-    raised, died = found.failures
+    raised, died, unwell = found.failures
     assert (raised.error, raised.count, raised.ago_s, raised.request_id) == ("ValueError", 3, 10.0, "id-1")
     assert (raised.message, raised.traceback) == (("ValueError: hush", TRACEBACK) if debug else ("", ""))
     assert died.message == "killed by SIGKILL"
+    assert unwell.message == f"check_health() raised{': no way to user:hush@host' if debug else ''}"
     assert ("secret.py" in found.backends[0].reason) == debug
     assert found.backends[0].reason.endswith("ValueError: no model")
 
