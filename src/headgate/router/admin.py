@@ -2,7 +2,8 @@
 
 Whoever knows it may do with an instance, from another machine, what its own user may do. It is never sent: each side proves that it
 knows the token, over numbers drawn for this connection, and over the certificate that is shown on it. So who stands in between
-learns nothing to use, and can't pass the proofs on over a certificate of its own, whoever has signed that.
+learns nothing to use, and can't pass the proofs on over a certificate of its own, whoever has signed that. (On loopback there is
+none to bind them to: there a user of the same machine who listens in the instance's place could pass them on.)
 
 Beyond loopback there is TLS, or nothing: the proofs say who has connected, and only TLS that nobody changes what follows.
 """
