@@ -458,8 +458,7 @@ class Instance:
         """
         from headgate import declaring
 
-        usual = {name: parameter.default for name, parameter in inspect.signature(init).parameters.items()}
-        return declaring.of_running(self.status(), usual)
+        return declaring.of_running(self.status(), _USUAL)
 
     def get_handle(self, name: str, missing_ok: bool = False) -> Handle:
         """A handle that calls an endpoint from Python.
@@ -714,6 +713,10 @@ def _keep(instance: Instance) -> Instance:
         atexit.register(_at_exit)
     _instances.append(instance)
     return instance
+
+
+_USUAL: Final = {name: parameter.default for name, parameter in inspect.signature(init).parameters.items()}
+"""What `init` takes where nothing is said."""
 
 
 def connect(

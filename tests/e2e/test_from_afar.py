@@ -57,7 +57,7 @@ class Slow:
 @pytest.fixture
 def near() -> Iterator[Instance]:
     """An instance with an admin address on loopback."""
-    with serve.init("afar", http_port=0, resources={"CPU": 4}, admin_address="127.0.0.1:0", admin_token=TOKEN) as instance:
+    with serve.init("afar", http_port=0, admin_address="127.0.0.1:0", admin_token=TOKEN) as instance:
         yield instance
 
 
