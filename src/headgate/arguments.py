@@ -147,12 +147,17 @@ def check_engine(engine: object, address: object) -> None:
 
         if importlib.util.find_spec("ray") is None:
             raise ConfigError("engine='ray' needs Ray, which isn't installed: pip install 'headgate[ray]'")
-    elif isinstance(address, str) and address.startswith("tcp://"):
+    elif is_afar(address):
         raise ConfigError(
             f"address={address!r} is that of an instance which runs already: connect() leads there; nothing can be started there"
         )
     elif address is not None:
         raise ConfigError(f"address={address!r} names a cluster, and the local engine runs on this machine; leave it out")
+
+
+def is_afar(address: object) -> bool:
+    """Whether this is the address of a controller, and not one of a cluster."""
+    return isinstance(address, str) and address.startswith("tcp://")
 
 
 def way_from_afar(engine: object, address: object, token: object, cafile: object) -> AfarWay:

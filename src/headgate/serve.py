@@ -744,7 +744,7 @@ def connect(
     own = _of_replica()
     if own is not None:
         return own
-    if address is not None and address[:6] == "tcp://":
+    if address is not None and arguments.is_afar(address):
         return _connect_from_afar(name, engine, address, admin_token, admin_cafile)
     for what, value in (("admin_token", admin_token), ("admin_cafile", admin_cafile)):
         if value is not None:

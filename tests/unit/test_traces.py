@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import subprocess
 import sys
 import threading
@@ -188,3 +189,12 @@ def test_where_the_lot_can_not_say_it_draws_nothing_and_ids_are_random() -> None
     lot = Lot(None)
     assert {lot.draw() for _ in range(10)} == {b""}
     assert len({lot.generate_trace_id() for _ in range(10)}) == 10
+
+
+def test_ids_are_not_those_of_user_code_that_seeds_its_random_numbers() -> None:
+    drawn = []
+    for _ in range(2):
+        random.seed(0)
+        lot = Lot(None)
+        drawn += [lot.generate_trace_id(), lot.generate_span_id()]
+    assert len(set(drawn)) == 4

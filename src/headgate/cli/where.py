@@ -33,7 +33,9 @@ class Where(NamedTuple):
     @property
     def is_afar(self) -> bool:
         """Whether it is an instance on another machine."""
-        return self.address is not None and self.address.startswith("tcp://")
+        from headgate import arguments
+
+        return arguments.is_afar(self.address)
 
     def connect(self) -> Instance:
         """Connect with that instance; leave it by `with`. Raises `NotRunningError` that names those that run."""

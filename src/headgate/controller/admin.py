@@ -21,8 +21,6 @@ from headgate.router.certificate import Certificate
 from headgate.router.listening import Listening
 from headgate.router.remote import HANDSHAKE_S, join, set_options
 
-LOST_AFTER_S: Final = 20.0
-"""So long after the last packet from its peer a connection is lost."""
 SAY_EVERY_S: Final = 10.0
 """How often strangers are told of in the log."""
 _LINGERS_S: Final = 1.0
@@ -116,7 +114,7 @@ class Door:
         made = _Stranger(self._key, shown)
         try:
             sock.setblocking(False)
-            set_options(sock, LOST_AFTER_S)
+            set_options(sock, admin.LOST_AFTER_S)
             await loop.sock_sendall(sock, admin.OPEN if context is None else admin.TLS)
             limit_s = None if context is None else HANDSHAKE_S
             await loop.connect_accepted_socket(lambda: made, sock, ssl=context, ssl_handshake_timeout=limit_s)

@@ -25,6 +25,8 @@ TOKEN_VARIABLE: Final = "HEADGATE_ADMIN_TOKEN"
 """In the environment of those who give the token; of no process of an instance."""
 LEAST_CHARACTERS: Final = 16
 SCHEME: Final = "tcp://"
+LOST_AFTER_S: Final = 20.0
+"""So long after the last packet from the other side a connection is lost."""
 
 OPEN: Final = b"headgate\x02"
 """What a controller says first, on loopback; what follows is not encrypted."""
@@ -49,14 +51,6 @@ def key_of(token: object) -> bytes:
             f"an admin token has no blanks at its ends, no control characters, and is text that UTF-8 can say; {_MADE_BY}"
         )
     return hmac.digest(b"headgate admin token", unicodedata.normalize("NFC", token).encode(), "sha256")
-
-
-def is_token(given: str, key: bytes) -> bool:
-    """Whether this is the token of that key, in a time that doesn't tell how nearly it is."""
-    try:
-        return hmac.compare_digest(key_of(given), key)
-    except AdminTokenError:
-        return False
 
 
 def from_environment(environ: Mapping[str, str] = os.environ) -> str | None:
@@ -86,11 +80,6 @@ def address(given: object) -> tuple[str, int]:
     if ":" in bare and host == bare:
         raise InvalidValueError(f"an address of IPv6 stands in brackets, such as [{bare}]:{port}; got {given!r}")
     return bare, int(port)
-
-
-def is_afar(given: object) -> bool:
-    """Whether this is the address of a controller, and not one of a cluster."""
-    return isinstance(given, str) and given.startswith(SCHEME)
 
 
 def url(host: str, port: int) -> str:

@@ -25,8 +25,6 @@ from headgate.router import admin
 from headgate.router.remote import HANDSHAKE_S, join, receive, set_options
 from headgate.router.way import Way
 
-LOST_AFTER_S: Final = 20.0
-"""So long after the last packet from the controller a connection is lost."""
 _LOOK_S: Final = 0.25
 """Between two looks whether an instance has ended: less often than strangers are taken in (`core/strangers.py`)."""
 _CLOSED_LOOKS: Final = 3
@@ -69,7 +67,7 @@ class AfarWay(Way):
         async with asyncio.timeout(HANDSHAKE_S):
             sock = await _connected(host, port)
             try:
-                set_options(sock, LOST_AFTER_S)
+                set_options(sock, admin.LOST_AFTER_S)
                 proving = _Proving(self._key, self.url)
                 context = await self._encryption(sock)
                 name = None if context is None else host

@@ -59,7 +59,7 @@ class Certificate:
         try:
             self.context.load_cert_chain(*self._files, password=_no_password)
             self.digest = _digest(self._files[0])
-        except (OSError, ValueError, InvalidValueError):
+        except (OSError, ValueError):
             self._seen = None  # they have changed since just now: it is looked at again
             return False
         return True
@@ -160,8 +160,9 @@ def _first_in(certfile: str) -> str:
 
 
 def _digest(certfile: str) -> bytes:
+    first = _first_in(certfile)
     try:
-        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(_first_in(certfile))).digest()
+        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first)).digest()
     except ValueError as error:
         raise InvalidValueError(f"{certfile!r} has no part that begins with {_BEGIN}") from error
 
