@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headgate.core import histograms
-from headgate.core.histograms import BOUNDS, MANY, SIZE_BOUNDS, TICKS_PER_S, Histogram, Times
+from headgate.core.histograms import BOUNDS, SIZE_BOUNDS, TICKS_PER_S, Histogram
+from headgate.times import MANY, Times
 
 TIMES = st.lists(st.floats(-1, 1e7), max_size=30) | st.lists(st.floats(0, 1e-3), min_size=MANY - 2, max_size=3 * MANY)
 SIZES = st.lists(st.integers(1, 1 << 20), max_size=30)

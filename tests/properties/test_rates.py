@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headgate.core import histograms, rates
-from headgate.core.histograms import TICKS_PER_S, Histogram, Times
+from headgate.core.histograms import TICKS_PER_S, Histogram
 from headgate.core.reports import RequestCount
+from headgate.times import Times
 
 TIMES = st.lists(st.floats(0, 1e4), max_size=40)
 REQUESTS = st.lists(

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from headgate.core import histograms
-from headgate.core.histograms import MANY, SIZE_BOUNDS, Histogram, Times
+from headgate.core.histograms import SIZE_BOUNDS, Histogram
 from headgate.core.reports import ReplicaCounters
 from headgate.replica.member import Member
+from headgate.times import MANY, Times
 
 
 class Counts:

@@ -19,7 +19,6 @@ import msgspec
 
 from headgate.core import wire
 from headgate.core.deadlines import DeadlineWheel
-from headgate.core.histograms import MANY, Times
 from headgate.core.labels import REMEMBERED, Labels
 from headgate.core.messages import Applied, BackendEntry, Idle, Message, RoutingTable
 from headgate.core.reports import CANCELLED, EXPIRED, SHADOW_DROPPED, SHED, Counters, EventCount, QueueDepth, RequestCount
@@ -29,6 +28,7 @@ from headgate.router.call import OVER, SENT, WAITING, Call
 from headgate.router.link import Link, page_paths
 from headgate.router.routes import MOST_DEATHS, BackendRoute, EndpointRoute, unavailable
 from headgate.router.way import Way
+from headgate.times import MANY, Times
 
 if TYPE_CHECKING:
     from collections.abc import Callable
