@@ -23,7 +23,7 @@ from headgate.core.labels import REMEMBERED, Labels
 from headgate.core.messages import Applied, BackendEntry, Idle, Message, RoutingTable
 from headgate.core.reports import CANCELLED, EXPIRED, SHADOW_DROPPED, SHED, Counters, EventCount, QueueDepth, RequestCount
 from headgate.core.traffic import KeyMemory
-from headgate.errors import ErrorInfo
+from headgate.errors import CALLER_LEFT, ErrorInfo
 from headgate.router.call import OVER, SENT, WAITING, Call
 from headgate.router.link import Link, page_paths
 from headgate.router.routes import MOST_DEATHS, BackendRoute, EndpointRoute, unavailable
@@ -242,7 +242,7 @@ class Router:
             return
         if not call.shadow:
             self.note(CANCELLED, call.endpoint, call.backend)
-        self.enough(call, 499)
+        self.enough(call, CALLER_LEFT)
 
     def enough(self, call: Call, status: int) -> None:
         """All of its answer that is wanted has come: what makes the rest is given up. As with `cancel`, no method of the call follows."""
