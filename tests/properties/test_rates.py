@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headgate.core import histograms, rates
-from headgate.core.histograms import SUM, TICKS_PER_S, Histogram
+from headgate.core.histograms import TICKS_PER_S, Histogram, Times
 from headgate.core.reports import RequestCount
 
 TIMES = st.lists(st.floats(0, 1e4), max_size=40)
@@ -23,11 +23,10 @@ REQUESTS = st.lists(
 
 
 def histogram(times: list[float]) -> Histogram:
-    tally = histograms.tally()
+    found = Times()
     for seconds in times:
-        tally[int(seconds * TICKS_PER_S).bit_length()] += 1
-        tally[SUM] += seconds
-    return histograms.of(tally)
+        found.take(seconds)
+    return found.told()
 
 
 def counts(requests: list[tuple[str, str, int, float]]) -> list[RequestCount]:
