@@ -30,6 +30,7 @@ GREY = ("#7d8893", "#87919b")
 COLOURS = {
     "headgate": ("#d4470c", "#ff8a50"),
     "headgate-2": ("#d4470c", "#ff8a50"),
+    "headgate-ray": ("#a86a1a", "#f2b878"),
     "ceiling": ("#8f6f00", "#d9b648"),
     "mosec": ("#0b62b0", "#62b0ff"),
     "ray-serve": ("#6b3fc9", "#a98bff"),
@@ -146,7 +147,8 @@ def bars(panels: Sequence[Panel]) -> Any:
         for name, label in zip(rows, axis.get_yticklabels(), strict=True):
             label.set_fontweight("bold" if name == "Headgate" else "normal")
         figure_shown = said(each.key, each.unit, logarithmic=logarithmic)
-        axis.set_title("\n".join([*textwrap.wrap(each.title, 90 // columns), *([] if together else [figure_shown])]))
+        told = [each.title] if together else [each.title, figure_shown]
+        axis.set_title("\n".join(line for words in told for line in textwrap.wrap(words, 90 // columns)))
         if together and at == 0:
             figure.suptitle(figure_shown, x=0.01, ha="left", fontsize=9, fontweight="bold")
     return figure
