@@ -93,6 +93,7 @@ class _Recorder:
             terminal.type(key)
             terminal.settle()
             self.look(step.terminal, terminal, _KEY_S)
+        terminal.wait(lambda: terminal.text().endswith(f"$ {step.command}\n"), _LIMIT_S)
         before, asked = terminal.text(), terminal.prompts
         terminal.type("\r")
         wanted = pattern(step.shown, step.figures_vary)

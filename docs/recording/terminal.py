@@ -21,11 +21,11 @@ ROWS: Final = 24
 COLUMNS: Final = 84
 
 _PROMPT: Final = b"\x1b]133;A\x07"
-"""Which many terminals are sent where a command may be typed; it isn't seen."""
+"""What is sent when a command may be typed, as many shells do; it isn't seen."""
 _SHELL: Final = ("setsid", "--ctty", "bash", "--noprofile", "--norc", "-i")
 _LOOKS_LIKE: Final = {
     "TERM": "xterm-256color",
-    "PS1": rf"\[{_PROMPT.decode()}\e[32m\]$\[\e[0m\] ",
+    "PS1": rf"\[\e[32m\]$\[\e[0m\] \[{_PROMPT.decode()}\]",
     # As many shells do: what ends within a line has the rest of it, and the prompt the next one.
     "PROMPT_COMMAND": rf"printf '%{COLUMNS}s\r' ''",
 }
