@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from headgate.core import histograms
 from headgate.core.histograms import BOUNDS, SIZE_BOUNDS, TICKS_PER_S, Histogram
-from headgate.times import MANY, Times
+from headgate.timings import MANY, Timings
 
 TIMES = st.lists(st.floats(-1, 1e7), max_size=30) | st.lists(st.floats(0, 1e-3), min_size=MANY - 2, max_size=3 * MANY)
 SIZES = st.lists(st.integers(1, 1 << 20), max_size=30)
@@ -18,7 +18,7 @@ SIZES = st.lists(st.integers(1, 1 << 20), max_size=30)
 
 def counted(times: list[float]) -> Histogram:
     """As the hot path does."""
-    found = Times()
+    found = Timings()
     for seconds in times:
         found.append(seconds)
         if len(found) >= MANY:
@@ -43,7 +43,7 @@ def test_the_bounds_begin_at_100_microseconds_and_double():
 
 
 def test_what_one_thread_counts_while_others_ask_is_all_there_once():
-    times, count, over = Times(), 20_000, threading.Event()
+    times, count, over = Timings(), 20_000, threading.Event()
     told: list[int] = []
 
     def ask() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from headgate.core import histograms, rates
 from headgate.core.histograms import TICKS_PER_S, Histogram
 from headgate.core.reports import RequestCount
-from headgate.times import Times
+from headgate.timings import Timings
 
 TIMES = st.lists(st.floats(0, 1e4), max_size=40)
 REQUESTS = st.lists(
@@ -24,7 +24,7 @@ REQUESTS = st.lists(
 
 
 def histogram(times: list[float]) -> Histogram:
-    found = Times()
+    found = Timings()
     for seconds in times:
         found.take(seconds)
     return found.told()

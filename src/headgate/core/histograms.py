@@ -3,7 +3,7 @@
 Bucket `n` of times ends at 2**n times the shortest bound, so the number of a bucket is the length in bits of the time in that unit.
 What is counted seldom goes into a tally: a list that only one thread writes to, with a place for each bucket and, last, the sum.
 
-On the hot path times are gathered (`times.py`) and go in many at once, sorted, which costs a tenth for each.
+On the hot path times are gathered (`timings.py`) and go in many at once, sorted, which costs a tenth for each.
 
 What is told is the buckets without the empty ones at the end, so that most take a few bytes.
 """

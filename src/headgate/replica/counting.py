@@ -11,7 +11,7 @@ from headgate.core import histograms
 from headgate.core.histograms import SIZE_BOUNDS, Histogram
 from headgate.core.reports import ReplicaCounters
 from headgate.replica.member import Member
-from headgate.times import MANY, Times
+from headgate.timings import MANY, Timings
 
 
 class Counts:
@@ -20,10 +20,10 @@ class Counts:
     __slots__ = ("batch_sizes", "batch_wait", "execution", "queue", "serialisation")
 
     def __init__(self) -> None:
-        self.queue = Times()
-        self.batch_wait = Times()
-        self.execution = Times()
-        self.serialisation = Times()
+        self.queue = Timings()
+        self.batch_wait = Timings()
+        self.execution = Timings()
+        self.serialisation = Timings()
         self.batch_sizes = histograms.tally()
 
     def ran(self, member: Member, started_at: float, run_s: float) -> None:

@@ -28,7 +28,7 @@ from headgate.router.call import OVER, SENT, WAITING, Call
 from headgate.router.link import Link, page_paths
 from headgate.router.routes import MOST_DEATHS, BackendRoute, EndpointRoute, unavailable
 from headgate.router.way import Way
-from headgate.times import MANY, Times
+from headgate.timings import MANY, Timings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,8 +62,8 @@ class Router:
         self._wheel: DeadlineWheel[Call] = DeadlineWheel()
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = math.inf
-        self._times = _TimesByEnd()  # of requests, …
-        self._shadow_times = _TimesByEnd()  # … and of copies
+        self._times = _TimingsByEnd()  # of requests, …
+        self._shadow_times = _TimingsByEnd()  # … and of copies
         self._events: dict[tuple[str, str, str, str], int] = {}  # see `EventCount`
         self._labels = Labels(2 * REMEMBERED)  # what these are kept of
         self._forgotten = (0, 0.0)  # what `served` has of the others
@@ -450,11 +450,11 @@ class Router:
         return [*self._backends.values(), *self._leaving.values(), *self._old_backends]
 
 
-class _TimesByEnd(dict[tuple[str, str, int], Times]):
+class _TimingsByEnd(dict[tuple[str, str, int], Timings]):
     """By endpoint, backend and status. Those of a key are made when first asked for."""
 
-    def __missing__(self, key: tuple[str, str, int]) -> Times:
-        times = self[key] = Times()
+    def __missing__(self, key: tuple[str, str, int]) -> Timings:
+        times = self[key] = Timings()
         return times
 
     def told(self) -> tuple[RequestCount, ...]:

@@ -20,7 +20,7 @@ MANY: Final = 128
 """So many go in at once; until then each takes 32 bytes."""
 
 
-class Times(list[float]):
+class Timings(list[float]):
     """Times in seconds that one thread appends. What was told of them stays counted; the list has what hasn't gone in yet."""
 
     __slots__ = ("_lock", "_tally")
