@@ -22,7 +22,7 @@ from headgate.controller.server import Connection, ControlServer
 from headgate.core import messages, strangers
 from headgate.core.messages import PROTOCOL, BrokenReplica, Describe, Hello, Message, VerbCall, VerbDone, Welcome
 from headgate.engines.local.listeners import listen_from_afar
-from headgate.errors import AdminTokenError, AdminUnreachableError, InvalidValueError
+from headgate.errors import AdminTokenError, AdminUnreachableError, InvalidValueError, NotRunningError
 from headgate.router import admin, afar, certificate
 from headgate.router.afar import AfarWay
 from headgate.router.certificate import Certificate
@@ -313,6 +313,24 @@ def test_what_is_no_admin_address_is_told(tmp_path: Path, monkeypatch: pytest.Mo
         async with server:
             with pytest.raises(AdminUnreachableError, match=why):
                 await AfarWay("127.0.0.1", server.sockets[0].getsockname()[1], KEY).meet()
+
+    play(tmp_path, scene)
+
+
+def test_who_was_connected_is_told_what_is_there_now(tmp_path: Path) -> None:
+    async def listens(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"headgate" + bytes([PROTOCOL + 1]) + bytes(32))
+        writer.close()
+
+    async def scene(place: Place) -> None:
+        link = link_by(place.way())
+        await link.connected()
+        await place.server.close()
+        async with await asyncio.start_server(listens, place.host, place.port):
+            for _ in range(2):  # also once it is taken for gone
+                with pytest.raises(NotRunningError, match=r"not be reached for 0.2 s: what listens .* no admin address of this version"):
+                    await link.call(Describe())
+        await link.close()
 
     play(tmp_path, scene)
 
