@@ -58,6 +58,7 @@ def setup(app: Any) -> None:
     app.connect("source-read", lambda _, name, text: _mend(DOCS / f"{name}.md", text))
     app.connect("include-read", lambda _, path, __, text: _mend((DOCS / path).resolve(), text))
     app.connect("doctree-read", _put_pictures_in, priority=100)  # before images are collected as files
+    app.connect("doctree-read", _name_rows_of_errors)
     app.connect("missing-reference", _find_by_name)
     app.connect("autodoc-process-docstring", lambda _, __, ___, ____, _____, lines: _list_arguments(lines))
     app.connect(
@@ -93,15 +94,23 @@ def _put_pictures_in(app: Any, page: nodes.document) -> None:
             image.replace_self(nodes.raw("", path.read_text(), format="html"))
 
 
+def _name_rows_of_errors(app: Any, page: nodes.document) -> None:
+    """Each row of the page of errors can be led to by the name of its class."""
+    if app.env.docname == "reference/errors":
+        for row in page.findall(nodes.row):
+            for name in list(row.children[0].findall(nodes.literal)):
+                name["ids"].append(name.astext())
+
+
 def _find_by_name(app: Any, env: Any, wanted: Any, shown: Any) -> nodes.reference | None:
-    """Lead from the name of a class to where it is documented, from `serve.x` to `headgate.serve.x`, from errors to their page."""
+    """Lead from the name of a class to where it is documented, from `serve.x` to `headgate.serve.x`, from an error to its row."""
     if wanted.get("refdomain") != "py":
         return None
     target = wanted["reftarget"]
     name = target.rpartition(".")[2]
     error = getattr(headgate.errors, name, None)
     if isinstance(error, type) and issubclass(error, headgate.errors.HeadgateError):
-        return make_refnode(app.builder, wanted["refdoc"], "reference/errors", "", shown)
+        return make_refnode(app.builder, wanted["refdoc"], "reference/errors", name, shown)
     objects = env.domains["py"].objects.items()
     named = [(full, known) for full, known in objects if full == f"headgate.{target}"]
     found = named or [(full, known) for full, known in objects if full.endswith(f".{name}") and known.objtype == "class"]

@@ -310,13 +310,13 @@ class Instance:
 
         Args:
             name: its name, which handles use.
-            route: the path under which HTTP clients reach it; one that ends in `/` takes all below it. None: handles only.
-            methods: the HTTP methods that it answers.
+            route: the path under which HTTP clients reach it, such as "/digits"; one that ends in `/` takes all below. None: handles only.
+            methods: the HTTP methods that it answers, such as `("GET", "POST")`.
             backend: the tag that gets all its traffic; None: it answers 503 until `set_traffic`.
 
         Raises `AlreadyExistsError` (`ValueError`) for a name or route that is taken; `InvalidValueError` for a route
-        without a leading `/` or under `/-/`, and for an unknown method; `NotFoundError` (`LookupError`) for an unknown
-        backend.
+        without a leading `/` or under `/-/`, and for an unknown method; `InvalidTypeError` (`TypeError`); `NotFoundError` (`LookupError`)
+        for an unknown backend.
         """
         from headgate.core.messages import CreateEndpoint
 

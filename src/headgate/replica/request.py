@@ -28,8 +28,9 @@ _UNREAD: Any = object()
 class Request:
     """One HTTP request, whole.
 
-    Beside the names here it has the attributes of `werkzeug.wrappers.Request`, such as `args`, `headers`, `form`, `files`,
-    `values`, `cookies`, `url`, `base_url`, `host`, `full_path`, `authorization`, `user_agent`, `accept_mimetypes`.
+    Beside the names here it has the attributes of `werkzeug.wrappers.Request`, such as `args` (the query, by name), `headers`, `form`,
+    `files`, `values`, `cookies`, `url`, `base_url`, `host`, `full_path`, `authorization`, `user_agent`, `accept_mimetypes`.
+
     It can be pickled, so that it can be an argument of a call to another backend.
     """
 
