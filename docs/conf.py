@@ -40,6 +40,7 @@ highlight_language = "none"  # a block that doesn't say its language is shown as
 # what is documented under that name.
 default_role = "py:obj"
 add_module_names = False
+toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 120
