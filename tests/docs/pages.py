@@ -5,8 +5,9 @@ A block of Python or of a shell is run, unless a comment before it says why not;
     <!-- not run: needs a Kubernetes cluster -->
 
 Other comments of that kind: `<!-- figures vary -->`, where numbers are shown as they once were; `<!-- status: 1 -->`, where the last
-command is to fail; and a comment that holds a whole block, which is run as if it were seen: what a reader has done before, or does
-afterwards.
+command is to fail; `<!-- needs: mosec -->`, where another server has to be installed, one of the benchmarks' contenders; and a comment
+that holds a whole block, which is run as if it were seen: what a reader has done before, or does afterwards. `<!-- files of: moving.md -->`
+stands for the files that another page shows.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _FENCE: Final = re.compile(
     r"^(?P<indent> *)(?P<fence>```+)(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=indent)(?P=fence) *$", re.MULTILINE | re.DOTALL
 )
 _NAME: Final = re.compile(r"# ([\w./-]+\.\w+)\n")
-_TOLD: Final = re.compile(r"(not run|status): *(.+)|figures vary")
+_TOLD: Final = re.compile(r"(not run|status|needs): *(.+)|figures vary")
+_ELSEWHERE: Final = re.compile(r"files of: *(.+)")
 
 
 class Block(NamedTuple):
@@ -39,6 +41,8 @@ class Block(NamedTuple):
     status: int = 0
     """How its last command ends."""
     figures_vary: bool = False
+    needs: str = ""
+    """The contender of the benchmarks that it is about; empty: it is about Headgate alone."""
 
     @property
     def file(self) -> str:
@@ -64,7 +68,10 @@ def blocks(page: Path) -> list[Block]:
         at = piece.end()
         if piece[0].startswith("<!--"):
             inside = _FENCE.search(piece["inside"])
-            if inside is not None:
+            elsewhere = _ELSEWHERE.fullmatch(piece["inside"].strip())
+            if elsewhere is not None:
+                found += [block for block in blocks(page.with_name(elsewhere[1])) if block.file]
+            elif inside is not None:
                 found.append(_block(page, line, inside, told))
                 told = {}
             else:
@@ -81,7 +88,8 @@ def _block(page: Path, line: int, fenced: re.Match[str], told: dict[str, str]) -
     if not language.startswith("{") and language not in (*PYTHON, *SHELL, *SHOWN):
         raise PageError(f"{page.name}:{line}: a block in {language!r}; blocks are in {', '.join((*PYTHON, *SHELL, *SHOWN))}")
     lines = [part.removeprefix(fenced["indent"]) for part in fenced["text"].splitlines(keepends=True)]
-    return Block(line, language, "".join(lines), told.get("not run", ""), int(told.get("status", 0)), "figures vary" in told)
+    text = "".join(lines)
+    return Block(line, language, text, told.get("not run", ""), int(told.get("status", 0)), "figures vary" in told, told.get("needs", ""))
 
 
 class Command(NamedTuple):
