@@ -43,6 +43,8 @@ class Block(NamedTuple):
     figures_vary: bool = False
     needs: str = ""
     """The contender of the benchmarks that it is about; empty: it is about Headgate alone."""
+    borrowed: bool = False
+    """It is a file of another page, which may have more than this one uses."""
 
     @property
     def file(self) -> str:
@@ -70,7 +72,7 @@ def blocks(page: Path) -> list[Block]:
             inside = _FENCE.search(piece["inside"])
             elsewhere = _ELSEWHERE.fullmatch(piece["inside"].strip())
             if elsewhere is not None:
-                found += [block for block in blocks(page.with_name(elsewhere[1])) if block.file]
+                found += [block._replace(borrowed=True) for block in blocks(page.with_name(elsewhere[1])) if block.file]
             elif inside is not None:
                 found.append(_block(page, line, inside, told))
                 told = {}

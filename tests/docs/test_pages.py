@@ -63,7 +63,7 @@ def type_along(page: Path, *contender: str, **variables: str) -> None:
 def test_every_file_of_a_page_is_used(page: Path) -> None:
     found = blocks(page)
     for at, block in enumerate(found):
-        if block.file and not block.why_not:
+        if block.file and not block.why_not and not block.borrowed:
             later = [other.text for other in found[at + 1 :] if not other.why_not]
             stem = Path(block.file).stem
             assert any(re.search(rf"\b{stem}\b", text) for text in later), f"line {block.line}: nothing uses {block.file}"
@@ -135,7 +135,7 @@ def test_a_page_may_use_the_files_of_another(tmp_path: Path) -> None:
     page_of(tmp_path, "```python\n# one.py\nx = 1\n```\n\n```python\nprint(2)\n```\n")
     using = tmp_path / "using.md"
     using.write_text("<!-- files of: page.md -->\n\n```console\n$ python -c 'import one; print(one.x)'\n1\n```\n")
-    assert [block.file for block in blocks(using)] == ["one.py", ""]
+    assert [(block.file, block.borrowed) for block in blocks(using)] == [("one.py", True), ("", False)]
     type_along(using)
 
 
