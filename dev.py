@@ -93,7 +93,8 @@ def ensure_environment() -> str | None:
         if made.returncode:
             return f"`{sys.executable} -m venv {VENV}` failed; its message is above"
     _say("installing Headgate and its tools (a few minutes the first time)")
-    pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--editable", ".[dev]"]
+    # Not compiled: of all that is installed little is ever imported, and that is compiled then.
+    pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check", "--editable", ".[dev]"]
     if subprocess.run(pip, cwd=ROOT, check=False).returncode:
         return "pip could not install the project; its message is above (is a package index within reach?)"
     STAMP.write_text(wanted)

@@ -129,6 +129,16 @@ def instance() -> Iterator[Instance]:
         yield running
 
 
+@pytest.fixture
+def emptied_instance(shared_instance: Instance) -> Iterator[Instance]:
+    """The module's instance, with no endpoint and no backend; a test may leave some. It costs a tenth of an instance of the test's own."""
+    yield shared_instance
+    for name in shared_instance.list_endpoints():
+        shared_instance.delete_endpoint(name)
+    for tag in shared_instance.list_backends():
+        shared_instance.delete_backend(tag)
+
+
 @pytest.fixture(scope="module")
 def shared_instance(_nothing_left_by_module: None, request: pytest.FixtureRequest) -> Iterator[Instance]:
     """An instance that the tests of a module share: give backends and endpoints names that no other test uses."""

@@ -7,6 +7,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 import requests
 
 from headgate import serve
@@ -25,6 +26,12 @@ def answer_one(request: Any) -> str:
 class AnswerTwo:
     def __call__(self, request: Any) -> str:
         return "class"
+
+
+@pytest.fixture
+def instance(emptied_instance: Instance) -> Instance:
+    """One for all, emptied after each test."""
+    return emptied_instance
 
 
 def test_scaling_out(instance: Instance) -> None:

@@ -45,6 +45,12 @@ async def _post(host: str, port: int) -> tuple[str, float]:
         await writer.wait_closed()
 
 
+@pytest.fixture
+def instance(emptied_instance: serve.Instance) -> serve.Instance:
+    """One for all, emptied after each test."""
+    return emptied_instance
+
+
 def test_forty_dripping_requests_leave_in_three_or_four_batches_none_undersized(instance: serve.Instance) -> None:
     instance.create_backend("b", SlowBatches, config={"max_batch_size": 32, "batch_wait_timeout": 0.01})
     instance.create_endpoint("b", "/b", ["POST"], backend="b")

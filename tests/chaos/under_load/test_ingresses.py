@@ -26,7 +26,7 @@ def on_the_dead_one(outcome: Outcome, killed_at: float, clients: frozenset[int])
 def test_an_ingress_is_killed_every_2_seconds_under_load(
     num_ingresses: int, tmp_path_factory: pytest.TempPathFactory, figure: Figures, long: bool
 ):
-    seconds = 600.0 if long else 12.0
+    seconds = 600.0 if long else 8.0
     chance = random.Random(6)
     kills: list[tuple[float, frozenset[int]]] = []
     serves_s: list[float] = []

@@ -176,7 +176,7 @@ class Mixed:
 def test_replicas_of_both_ends_of_nested_calls_are_killed_under_a_mixed_load(
     instance: Instance, tmp_path: Path, figure: Figures, long: bool
 ):
-    seconds = 600.0 if long else 15.0
+    seconds = 600.0 if long else 10.0
     chance = random.Random(8)
     serve_all(instance, tmp_path, idempotent=True)
     kills: list[tuple[float, float]] = []

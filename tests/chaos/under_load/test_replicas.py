@@ -74,7 +74,7 @@ def test_a_replica_is_killed_every_second_under_load(instance: Instance, tmp_pat
 
 @pytest.mark.timeout(2100)
 def test_a_replica_is_frozen_every_3_seconds_under_load(instance: Instance, tmp_path: Path, figure: Figures, long: bool):
-    seconds = 1800.0 if long else 20.0
+    seconds = 1800.0 if long else 15.0
     chance = random.Random(5)
     health = {"health_check_period": 0.1, "health_check_timeout": 0.5}
     journals = {name: serve_workers(instance, tmp_path, name, idempotent=name == "again", **health) for name in ("again", "once")}
