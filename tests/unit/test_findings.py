@@ -65,6 +65,7 @@ def test_where_all_is_well_there_is_nothing_to_say() -> None:
         ({"http_urls": ("http://10.0.0.1:8000",)}, QUIET, WARNING, "no password"),
         ({}, counted(503, 5), WARNING, "5 of 105 requests were refused"),
         ({}, counted(504, 5), WARNING, "ran out of time"),
+        ({}, counted(499, 12), WARNING, "12 of 112 requests were given up by their callers"),
         ({}, counted(502, 5), PROBLEM, "were lost"),
         ({}, counted(500, 5), PROBLEM, "failed in its code"),
         ({}, msgspec.structs.replace(QUIET, replica_deaths={"a:v1": 4}), WARNING, "have died 4 times"),

@@ -14,6 +14,8 @@ _LITTLE_MEMORY = 0.1
 _LITTLE_DISK = 0.05
 _RESTARTS_PER_REPLICA = 3
 _SHED_SHARE = 0.01
+_LEFT_SHARE = 0.1
+"""Some callers always leave, of streams above all."""
 _LONG_S = 60.0
 _FEW_DAYS = 14.0
 _OLDEST_KERNEL = (5, 3)
@@ -120,6 +122,11 @@ def _of_backend(backend: BackendInfo, measured: Measurement) -> list[Finding]:
         if count and count >= total * _SHED_SHARE:
             level = PROBLEM if status in (500, 502) else WARNING
             found.append(Finding(level, subject, f"{count} of {total} requests {what} ({status})", do))
+    left = sum(each.count for each in counts if each.status == 499)
+    if left and left >= total * _LEFT_SHARE:
+        what = f"{left} of {total} requests were given up by their callers before they were answered (499)"
+        do = f"see whether it is too slow for them: headgate bench; then headgate scale {backend.tag} MORE, or batch"
+        found.append(Finding(WARNING, subject, what, do))
     depth = sum(depth.queued for depth in measured.counters.queues if depth.backend == backend.tag)
     if depth * 2 >= backend.config.max_queued_queries:
         found.append(
