@@ -109,7 +109,7 @@ def test_a_table_leaves_out_what_does_not_fit_by_rank() -> None:
 
 def test_what_a_table_cuts_ends_in_an_ellipsis() -> None:
     columns = (Column("name"), Column("traffic", flexible=True), Column("why", flexible=True))
-    for width, ends in ((23, ["one=0.9 t…", "short"]), (60, ["one=0.9 two=0.1", "short"]), (16, ["on…", "sh…"])):
+    for width, ends in ((23, ["one=0.9 t…", "short"]), (60, ["one=0.9 two=0.1", "short"]), (16, ["one…", "sho…"])):
         said = io.StringIO()
         console = Console(file=said, width=width)
         console.print(table_for(columns, [["name", "one=0.9 two=0.1", "short"]], width), no_wrap=True)
