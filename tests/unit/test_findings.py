@@ -13,6 +13,7 @@ from headgate.core.reports import (
     Counters,
     Description,
     EndpointInfo,
+    EventCount,
     Measurement,
     QueueDepth,
     ReplicaStatus,
@@ -42,6 +43,21 @@ def counted(status: int, count: int) -> Measurement:
 def test_where_all_is_well_there_is_nothing_to_say() -> None:
     assert findings.of_instance(WELL, QUIET) == []
     assert findings.of_machine(Machine()) == []
+
+
+@pytest.mark.parametrize(
+    ("shed", "what", "do"),
+    [
+        ({"queue full": 4, "deadline": 1}, "5 of 105 requests were refused: queue full, deadline (503)", "headgate scale a:v1 MORE"),
+        ({"deadline": 1, "no replica": 4}, "5 of 105 requests were refused: no replica, deadline (503)", "see why its replicas die"),
+    ],
+)
+def test_what_was_refused_is_told_with_its_reasons_and_what_helps_against_the_first(shed: dict[str, int], what: str, do: str) -> None:
+    events = tuple(EventCount("shed", "a", "a:v1", reason, count) for reason, count in shed.items())
+    counters = msgspec.structs.replace(counted(503, 5).counters, events=events)
+    [finding] = findings.of_instance(WELL, msgspec.structs.replace(QUIET, counters=counters))
+    assert finding.what == what
+    assert finding.do.startswith(do)
 
 
 @pytest.mark.parametrize(

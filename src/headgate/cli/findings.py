@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import msgspec
 
-from headgate.core.reports import BackendInfo, Description, Measurement
+from headgate.core.reports import SHED, BackendInfo, Description, Measurement
 
 PROBLEM = "problem"
 WARNING = "warning"
@@ -17,6 +19,7 @@ _SHED_SHARE = 0.01
 _LEFT_SHARE = 0.1
 """Some callers always leave, of streams above all."""
 _LONG_S = 60.0
+_NO_REPLICA = "no replica"
 _FEW_DAYS = 14.0
 _OLDEST_KERNEL = (5, 3)
 """The first that has pidfd_open, by which processes see each other's end."""
@@ -113,7 +116,7 @@ def _of_backend(backend: BackendInfo, measured: Measurement) -> list[Finding]:
     counts = [count for count in measured.counters.requests if count.backend == backend.tag]
     total = sum(count.count for count in counts)
     for status, what, do in (
-        (503, "were refused, as its queue was full or they could not be in time", f"headgate scale {backend.tag} MORE, or batch"),
+        (503, *_refused(backend.tag, measured)),
         (504, "ran out of time", f"headgate scale {backend.tag} MORE, or raise its request_timeout"),
         (502, "were lost with a replica that died", "mark the backend idempotent where its code may run twice, and see why replicas die"),
         (500, "failed in its code", "look into the log, which has each traceback with the request's id"),
@@ -138,6 +141,19 @@ def _of_backend(backend: BackendInfo, measured: Measurement) -> list[Finding]:
             )
         )
     return found
+
+
+def _refused(tag: str, measured: Measurement) -> tuple[str, str]:
+    """Why requests were refused, the most frequent reason first, and what helps against that."""
+    reasons: Counter[str] = Counter()
+    for event in measured.counters.events:
+        if event.event == SHED and event.backend == tag:
+            reasons[event.reason] += event.count
+    ordered = [reason for reason, _ in reasons.most_common()]
+    what = f"were refused: {', '.join(ordered)}" if ordered else "were refused"
+    if ordered[:1] == [_NO_REPLICA]:
+        return what, f"see why its replicas die, or don't start: headgate backends {tag}, headgate logs --backend {tag}"
+    return what, f"headgate scale {tag} MORE, or batch"
 
 
 def of_machine(machine: Machine) -> list[Finding]:
