@@ -182,6 +182,7 @@ def test_code_whose_file_has_changed_is_replaced_and_all_of_it_where_that_is_ask
     said = piped("deploy", *HERE, "--dry-run", "--update", "model", "app.yaml", cwd=folder)
     assert said.status == 3
     assert "(asked for)" in said.out
+    assert "has no backend 'x'; it has 'model'" in piped("deploy", *HERE, "--dry-run", "--update", "x", "app.yaml", cwd=folder).err
     assert "did you mean 'model'?" in piped("deploy", *HERE, "--dry-run", "--update", "modle", "app.yaml", cwd=folder).err
 
 
