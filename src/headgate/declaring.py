@@ -67,7 +67,7 @@ class Source:
         with self.at(who="backends"):
             found = importing.definitions(named, self._folder, timeout_s)
         wrong = [
-            Problem(("backends", tag, "import_path"), f"backend {tag!r}: {each.error.message}")
+            Problem(("backends", tag, each.key), f"backend {tag!r}: {each.error.message}")
             for tag, each in found.items()
             if each.error is not None
         ]

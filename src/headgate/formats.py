@@ -22,7 +22,8 @@ Place = tuple[str | int, ...]
 """Keys from the root to a value."""
 
 YAML, TOML, JSON = "yaml", "toml", "json"
-_SUFFIXES: Final = {".yaml": YAML, ".yml": YAML, ".toml": TOML, ".json": JSON}
+SUFFIXES: Final = {".yaml": YAML, ".yml": YAML, ".toml": TOML, ".json": JSON}
+"""What the names of files of declared state end in."""
 
 _PLAIN_TAG: Final = "plain"
 """Of scalars without quotes and without a tag of their own."""
@@ -55,10 +56,10 @@ class Text(msgspec.Struct, frozen=True):
 
 def format_of(file: str) -> str:
     """The format of a file, by its name. Raises `InvalidValueError`."""
-    for suffix, name in _SUFFIXES.items():
+    for suffix, name in SUFFIXES.items():
         if file.lower().endswith(suffix):
             return name
-    raise InvalidValueError(f"{file}: the name of a file of declared state ends in {', '.join(_SUFFIXES)}")
+    raise InvalidValueError(f"{file}: the name of a file of declared state ends in {', '.join(SUFFIXES)}")
 
 
 def read(text: str, file: str, notation: str) -> Text:
@@ -259,7 +260,7 @@ def _read_toml(text: str, file: str) -> Text:
         raise DeclaredStateError(f"{file}:{line}: this is no TOML: {said}") from None
     except RecursionError:
         raise DeclaredStateError(f"{file}: values are nested too deeply") from None
-    return Text(file, data, _toml_lines(text))
+    return Text(file, data or None, _toml_lines(text))  # what has no key says nothing, as with YAML
 
 
 def _toml_lines(text: str) -> dict[Place, int]:

@@ -39,6 +39,7 @@ class Found(msgspec.Struct, frozen=True):
 
     definition: Definition | None = None
     error: ErrorInfo | None = None
+    key: str = "import_path"  # of the file, under which the mistake is
 
 
 def definitions(named: Mapping[str, Named], folder: str, timeout_s: float) -> dict[str, Found]:
@@ -96,6 +97,8 @@ def _describe(named: Named) -> Found:
 
     try:
         target = definition.find(named.import_path)
+        if wrong := definition.misfit(target, named.init_args, named.init_kwargs):
+            return Found(error=describe(InvalidValueError(wrong[1])), key=wrong[0])
         return Found(definition.describe(target, tuple(named.init_args), named.init_kwargs, import_path=named.import_path))
     except HeadgateError as error:
         return Found(error=describe(error))

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec
 
 from headgate import DEFAULT_NAME, arguments
 from headgate.config import DEFAULT_MAX_BODY_BYTES, BackendConfig, parse_config, parse_options, suggest, unknown
-from headgate.errors import ConfigError, InReplicaError, InvalidTypeError, NotRunningError
+from headgate.errors import ConfigError, InReplicaError, InvalidTypeError, NotFoundError, NotRunningError
 from headgate.router import way as ways
 
 if TYPE_CHECKING:
@@ -434,7 +434,8 @@ class Instance:
         declared, running = source.declared, self.status()
         for tag in arguments.tags("update", update):
             if tag not in declared.backends:
-                raise unknown("backend", tag, declared.backends, "plan")
+                hint = suggest(tag, declared.backends) or f"; it has {', '.join(map(repr, declared.backends)) or 'none'}"
+                raise NotFoundError(f"update: what is declared has no backend {tag!r}{hint}")
         http = source.http()
         if http:
             with source.at("http", who="http"):

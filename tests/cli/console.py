@@ -52,7 +52,7 @@ def piped(*arguments: str, stdin: str = "", cwd: str | Path | None = None, **ext
 def completed(*words: str, tries: int = 5) -> list[str]:
     """What a shell is offered for the last of these words. Where the machine is busy that is nothing, so it is asked a few times."""
     for _ in range(tries):
-        said = piped(_HEADGATE_COMPLETE="bash_complete", COMP_WORDS=" ".join(["headgate", *words]), COMP_CWORD=str(len(words)))
+        said = piped(_HEADGATE_COMPLETE="bash_complete", COMP_LINE=" ".join(["headgate", *words]))
         if offered := [each.partition(",")[2] for each in said.out.splitlines() if each]:
             return offered
     return []

@@ -38,7 +38,9 @@ def test_what_fails_is_counted_and_exits_with_1(running: Instance) -> None:
     assert "statuses\t404\t10" in said.out
     said = piped("bench", "http://127.0.0.1:1/", "--rate", "50", "--duration", "0.1", "--json")
     assert said.status == 1
-    assert json.loads(said.out)["errors"] == {"ConnectionRefusedError: Connection refused": 5}
+    told = json.loads(said.out)
+    assert told["errors"] == {"ConnectionRefusedError: Connection refused": 5}
+    assert told["latency_s"] == {}  # and not 0, which would be quick
 
 
 def test_what_waits_for_a_connection_counts_from_when_it_was_due(running: Instance) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from headgate import serve
 from headgate.errors import ConfigError, NotRunningError
 from headgate.serve import Instance
-from tests.cli.console import NAME, completed, here, on_terminal, piped, shown
+from tests.cli.console import NAME, completed, environment, here, on_terminal, piped, shown
 
 pytestmark = pytest.mark.local_engine("the commands find instances of this machine")
 
@@ -130,6 +133,32 @@ def test_the_shell_completes_commands_instances_backends_and_endpoints(running: 
     assert completed("scale", "--name", NAME, "greet") == ["greet:v1", "greet:v2"]
     assert completed("traffic", "--name", NAME, "g") == ["greet"]
     assert completed("scale", "--name", "nobody", "greet", tries=1) == []
+
+
+def test_bash_completes_words_that_have_colons_and_equal_signs_in_them(running: Instance, tmp_path: Path) -> None:
+    command = tmp_path / "headgate"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m headgate "$@"\n')
+    command.chmod(0o755)
+    script = f"""
+        {piped("completion", "bash").out}
+        compopt() {{ :; }}  # there is no line that is typed
+        COMP_WORDBREAKS=$' \\t\\n"=:' COMP_LINE=$1 COMP_POINT=${{#1}}
+        _headgate_completion "{command}"
+        echo "${{COMPREPLY[*]}}"
+    """
+
+    def offered(line: str) -> list[str]:
+        for _ in range(5):  # nothing where the machine is busy
+            done = subprocess.run(["bash", "-c", script, "bash", line], env=environment(), capture_output=True, text=True, check=True)
+            if done.stdout.split():
+                break
+        assert done.stderr == ""
+        return done.stdout.split()
+
+    assert offered(f"headgate scale --name {NAME} greet:") == ["v1", "v2"]
+    assert offered(f"headgate traffic --name {NAME} greet greet:v1=0.5 greet:v") == ["v1=", "v2="]
+    assert offered(f"headgate deploy --name={NAME} --update=greet:v2") == ["v2"]
+    assert offered(f"headgate call --name {NAME} -d '{{\"a\": 1}}' gr") == ["greet"]
 
 
 def test_doctor_names_what_is_wrong_and_what_helps(running: Instance) -> None:

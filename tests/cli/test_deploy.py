@@ -138,13 +138,18 @@ def test_a_wrong_file_is_told_with_its_line_before_anything_else(folder: Path) -
 def test_on_a_terminal_it_asks_and_shows_how_many_replicas_are_ready(running: Instance, folder: Path) -> None:
     before, gate = state(running), folder / "gate"
     file = declare(folder, APP.replace("word: hello", f"word: hello, gate: {gate}"))
-    with on_terminal("deploy", *HERE, file) as terminal:
-        terminal.until("Do it? [y/N]")
-        terminal.press("n\n")
-        said = terminal.end()
-    assert said.status == 1
-    assert said.out.endswith("nothing has changed\n")
-    assert state(running) == before
+    for keys, status, says in (
+        ("n\n", 1, "\nnothing has changed\n"),
+        ("\x04", 1, "\nnothing has changed\n"),
+        ("\x03", 130, "\ninterrupted: nothing has changed\n"),
+    ):
+        with on_terminal("deploy", *HERE, file) as terminal:
+            terminal.until("Do it? [y/N]")
+            terminal.press(keys)
+            said = terminal.end()
+        assert said.status == status
+        assert said.out.endswith(says)
+        assert state(running) == before
     with on_terminal("deploy", *HERE, file) as terminal:
         terminal.until("Do it? [y/N]")
         terminal.press("y\n")
@@ -177,6 +182,7 @@ def test_code_whose_file_has_changed_is_replaced_and_all_of_it_where_that_is_ask
     said = piped("deploy", *HERE, "--dry-run", "--update", "model", "app.yaml", cwd=folder)
     assert said.status == 3
     assert "(asked for)" in said.out
+    assert "has no backend 'x'; it has 'model'" in piped("deploy", *HERE, "--dry-run", "--update", "x", "app.yaml", cwd=folder).err
     assert "did you mean 'model'?" in piped("deploy", *HERE, "--dry-run", "--update", "modle", "app.yaml", cwd=folder).err
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from headgate import serve
+from headgate.cli.logs import in_order
+from headgate.logs.entry import Entry
 from headgate.serve import Instance
 from tests.cli.console import NAME, on_terminal, piped, shown
 from tests.support import wait_until
@@ -86,3 +90,31 @@ def test_an_instance_that_keeps_no_log_says_where_it_is(kept: Instance) -> None:
     assert "keeps no log" in said.err
     assert "log_dir" in said.err
     wait_until(lambda: "keeps-none" not in serve.list_instances())
+
+
+class Looks:
+    """What is found at one look after the other, of processes that write meanwhile; then Ctrl-C, or the end."""
+
+    def __init__(self, *looks: list[int], ends: bool) -> None:
+        self._looks = deque([[Entry(time=moment, role="replica", text=str(moment)) for moment in look] for look in looks])
+        self._ends = ends
+
+    def has_ended(self) -> bool:
+        return self._ends and len(self._looks) == 1
+
+    def latest(self, lines: int) -> list[Entry]:
+        return self._looks.popleft()[-lines:]
+
+    def following(self) -> list[Entry]:
+        if not self._looks:
+            raise KeyboardInterrupt
+        return self._looks.popleft()
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_what_is_followed_is_by_time_though_it_is_found_later(ends: bool) -> None:
+    seen: list[int] = []
+    looks = Looks([1, 2, 5], [3, 4, 8], [], [6, 10], [9, 12], [11], ends=ends)
+    with contextlib.nullcontext() if ends else pytest.raises(KeyboardInterrupt):
+        seen.extend(int(entry.time) for entry in in_order(looks, 2, every_s=0))
+    assert seen == [2, 3, 4, 5, 8, 6, 9, 10, 11, 12]  # 1 is before the latest two; 8 was held for one look, and 6 came later than that

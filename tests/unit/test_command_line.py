@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import click
 import pytest
+from rich.console import Console
 
 import headgate
 from headgate import serve
@@ -18,7 +20,9 @@ from headgate.cli import init_options, reference
 from headgate.cli.main import COMMANDS, run
 from headgate.cli.main import headgate as group
 from headgate.cli.output import Column, seconds_text, table_for
+from headgate.cli.status import page, records
 from headgate.cli.where import Where
+from headgate.core.reports import Coming, Counters, Description, Measurement
 
 PAGE = Path(__file__).parents[2] / "docs/reference/command-line.md"
 NAMES = [name for names in COMMANDS.values() for name in names]
@@ -101,6 +105,41 @@ def test_a_table_leaves_out_what_does_not_fit_by_rank() -> None:
     rows = [["n" * 10, "m" * 10, "l" * 10, "x" * 10]]
     for width, kept in ((80, 4), (40, 3), (25, 2), (5, 2)):
         assert len(table_for(columns, rows, width).columns) == kept
+
+
+def test_what_a_table_cuts_ends_in_an_ellipsis() -> None:
+    columns = (Column("name"), Column("traffic", flexible=True), Column("why", flexible=True))
+    for width, ends in ((23, ["one=0.9 t…", "short"]), (60, ["one=0.9 two=0.1", "short"]), (16, ["one…", "sho…"])):
+        said = io.StringIO()
+        console = Console(file=said, width=width)
+        console.print(table_for(columns, [["name", "one=0.9 two=0.1", "short"]], width), no_wrap=True)
+        row = said.getvalue().splitlines()[-1]
+        assert len(row) <= width
+        assert [each for each in row.split("  ") if each.strip()][1:] == ends
+
+
+def test_a_number_that_is_none_and_a_file_that_is_not_there_are_told_with_what_was_expected(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in ("app.yaml", "app.py"):
+        (tmp_path / file).touch()
+    for arguments, said in (
+        (["scale", "x", "many"], "'many' is not a valid whole number"),
+        (["bench", "/", "--rate", "quick"], "'quick' is not a valid number"),
+        (["deploy", "--yes", "ap.yaml"], "there is no file 'ap.yaml'; did you mean 'app.yaml'?"),
+        (["run", "ap.py"], "there is no file 'ap.py'; did you mean 'app.py'?"),
+    ):
+        assert run(arguments) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_status_says_which_replicas_are_coming() -> None:
+    described = Description("default", (), {}, {}, (), {}, {}, (), ready=True, coming={"digits:v2": Coming(3, 1)})
+    assert ["coming", "digits:v2", "1/3"] in records(described, Measurement(Counters()))
+    said = io.StringIO()
+    Console(file=said, width=60).print(page(described, Measurement(Counters()), 60))
+    assert "coming: digits:v2, 1/3 ready" in said.getvalue()
 
 
 @pytest.mark.parametrize(

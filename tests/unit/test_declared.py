@@ -91,8 +91,16 @@ def test_a_file_in_toml_declares_what_it_says():
     )
 
 
-def test_an_empty_file_declares_nothing():
-    assert declared("") == declared("# nothing\n") == declared("", formats.TOML) == Declared()
+@pytest.mark.parametrize(
+    ("text", "notation"), [("", formats.YAML), ("# nothing\n", formats.YAML), ("null", formats.JSON), ("# nothing\n", formats.TOML)]
+)
+def test_an_empty_file_is_refused_since_it_would_delete_everything(text: str, notation: str):
+    assert mistakes(text, notation) == [f"app.{notation}: the file is empty; to have nothing run, say so by empty backends and endpoints"]
+
+
+def test_a_file_may_say_that_nothing_is_to_run():
+    for text, notation in (("backends: {}\nendpoints: {}", formats.YAML), ("{}", formats.YAML), ("[backends]", formats.TOML)):
+        assert declared(text, notation) == Declared()
 
 
 @pytest.mark.parametrize(
@@ -259,6 +267,11 @@ def test_code_is_imported_from_the_folder_of_the_file_and_replicas_find_it_there
 def test_code_that_is_not_there_is_named_with_its_line_and_the_nearest_name(folder: Path, path: str, told: str):
     with pytest.raises(DeclaredStateError, match=told):
         source(folder, path).definitions()["a"]
+
+
+def test_arguments_that_the_constructor_does_not_take_are_refused_with_their_line(folder: Path):
+    with pytest.raises(DeclaredStateError, match=r"app\.yaml:4: backend 'a': Model takes no argument 'm'; it takes n"):
+        source(folder, "shop_of_declared:Model", "init_kwargs: {m: 3}").definitions()
 
 
 def test_a_config_that_the_code_cannot_run_with_is_refused_with_its_line(folder: Path):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import pytest
@@ -20,7 +20,7 @@ import pytest
 from headgate.core.declared import MAX_CODE_BYTES
 from headgate.core.specs import Code, Definition, MethodInfo, Parameter
 from headgate.errors import InvalidTypeError, InvalidValueError
-from headgate.replica.definition import accept_batch, construct, describe, find, http_warnings, load
+from headgate.replica.definition import accept_batch, construct, describe, find, http_warnings, load, misfit
 
 
 def function(request, scale=2): ...
@@ -483,3 +483,65 @@ def test_what_has_no_name_of_its_own_has_the_one_that_a_file_gave_it(name: str) 
     code = describe(find(path), import_path=path).code
     assert code.import_path == path
     assert code.source_hash == describe(function).code.source_hash
+
+
+class Constructed:
+    def __init__(self, weights: str, *, threads: int = 1) -> None: ...
+
+    def __call__(self, request: Any = None) -> None: ...
+
+
+class TakesAll(Constructed):
+    def __init__(self, first: str, **rest: Any) -> None: ...
+
+
+class TakesNothing(Constructed):
+    def __init__(self) -> None: ...
+
+
+class MadeElsewhere(Constructed):
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        raise NotImplementedError
+
+
+class Wrapped(Constructed):
+    @functools.wraps(Constructed.__init__)  # type: ignore[misc]  # mypy doesn't know it for constructors
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("target", "args", "kwargs", "key", "said"),
+    [
+        (Constructed, [], {"weigths": "x"}, "init_kwargs", "Constructed takes no argument 'weigths'; did you mean 'weights'?"),
+        (Constructed, ["x"], {"zzz": 1}, "init_kwargs", "Constructed takes no argument 'zzz'; it takes weights, threads"),
+        (TakesNothing, [], {"x": 1}, "init_kwargs", "TakesNothing takes no argument 'x'; it takes none"),
+        (Constructed, ["x", 4], {}, "init_args", "Constructed can't be constructed with that: too many positional arguments"),
+        (Constructed, [], {}, "init_kwargs", "Constructed can't be constructed with that: missing a required argument: 'weights'"),
+        (TakesAll, [], {"other": 1}, "init_kwargs", "TakesAll can't be constructed with that: missing a required argument: 'first'"),
+        (functools.partial(Constructed, "x"), ["y"], {}, "init_args", "too many positional arguments"),
+    ],
+)
+def test_arguments_that_a_constructor_does_not_take_are_told_before_it_is_called(
+    target: Any, args: list[Any], kwargs: dict[str, Any], key: str, said: str
+) -> None:
+    found = misfit(target, args, kwargs)
+    assert found is not None
+    assert found[0] == key
+    assert said in found[1]
+
+
+@pytest.mark.parametrize(
+    ("target", "args", "kwargs"),
+    [
+        (Constructed, ["x"], {"threads": 4}),
+        (TakesAll, ["x"], {"other": 1}),
+        (TakesNothing, [], {}),
+        (MadeElsewhere, [], {"only": "a call can tell"}),
+        (Wrapped, [], {"only": "a call can tell"}),
+        (functools.partial(Constructed, weights="x"), [], {}),
+        (len, [], {}),
+        (dict, [1, 2, 3], {}),
+    ],
+)
+def test_arguments_that_a_constructor_may_take_are_left_to_it(target: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
+    assert misfit(target, args, kwargs) is None

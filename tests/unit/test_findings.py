@@ -13,6 +13,7 @@ from headgate.core.reports import (
     Counters,
     Description,
     EndpointInfo,
+    EventCount,
     Measurement,
     QueueDepth,
     ReplicaStatus,
@@ -45,6 +46,21 @@ def test_where_all_is_well_there_is_nothing_to_say() -> None:
 
 
 @pytest.mark.parametrize(
+    ("shed", "what", "do"),
+    [
+        ({"queue full": 4, "deadline": 1}, "5 of 105 requests were refused: queue full, deadline (503)", "headgate scale a:v1 MORE"),
+        ({"deadline": 1, "no replica": 4}, "5 of 105 requests were refused: no replica, deadline (503)", "see why its replicas die"),
+    ],
+)
+def test_what_was_refused_is_told_with_its_reasons_and_what_helps_against_the_first(shed: dict[str, int], what: str, do: str) -> None:
+    events = tuple(EventCount("shed", "a", "a:v1", reason, count) for reason, count in shed.items())
+    counters = msgspec.structs.replace(counted(503, 5).counters, events=events)
+    [finding] = findings.of_instance(WELL, msgspec.structs.replace(QUIET, counters=counters))
+    assert finding.what == what
+    assert finding.do.startswith(do)
+
+
+@pytest.mark.parametrize(
     ("changes", "measured", "level", "said"),
     [
         ({"certificate_days": 13.2}, QUIET, WARNING, "expires in 13 days"),
@@ -65,6 +81,7 @@ def test_where_all_is_well_there_is_nothing_to_say() -> None:
         ({"http_urls": ("http://10.0.0.1:8000",)}, QUIET, WARNING, "no password"),
         ({}, counted(503, 5), WARNING, "5 of 105 requests were refused"),
         ({}, counted(504, 5), WARNING, "ran out of time"),
+        ({}, counted(499, 12), WARNING, "12 of 112 requests were given up by their callers"),
         ({}, counted(502, 5), PROBLEM, "were lost"),
         ({}, counted(500, 5), PROBLEM, "failed in its code"),
         ({}, msgspec.structs.replace(QUIET, replica_deaths={"a:v1": 4}), WARNING, "have died 4 times"),

@@ -9,6 +9,7 @@ import click
 
 from headgate.cli import output
 from headgate.cli.headers import parse
+from headgate.cli.numbers import Number, WholeNumber
 from headgate.cli.where import Where, on_instance
 
 if TYPE_CHECKING:
@@ -21,22 +22,20 @@ _LATE_S: Final = 0.005
 @click.command
 @on_instance
 @click.argument("url")
-@click.option("--rate", "-r", type=click.FloatRange(min=0, min_open=True), default=100.0, show_default=True, help="Requests a second.")
-@click.option(
-    "--duration", "-t", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True, metavar="SECONDS", help="How long."
-)
+@click.option("--rate", "-r", type=Number(min=0, min_open=True), default=100.0, show_default=True, metavar="N", help="Requests a second.")
+@click.option("--duration", "-t", type=Number(min=0, min_open=True), default=10.0, show_default=True, metavar="SECONDS", help="How long.")
 @click.option("--request", "-X", "verb", metavar="METHOD", help="HTTP method; else GET, or POST with a body.")
 @click.option("--header", "-H", "headers", multiple=True, metavar="NAME:VALUE", help="HTTP header. Again for each.")
 @click.option("--data", "-d", metavar="DATA", help="HTTP body; @FILE is what is in a file, @- standard input.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=10.0,
     show_default=True,
     metavar="SECONDS",
     help="Then it has failed.",
 )
-@click.option("--connections", "-c", type=click.IntRange(min=1), default=1000, show_default=True, help="At most at once.")
+@click.option("--connections", "-c", type=WholeNumber(min=1), default=1000, show_default=True, metavar="N", help="At most at once.")
 @click.option("--insecure", "-k", is_flag=True, help="Over HTTPS, don't check the certificate.")
 @click.option("--json", "in_json", is_flag=True, help="All figures as JSON, in seconds.")
 def bench(
@@ -55,7 +54,8 @@ def bench(
     """Send requests to URL at a rate, and show how long they took.
 
     URL is whole, or a route such as /hello of the instance. Requests are sent when they are due, however slow those before them are, and
-    each one's time counts from when it was due: also what it waited for a connection, or for this program. So nothing slow is left out.
+    each one's time counts from when it was due: also what it waited for a connection, or for this program. So nothing slow is left out
+    but what was not answered, which is told apart.
 
     The exit status is 1 where a request was not answered, or with a status of 400 or more.
 
@@ -156,7 +156,9 @@ def figures(plan: Plan, run: Run) -> dict[str, Any]:
             **{f"p{percent:g}": latencies.percentile(percent) for percent in PERCENTILES},
             "mean": latencies.mean_s,
             "max": latencies.max_s,
-        },
+        }
+        if latencies.count
+        else {},  # 0 would be quick
         "sent_late_s": {"p99": run.late.percentile(99), "max": run.late.max_s},
         "histogram": [bar._asdict() for bar in latencies.bars()],
     }
@@ -195,7 +197,8 @@ def _show(plan: Plan, run: Run) -> None:
         output.say(f"{'max':>6}  {output.seconds_text(run.latencies.max_s)}\n")
         for line in histogram(run, output.to_stdout().width):
             output.say(line)
-        output.say("\nTimes count from when a request was due.", "dim")
+        but = "; those that were not answered are not among them" if run.errors else ""
+        output.say(f"\nTimes count from when a request was due{but}.", "dim", prose=True)
     if run.late.percentile(99) > _LATE_S:
         late = output.seconds_text(run.late.percentile(99))
         output.say(

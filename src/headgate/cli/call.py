@@ -15,6 +15,7 @@ import click
 
 from headgate.cli import completing, output
 from headgate.cli.headers import Header, beside, parse
+from headgate.cli.numbers import Number
 from headgate.cli.where import Where, known, on_instance
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Items(NamedTuple):
 @click.option("--data", "-d", metavar="DATA", help="HTTP body; @FILE is what is in a file, @- standard input.")
 @click.option("--method", metavar="NAME", help="The method of the backend's class to call.")
 @click.option("--shard-key", metavar="KEY", help="The same key meets the same backend.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Give up after that.")
+@click.option("--timeout", type=Number(min=0, min_open=True), metavar="SECONDS", help="Give up after that.")
 @click.option("--insecure", "-k", is_flag=True, help="Over HTTPS, don't check the certificate.")
 def call(
     where: Where,

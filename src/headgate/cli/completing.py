@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 import click
+from click.shell_completion import CompletionItem
 
 from headgate.cli.where import Where, named
 
@@ -42,6 +43,11 @@ def endpoints(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 def weights(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Tags of backends, with the `=` after which a weight is to come."""
     return [] if "=" in incomplete else [f"{tag}=" for tag in backends(ctx, param, incomplete)]
+
+
+def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Files, as the shell knows them."""
+    return [CompletionItem(incomplete, type="file")]
 
 
 def _where(ctx: click.Context) -> Where:

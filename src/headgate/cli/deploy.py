@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from headgate.cli import completing, output
-from headgate.cli.where import Where, on_instance
+from headgate.cli.where import Where, nearest_file, on_instance
 
 if TYPE_CHECKING:
     from headgate.core.plan import Plan
@@ -41,7 +41,7 @@ _STYLES: Final = {"+": "green", "-": "red", "~": "yellow"}
     help="Replace its code though it looks the same.",
 )
 @click.option("--start", is_flag=True, help="Where no such instance runs, start one that outlives this command.")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
 def deploy(where: Where, file: str, yes: bool, dry_run: bool, update: tuple[str, ...], start: bool) -> int:
     """Have an instance run what FILE declares, and nothing else: all at once, or nothing.
 
@@ -72,7 +72,7 @@ def deploy(where: Where, file: str, yes: bool, dry_run: bool, update: tuple[str,
         _show(plan)
         if dry_run:
             return CHANGES
-        if not yes and not click.confirm("Do it?", err=True):
+        if not yes and not _is_told_to():
             output.note("nothing has changed")
             return 1
         return _do(instance, plan)
@@ -82,11 +82,25 @@ def _can_ask(file: str) -> bool:
     return file != "-" and sys.stdin.isatty() and sys.stderr.isatty()
 
 
+def _is_told_to() -> bool:
+    """Ask. Ctrl-D declines; at Ctrl-C what comes next begins on a line of its own, too."""
+    try:
+        return click.confirm("Do it?", err=True)
+    except click.Abort as aborted:
+        output.note("")
+        if isinstance(aborted.__context__, EOFError):
+            return False
+        output.note("interrupted: nothing has changed")
+        raise
+
+
 def _load(file: str) -> Source:
     from headgate import declaring, formats
 
     if file == "-":
         return declaring.load_text(sys.stdin.buffer.read(), "standard input", formats.YAML, os.getcwd())
+    if not os.path.exists(file):
+        raise click.BadParameter(f"there is no file {file!r}{nearest_file(file, *formats.SUFFIXES)}", param_hint="FILE")
     return declaring.load(file)
 
 

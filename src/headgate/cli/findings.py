@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import msgspec
 
-from headgate.core.reports import BackendInfo, Description, Measurement
+from headgate.core.reports import SHED, BackendInfo, Description, Measurement
 
 PROBLEM = "problem"
 WARNING = "warning"
@@ -14,7 +16,10 @@ _LITTLE_MEMORY = 0.1
 _LITTLE_DISK = 0.05
 _RESTARTS_PER_REPLICA = 3
 _SHED_SHARE = 0.01
+_LEFT_SHARE = 0.1
+"""Some callers always leave, of streams above all."""
 _LONG_S = 60.0
+_NO_REPLICA = "no replica"
 _FEW_DAYS = 14.0
 _OLDEST_KERNEL = (5, 3)
 """The first that has pidfd_open, by which processes see each other's end."""
@@ -111,7 +116,7 @@ def _of_backend(backend: BackendInfo, measured: Measurement) -> list[Finding]:
     counts = [count for count in measured.counters.requests if count.backend == backend.tag]
     total = sum(count.count for count in counts)
     for status, what, do in (
-        (503, "were refused, as its queue was full or they could not be in time", f"headgate scale {backend.tag} MORE, or batch"),
+        (503, *_refused(backend.tag, measured)),
         (504, "ran out of time", f"headgate scale {backend.tag} MORE, or raise its request_timeout"),
         (502, "were lost with a replica that died", "mark the backend idempotent where its code may run twice, and see why replicas die"),
         (500, "failed in its code", "look into the log, which has each traceback with the request's id"),
@@ -120,6 +125,11 @@ def _of_backend(backend: BackendInfo, measured: Measurement) -> list[Finding]:
         if count and count >= total * _SHED_SHARE:
             level = PROBLEM if status in (500, 502) else WARNING
             found.append(Finding(level, subject, f"{count} of {total} requests {what} ({status})", do))
+    left = sum(each.count for each in counts if each.status == 499)
+    if left and left >= total * _LEFT_SHARE:
+        what = f"{left} of {total} requests were given up by their callers before they were answered (499)"
+        do = f"see whether it is too slow for them: headgate bench; then headgate scale {backend.tag} MORE, or batch"
+        found.append(Finding(WARNING, subject, what, do))
     depth = sum(depth.queued for depth in measured.counters.queues if depth.backend == backend.tag)
     if depth * 2 >= backend.config.max_queued_queries:
         found.append(
@@ -131,6 +141,19 @@ def _of_backend(backend: BackendInfo, measured: Measurement) -> list[Finding]:
             )
         )
     return found
+
+
+def _refused(tag: str, measured: Measurement) -> tuple[str, str]:
+    """Why requests were refused, the most frequent reason first, and what helps against that."""
+    reasons: Counter[str] = Counter()
+    for event in measured.counters.events:
+        if event.event == SHED and event.backend == tag:
+            reasons[event.reason] += event.count
+    ordered = [reason for reason, _ in reasons.most_common()]
+    what = f"were refused: {', '.join(ordered)}" if ordered else "were refused"
+    if ordered[:1] == [_NO_REPLICA]:
+        return what, f"see why its replicas die, or don't start: headgate backends {tag}, headgate logs --backend {tag}"
+    return what, f"headgate scale {tag} MORE, or batch"
 
 
 def of_machine(machine: Machine) -> list[Finding]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Final, Protocol
 
 import click
 
 from headgate.cli import completing, output
+from headgate.cli.numbers import WholeNumber
 from headgate.cli.where import Where, on_instance
 
 if TYPE_CHECKING:
@@ -28,7 +30,13 @@ _STYLES: Final = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
 @on_instance
 @click.option("--follow", "-f", is_flag=True, help="Go on with what comes, until Ctrl-C or the end of the instance.")
 @click.option(
-    "--lines", "-l", type=click.IntRange(min=0), default=100, show_default=True, help="The latest so many of what there is; 0: all."
+    "--lines",
+    "-l",
+    type=WholeNumber(min=0),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="The latest so many of what there is; 0: all.",
 )
 @click.option("--backend", "-b", metavar="TAG", shell_complete=completing.backends, help="Of this backend alone.")
 @click.option("--request", "-r", metavar="ID", help="Of this request alone, as X-Request-Id names it.")
@@ -63,25 +71,57 @@ def logs(
     wanted = Wanted(backend, request, level.upper() if level is not None else None)
     with contextlib.closing(_of_running(where, wanted) if folder is None else _Near(folder, wanted)) as source:
         try:
-            for entry in source.latest(lines):
+            for entry in in_order(source, lines) if follow else source.latest(lines):
                 _show(entry, in_json=in_json)
-            if follow:
-                _follow(source, in_json=in_json)
         except KeyboardInterrupt:
             return
         except FileNotFoundError:  # the folder went with its instance
             return
 
 
-def _follow(source: _Near | _Afar, *, in_json: bool) -> None:
-    while True:
-        sys.stdout.flush()
-        ended = source.has_ended()
-        for entry in source.following():
-            _show(entry, in_json=in_json)
-        if ended:
-            return
-        time.sleep(_EVERY_S)
+class Source(Protocol):
+    """Where entries come from."""
+
+    def has_ended(self) -> bool:
+        """Whether nobody writes any more; what was written before is still to be asked for."""
+
+    def latest(self, lines: int) -> Iterable[Entry]:
+        """The latest so many of what there is, by time; 0: all."""
+
+    def following(self) -> Iterable[Entry]:
+        """What has come since, by time."""
+
+
+def in_order(source: Source, lines: int, every_s: float = _EVERY_S) -> Iterator[Entry]:
+    """The latest so many, then what comes, by time, until whoever writes it has ended.
+
+    While the files are read one after another, others go on writing, and what is found next time may be older than what was found now.
+    So what has come is held until the next look, which says what belongs before it.
+    """
+    held = list(source.latest(lines))
+    try:
+        while True:
+            ended = source.has_ended()
+            come = list(source.following())
+            until = held[-1].time if held else 0.0
+            merged = list(heapq.merge(held, come, key=_time))
+            held = []  # whoever leaves at one of these has seen it
+            for number, entry in enumerate(merged):
+                if entry.time > until and not ended:
+                    held = merged[number:]
+                    break
+                yield entry
+            if ended:
+                return
+            sys.stdout.flush()
+            time.sleep(every_s)
+    except (KeyboardInterrupt, FileNotFoundError):  # the folder goes with its instance
+        yield from held
+        raise
+
+
+def _time(entry: Entry) -> float:
+    return entry.time
 
 
 class _Near:

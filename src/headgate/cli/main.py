@@ -103,6 +103,10 @@ def headgate(ctx: click.Context) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Do what a command line says; returns the exit status. Errors are said on standard error."""
     try:
+        if "_HEADGATE_COMPLETE" in os.environ:  # a shell asks what it may complete
+            from headgate.cli import completion
+
+            completion.register()
         status = headgate.main(list(arguments), prog_name="headgate", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except click.exceptions.Exit as asked:

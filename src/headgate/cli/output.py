@@ -112,6 +112,7 @@ def table_for(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: i
     shown = [number for number, column in enumerate(columns) if not column.may_be_empty or any(row[number] for row in rows)]
     while _width(columns, rows, shown) > width and any(columns[number].rank for number in shown):
         shown.remove(max(shown, key=lambda number: columns[number].rank))
+    room = _room(columns, rows, shown, width)
     made = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold", show_edge=False)
     for number in shown:
         column = columns[number]
@@ -121,7 +122,7 @@ def table_for(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: i
             no_wrap=True,
             overflow="ellipsis",
             min_width=None if column.flexible else min(_cell_width(columns, rows, number), width),
-            ratio=None,
+            max_width=room.get(number),
         )
     for row in rows:
         made.add_row(*[Text(_one_line(row[number]), style=STYLES.get(row[number], "")) for number in shown])
@@ -133,6 +134,18 @@ def _width(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Sequ
     return sum(
         min(width, _FLEXIBLE_AT_LEAST) if columns[number].flexible else width for number, width in zip(shown, widths, strict=True)
     ) + _GAP * max(len(shown) - 1, 0)
+
+
+def _room(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Sequence[int], width: int) -> dict[int, int]:
+    """How wide the flexible columns may be, so that what doesn't fit ends in an ellipsis: the narrow ones as they are, the rest alike."""
+    wanted = {number: _cell_width(columns, rows, number) for number in shown}
+    flexible = sorted((number for number in shown if columns[number].flexible), key=wanted.__getitem__)
+    left = width - _GAP * max(len(shown) - 1, 0) - sum(wanted[number] for number in shown if not columns[number].flexible)
+    room: dict[int, int] = {}
+    for index, number in enumerate(flexible):
+        room[number] = max(min(wanted[number], left // (len(flexible) - index)), 1)
+        left -= room[number]
+    return room
 
 
 def _cell_width(columns: Sequence[Column], rows: Sequence[Sequence[str]], number: int) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import click
 
 from headgate.cli import completing, output
+from headgate.cli.numbers import WholeNumber
 from headgate.cli.where import Where, known, on_instance
 
 
 @click.command
 @on_instance
 @click.argument("backend", shell_complete=completing.backends)
-@click.argument("replicas", type=click.IntRange(min=1))
+@click.argument("replicas", type=WholeNumber(min=1))
 def scale(where: Where, backend: str, replicas: int) -> None:
     """Change how many replicas a backend has.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from headgate.cli import init_options, output, service_manager
+from headgate.cli import completing, init_options, output, service_manager
 from headgate.cli.target import Target, failure, parse, perform
 from headgate.cli.where import Where, starting_instance
 
@@ -32,7 +32,7 @@ _TERMINATED: Final = 128 + signal.SIGTERM
 @click.option(
     "--watch", "watched", type=click.Path(exists=True), multiple=True, help="With --reload: what to watch, instead of the target's folder."
 )
-@click.argument("target")
+@click.argument("target", shell_complete=completing.files)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def run(where: Where, target: str, arguments: tuple[str, ...], reload: bool, watched: tuple[str, ...], **values: Any) -> int:
     """Start an instance, have TARGET set it up, and serve until Ctrl-C or SIGTERM.
@@ -76,7 +76,7 @@ def run(where: Where, target: str, arguments: tuple[str, ...], reload: bool, wat
 
 @click.command(cls=init_options.InitCommand, context_settings={"allow_interspersed_args": False})
 @starting_instance
-@click.argument("target", required=False)
+@click.argument("target", required=False, shell_complete=completing.files)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def start(where: Where, target: str | None, arguments: tuple[str, ...], **values: Any) -> int:
     """Start an instance that outlives this command, and have TARGET, if given, set it up.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from headgate.cli import output
+from headgate.cli.numbers import Number
 from headgate.cli.rows import BACKENDS, ENDPOINTS, backend_row, endpoint_row
 from headgate.cli.where import Where, on_instance
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 @click.command
 @on_instance
 @click.option("--watch", "-w", is_flag=True, help="Show it again and again, until Ctrl-C; in a pipe, when it has changed.")
-@click.option("--every", type=click.FloatRange(min=0.1), default=1.0, show_default=True, metavar="SECONDS", help="How often, with --watch.")
+@click.option("--every", type=Number(min=0.1), default=1.0, show_default=True, metavar="SECONDS", help="How often, with --watch.")
 @click.option("--json", "in_json", is_flag=True, help="All of it, as JSON; with --watch one line each time.")
 def status(where: Where, watch: bool, every: float, in_json: bool) -> None:
     """Show what runs: endpoints with their traffic, backends with their replicas, and requests.
@@ -89,6 +90,9 @@ def page(description: Description, measured: Measurement, width: int) -> Rendera
         parts += [Text(), output.table_for(ENDPOINTS, [endpoint_row(one) for one in description.endpoints.values()], width)]
     if description.backends:
         parts += [Text(), output.table_for(BACKENDS, [backend_row(one, measured) for one in description.backends.values()], width)]
+    parts += [
+        Text(f"\ncoming: {tag}, {coming.ready}/{coming.replicas} ready", style="yellow") for tag, coming in description.coming.items()
+    ]
     parts += [Text(f"\n{waiting.backend}: {waiting.text}", style="yellow") for waiting in description.waiting]
     if not description.endpoints and not description.backends:
         parts += [Text(), Text("Nothing is served yet: create_backend and create_endpoint, or headgate run, set it up.", style="dim")]
@@ -102,6 +106,7 @@ def records(description: Description, measured: Measurement) -> list[list[str]]:
         ["instance", description.name, state, *description.http_urls],
         *(["endpoint", *endpoint_row(one)] for one in description.endpoints.values()),
         *(["backend", *backend_row(one, measured)] for one in description.backends.values()),
+        *(["coming", tag, f"{coming.ready}/{coming.replicas}"] for tag, coming in description.coming.items()),
         *(["waiting", waiting.backend, str(waiting.replicas), waiting.reason] for waiting in description.waiting),
     ]
 

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import click
 
+from headgate.cli.where import nearest_file
+
 
 class Target(NamedTuple):
     """What to run, as `parse` understood it: `function` is empty for a file."""
@@ -30,7 +32,7 @@ def parse(text: str) -> Target:
     """`app.py` or `module:function`. Raises `click.BadParameter` for what is neither."""
     if text.endswith(".py") or os.sep in text or (os.path.isfile(text) and ":" not in text):
         if not os.path.isfile(text):
-            raise click.BadParameter(f"there is no file {text!r}{_nearest_file(text)}", param_hint="TARGET")
+            raise click.BadParameter(f"there is no file {text!r}{nearest_file(text, '.py')}", param_hint="TARGET")
         return Target(text, text, "")
     module, colon, function = text.partition(":")
     if not colon or not function:
@@ -38,16 +40,6 @@ def parse(text: str) -> Target:
     if not all(part.isidentifier() for part in (*module.split("."), *function.split("."))):
         raise click.BadParameter(f"{text!r} has names in it that Python can't import", param_hint="TARGET")
     return Target(text, module, function)
-
-
-def _nearest_file(text: str) -> str:
-    from headgate.config import suggest
-
-    folder, name = os.path.split(text)
-    try:
-        return suggest(name, [each for each in os.listdir(folder or ".") if each.endswith(".py")])
-    except OSError:
-        return ""
 
 
 def perform(target: Target, arguments: tuple[str, ...]) -> None:

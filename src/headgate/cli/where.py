@@ -6,6 +6,7 @@ No command but `run`, `start` and `deploy --start` ever starts one: where none o
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -77,6 +78,17 @@ def known(what: str, name: str, among: Mapping[str, Found], command: str) -> Fou
 
     listed = f"; `headgate {command}` lists them" if among else f"; this instance has no {what} yet"
     raise NotFoundError(f"there is no {what} {name!r}{suggest(name, among) or listed}")
+
+
+def nearest_file(path: str, *suffixes: str) -> str:
+    """`; did you mean 'x'?` for the file in the same folder whose name ends so and is nearest, or an empty string."""
+    from headgate.config import suggest
+
+    folder, name = os.path.split(path)
+    try:
+        return suggest(name, [each for each in os.listdir(folder or ".") if each.endswith(suffixes)])
+    except OSError:
+        return ""
 
 
 def on_instance(function: Callable[..., Any]) -> Callable[..., Any]:

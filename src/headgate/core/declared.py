@@ -159,6 +159,9 @@ class _Reader:
         self.problems.append(Problem(place, text))
 
     def declared(self, data: object) -> Declared:
+        if data is None:  # as where the command failed that was to print it, and nothing must be deleted for that
+            self._wrong((), "the file is empty; to have nothing run, say so by empty backends and endpoints")
+            return Declared()
         given = self._section((), data, Declared, "the file")
         http = self._http(given.get("http"))
         backends = {tag: self._backend(tag, value) for tag, value in self._named("backends", given, "backend tag").items()}
@@ -275,8 +278,6 @@ class _Reader:
 
     def _section(self, place: Place, data: object, record: type[msgspec.Struct], who: str) -> dict[str, Any]:
         """The known keys of a mapping."""
-        if data is None and not place:
-            return {}
         if not isinstance(data, Mapping):
             self._wrong(place, f"{who} must be a mapping with {_listed(record.__struct_fields__)}, got {_shown(data)}")
             return {}

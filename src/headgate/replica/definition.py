@@ -128,6 +128,32 @@ def describe(
     )
 
 
+def misfit(target: Any, args: list[Any], kwargs: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Which of these the constructor doesn't take, "init_args" or "init_kwargs", and why; None where they fit, or only a call can tell."""
+    if isinstance(target, functools.partial):
+        args, kwargs, target = [*target.args, *args], {**target.keywords, **kwargs}, target.func
+    if not inspect.isclass(target) or type(target).__call__ is not type.__call__ or target.__new__ is not object.__new__:
+        return None
+    try:
+        # Not what a decorator says that it wraps: what is called is the decorator's function.
+        signature = inspect.signature(target.__init__, follow_wrapped=False)
+        signature.bind(target, *args, **kwargs)
+    except ValueError:
+        return None
+    except TypeError as error:
+        parameters = list(signature.parameters.values())[1:]
+        names = [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+        wrong = next((key for key in kwargs if key not in names), None)
+        if wrong is None or any(each.kind is each.VAR_KEYWORD for each in parameters):
+            return "init_args" if args else "init_kwargs", f"{_name(target)} can't be constructed with that: {error}"
+        return "init_kwargs", f"{_name(target)} takes no argument {wrong!r}{suggest(wrong, names) or _it_takes(names)}"
+    return None
+
+
+def _it_takes(names: list[str]) -> str:
+    return f"; it takes {', '.join(names) or 'none'}"
+
+
 def http_warnings(definition: Definition, http_methods: tuple[str, ...] = ()) -> list[str]:
     """What will fail over HTTP, for a warning: handlers with required parameters that no HTTP request can give."""
     problems: list[str] = []
