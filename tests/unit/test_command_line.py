@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import types
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
 import headgate
-from headgate.cli import init_options, reference
+from headgate.cli import init_options, output, reference, starting
 from headgate.cli.main import COMMANDS, run
 from headgate.cli.main import headgate as group
 from headgate.cli.output import Column, seconds_text, table_for
+from headgate.core.reports import Coming
 
 PAGE = Path(__file__).parents[2] / "docs/reference/command-line.md"
 NAMES = [name for names in COMMANDS.values() for name in names]
@@ -84,3 +88,19 @@ def test_a_table_leaves_out_what_does_not_fit_by_rank() -> None:
 )
 def test_durations_are_said_as_people_say_them(seconds: float, text: str) -> None:
     assert seconds_text(seconds) == text
+
+
+def test_who_waits_for_slow_constructors_is_told_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, said = threading.Event(), []
+
+    def note(text: str) -> None:
+        said.append(text)
+        told.set()
+
+    monkeypatch.setattr(starting, "_TELL_AFTER_S", 0.001)
+    monkeypatch.setattr(output, "note", note)
+    monkeypatch.setattr(output, "to_stderr", lambda: types.SimpleNamespace(is_terminal=True))
+    slow: Any = types.SimpleNamespace(status=lambda: types.SimpleNamespace(coming={"large": Coming(2, 1)}))
+    with starting._telling_what_starts(slow):
+        assert told.wait(30)
+    assert said[0] == "large: 1 of 2 replicas are ready so far; their constructors go on"
