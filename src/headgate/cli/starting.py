@@ -65,7 +65,8 @@ def run(where: Where, target: str, arguments: tuple[str, ...], reload: bool, wat
             return _until_told(instance, lambda: _serve(instance, reloader.step))
 
     def set_up_and_serve() -> int:
-        status = _set_up(instance, where, parsed, arguments)
+        with _telling_what_starts(instance):
+            status = _set_up(where, parsed, arguments)
         if status != 0 or instance.ended:
             return status
         _say_what_serves(instance, parsed)
@@ -97,7 +98,8 @@ def start(where: Where, target: str | None, arguments: tuple[str, ...], **values
     _refuse_running(where, needs_cluster=True)
     with to_stay(where, given) as instance:
         _say_where(where, given, instance)
-        status = _set_up(instance, where, parsed, arguments) if parsed is not None else 0
+        with _telling_what_starts(instance):
+            status = _set_up(where, parsed, arguments) if parsed is not None else 0
         if status != 0:
             instance.shutdown()
             return status
@@ -163,14 +165,13 @@ def _say_where(where: Where, given: dict[str, Any], instance: Instance) -> None:
         output.note(f"commands are taken at tcp://{instance.status().admin_address}")
 
 
-def _set_up(instance: Instance, where: Where, target: Target, arguments: tuple[str, ...]) -> int:
+def _set_up(where: Where, target: Target, arguments: tuple[str, ...]) -> int:
     """Returns the status with which to exit, 0 where it went well. What it raises is said."""
     from headgate import serve
 
     serve.host(serve.Host(where.name, where.engine, where.address))
     try:
-        with _telling_what_starts(instance):
-            perform(target, arguments)
+        perform(target, arguments)
     except SystemExit as asked:
         if asked.code == _TERMINATED:
             raise
