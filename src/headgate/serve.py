@@ -152,7 +152,8 @@ class Instance:
         """Refuse new work, finish what was admitted, and stop everything, for everybody who is connected.
 
         Returns when no process, socket or temporary file of the instance remains. A `state_dir` stays, and the next `init`
-        on it restores what there was. Raises `InReplicaError` in a replica.
+        on it restores what there was. Raises `InReplicaError` in a replica. Warns (`RuntimeWarning`) where it isn't known that nothing
+        remains: something does after 30 s, or an instance on another machine is out of reach.
         """
         from headgate.core.messages import Shutdown
 
@@ -165,9 +166,13 @@ class Instance:
         except NotRunningError:
             pass  # another process was faster, or the answer got lost on the way out
         assert self._starter is not None  # only instances in replicas have none
-        self._starter.wait_ended(connection.way, _SHUTDOWN_S)
+        has_ended = self._starter.wait_ended(connection.way, _SHUTDOWN_S)
         connection.close()
         _let_sigterm_be()
+        if not has_ended:
+            seen = "it is out of reach, or something still listens there" if connection.way.is_afar else "something of it still runs"
+            text = f"instance {self._name!r} was told to shut down, and whether it has ended isn't known: after {_SHUTDOWN_S:g} s {seen}"
+            _warn([text], RuntimeWarning)
 
     def create_backend(
         self,
@@ -859,11 +864,11 @@ def _let_sigterm_be() -> None:
         sigterm.let_be()
 
 
-def _warn(texts: list[str]) -> None:
+def _warn(texts: list[str], kind: type[Warning] = UserWarning) -> None:
     from headgate.router.connection import frames_to_the_caller
 
     for text in texts:
-        warnings.warn(text, UserWarning, stacklevel=frames_to_the_caller())
+        warnings.warn(text, kind, stacklevel=frames_to_the_caller())
 
 
 # The functions act on the latest instance.

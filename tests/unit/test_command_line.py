@@ -6,18 +6,20 @@ import os
 import subprocess
 import sys
 import threading
-import types
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
 import pytest
 
 import headgate
+from headgate import serve
 from headgate.cli import init_options, output, reference, starting
 from headgate.cli.main import COMMANDS, run
 from headgate.cli.main import headgate as group
 from headgate.cli.output import Column, seconds_text, table_for
+from headgate.cli.where import Where
 from headgate.core.reports import Coming
 
 PAGE = Path(__file__).parents[2] / "docs/reference/command-line.md"
@@ -60,6 +62,26 @@ def test_options_of_init_are_those_of_its_signature() -> None:
     assert values == {"other": 1}
 
 
+def test_where_it_is_not_known_that_an_instance_has_ended_it_is_not_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    closed: list[str] = []
+    way = SimpleNamespace(is_afar=True, is_there=lambda: True)
+    connection: Any = SimpleNamespace(
+        name="there", way=way, replica="", over="", forked=False, verb=lambda verb: b"", close=lambda: closed.append("it"), users=2
+    )
+    starter: Any = SimpleNamespace(wait_ended=lambda way, timeout_s: False, has_ended=lambda way: False, leave=lambda way: None)
+    monkeypatch.setattr(Where, "connect", lambda where: serve.Instance(connection, starter, owned=False))
+    with pytest.warns(RuntimeWarning, match=r"'there' was told to shut down, and whether it has ended isn't known: after 30 s it is out"):
+        serve.Instance(connection, starter, owned=False).shutdown()
+    assert closed == ["it"]
+    for command in ("stop", "shutdown"):
+        assert run([command, "--address", "tcp://there:8100"]) == 1
+        said = capsys.readouterr()
+        assert "whether it has ended isn't known" in said.err
+        assert "is shut down" not in said.out
+
+
 def test_alone_it_says_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([]) == 0
     alone = capsys.readouterr().out
@@ -99,8 +121,8 @@ def test_who_waits_for_slow_constructors_is_told_which(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(starting, "_TELL_AFTER_S", 0.001)
     monkeypatch.setattr(output, "note", note)
-    monkeypatch.setattr(output, "to_stderr", lambda: types.SimpleNamespace(is_terminal=True))
-    slow: Any = types.SimpleNamespace(status=lambda: types.SimpleNamespace(coming={"large": Coming(2, 1)}))
+    monkeypatch.setattr(output, "to_stderr", lambda: SimpleNamespace(is_terminal=True))
+    slow: Any = SimpleNamespace(status=lambda: SimpleNamespace(coming={"large": Coming(2, 1)}))
     with starting._telling_what_starts(slow):
         assert told.wait(30)
     assert said[0] == "large: 1 of 2 replicas are ready so far; their constructors go on"
