@@ -315,13 +315,13 @@ class Instance:
 
         Args:
             name: its name, which handles use.
-            route: the path under which HTTP clients reach it; one that ends in `/` takes all below it. None: handles only.
-            methods: the HTTP methods that it answers.
+            route: the path under which HTTP clients reach it, such as "/digits"; one that ends in `/` takes all below. None: handles only.
+            methods: the HTTP methods that it answers, such as `("GET", "POST")`.
             backend: the tag that gets all its traffic; None: it answers 503 until `set_traffic`.
 
         Raises `AlreadyExistsError` (`ValueError`) for a name or route that is taken; `InvalidValueError` for a route
-        without a leading `/` or under `/-/`, and for an unknown method; `NotFoundError` (`LookupError`) for an unknown
-        backend.
+        without a leading `/` or under `/-/`, and for an unknown method; `InvalidTypeError` (`TypeError`); `NotFoundError` (`LookupError`)
+        for an unknown backend.
         """
         from headgate.core.messages import CreateEndpoint
 
@@ -624,7 +624,7 @@ def init(
             own folder.
         admin_address: where verbs are taken over TCP, such as "0.0.0.0:8100", from whoever knows the `admin_token`; beyond this machine
             over TLS, with the certificate for HTTPS.
-        admin_token: at least 16 characters; None: what the environment variable HEADGATE_ADMIN_TOKEN says.
+        admin_token: at least 16 characters; None: what the environment variable `HEADGATE_ADMIN_TOKEN` says.
         traces: spans of requests by OpenTelemetry, as its variables `OTEL_*` say; needs `headgate[otel]`.
 
     Raises `InvalidTypeError` (`TypeError`), `InvalidValueError` (`ValueError`), `ConfigError` (`ValueError`) naming each
@@ -755,9 +755,9 @@ def connect(
     Args:
         name: None is "default"; with an address of an instance, whichever is there.
         engine: "local" or "ray", as for `init`.
-        address: of the cluster, as for `init`, but never one of this process's own; or "tcp://host:port", the `admin_address` of an
+        address: of the cluster, as for `init`, but never one of this process's own; or `"tcp://host:port"`, the `admin_address` of an
             instance on another machine, whatever its engine.
-        admin_token: that instance's; None: what the environment variable HEADGATE_ADMIN_TOKEN says.
+        admin_token: that instance's; None: what the environment variable `HEADGATE_ADMIN_TOKEN` says.
         admin_cafile: PEM file with the authorities that may have signed its certificate; None: those that this machine trusts.
 
     Raises `NotRunningError` (`RuntimeError`), which names the nearest that run; `InvalidTypeError`, `InvalidValueError`, `ConfigError`, and

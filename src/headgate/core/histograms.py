@@ -61,10 +61,12 @@ def observe_size(tally: Tally, size: int) -> None:
 
 
 class Histogram(msgspec.Struct, frozen=True, array_like=True):
-    """How many there were in each bucket, of those up to the last that isn't empty, and their sum."""
+    """How many there were of each magnitude, and their sum."""
 
     buckets: tuple[int, ...] = ()
+    """The count in each, up to the last that isn't empty; bucket `n` of times ends at 2**n times 100 microseconds."""
     sum: float = 0.0
+    """All of them added up: seconds, or requests."""
 
     @property
     def count(self) -> int:
