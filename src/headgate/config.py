@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -135,7 +135,7 @@ def parse_config(given: object, base: BackendConfig | None = None) -> BackendCon
     elif given is None:
         return base or BackendConfig()
     elif isinstance(given, Mapping):
-        refuse_unknown(given, BackendConfig.__struct_fields__, "config")
+        refuse_unknown(given, BackendConfig.__struct_fields__, "config", belongs)
         old = base or BackendConfig()
         values = {name: given.get(name, getattr(old, name)) for name in old.__struct_fields__}
     else:
@@ -168,7 +168,7 @@ def parse_options(given: object) -> ReplicaOptions:
     for name in given:
         if name in REFUSED_OPTIONS:
             raise ConfigError(f"ray_actor_options: {name!r} is set by Headgate itself; leave it out")
-    refuse_unknown(given, (*ReplicaOptions.__struct_fields__, *_GROUP_OPTIONS), "ray_actor_options")
+    refuse_unknown(given, (*ReplicaOptions.__struct_fields__, *_GROUP_OPTIONS), "ray_actor_options", belongs)
     given = {name: value for name, value in given.items() if value is not None or name == "placement_group"}
     for name in ("num_cpus", "num_gpus", "memory"):
         if name in given:
@@ -283,13 +283,24 @@ def _of_type(given: Mapping[str, Any], name: str, kind: type, expected: str, def
     return value
 
 
-def refuse_unknown(given: Mapping[Any, Any], known: Collection[str], where: str) -> None:
-    """Raise `ConfigError` for a key that isn't `known`, with the nearest that is. `where` it was given is for the message."""
+def belongs(key: str) -> str:
+    """`; num_gpus belongs in ray_actor_options` for a key that a backend has, or an empty string: what to say where it can't stand."""
+    for where, record in (("config", BackendConfig), ("ray_actor_options", ReplicaOptions)):
+        if key in record.__struct_fields__:
+            return f"; {key} belongs in {where}"
+    return ""
+
+
+def refuse_unknown(given: Mapping[Any, Any], known: Collection[str], where: str, elsewhere: Callable[[str], str] = lambda key: "") -> None:
+    """Raise `ConfigError` for a key that isn't `known`, with the nearest that is. `where` it was given is for the message.
+
+    `elsewhere` says of a key where else it would be right, and that comes before what is only near.
+    """
     for name in given:
         if not isinstance(name, str):
             raise ConfigTypeError(f"{where}: keys are strings, got {name!r}")
         if name not in known:
-            hint = suggest(name, known) or f"; known keys are {', '.join(known)}"
+            hint = elsewhere(name) or suggest(name, known) or f"; known keys are {', '.join(known)}"
             raise ConfigError(f"{where}: unknown key {name!r}{hint}")
 
 

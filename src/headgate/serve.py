@@ -25,13 +25,13 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec, Self, TypeVar
 
 from headgate import DEFAULT_NAME, arguments
 from headgate.config import DEFAULT_MAX_BODY_BYTES, BackendConfig, parse_config, parse_options, suggest, unknown
-from headgate.errors import ConfigError, InReplicaError, InvalidTypeError, NotFoundError, NotRunningError
+from headgate.errors import AddressInUseError, ConfigError, HeadgateError, InReplicaError, InvalidTypeError, NotFoundError, NotRunningError
 from headgate.router import way as ways
 
 if TYPE_CHECKING:
@@ -674,13 +674,15 @@ def init(
         started, way = False, starter.find(settings.name)
         if way is None:
             _warn(arguments.exposure(settings))
-            way = starter.start(settings)
+            with _noting_the_host(settings.name):
+                way = starter.start(settings)
             started = way is not None
             way = way or starter.find(settings.name)
         try:
             if way is None:
                 raise NotRunningError(f"instance {settings.name!r} has just ended")
-            instance = _connect(settings.name, starter, way, wanted, started=started, owned=started and not settings.detached)
+            with _noting_the_host(settings.name):
+                instance = _connect(settings.name, starter, way, wanted, started=started, owned=started and not settings.detached)
         except NotRunningError:
             if started or attempt == _ATTEMPTS - 1:
                 raise
@@ -711,6 +713,22 @@ def host(by: Host | None) -> None:
     """Have `init` without a name mean this instance, in this process; None ends that."""
     global _hosted
     _hosted = by
+
+
+@contextlib.contextmanager
+def _noting_the_host(name: str) -> Iterator[None]:
+    """Who is run by a command has not started what an `init` comes upon, and is told who did."""
+    try:
+        yield
+    except (AddressInUseError, ConfigError) as error:
+        if _hosted is not None and name == _hosted.name:
+            error.add_note("This program's instance was started by the command that runs it: say it by options there, such as --http-port")
+        elif _hosted is not None:
+            error.add_note(
+                f"{name!r} is another instance than {_hosted.name!r}, which the command that runs this program has started: "
+                f"leave the name out here, or give that command --name {name}"
+            )
+        raise
 
 
 def _keep(instance: Instance) -> Instance:
@@ -937,7 +955,24 @@ def _at_exit() -> None:
     sigterm.exits()
     with contextlib.suppress(KeyboardInterrupt):  # nobody is left to catch it, and what this process started ends with it
         for instance in reversed(_instances):
+            _say_if_never_asked(instance)
             instance._leave()
+
+
+def _say_if_never_asked(instance: Instance) -> None:
+    """A program that sets up what should be served and then simply ends was most likely meant to serve on."""
+    program = sys.argv[0] if sys.argv else ""
+    on_purpose = not program.endswith(".py") or sys.flags.interactive or hasattr(sys, "last_value")  # a session, or something was raised
+    if on_purpose or not instance._owned or instance._over():
+        return
+    with contextlib.suppress(HeadgateError):
+        if any(endpoint.route for endpoint in instance.list_endpoints().values()) and not instance.stat().counters.requests:
+            print(  # noqa: T201  # nobody else is left to say it
+                f"headgate: the program has ended before anybody asked {instance.name!r} anything, so that is shut down; "
+                f"`headgate run {program}` serves until Ctrl-C",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 # What is imported when it is first used, so that `import headgate.serve` costs little.

@@ -38,6 +38,9 @@ class Echo:
         for number in range(count):
             yield f"{number}\n"
 
+    def asks(self, request):
+        return request.method
+
     def fail(self):
         raise ValueError("not today")
 
@@ -57,7 +60,7 @@ def test_items_are_sorted_by_what_they_are() -> None:
         {"x": "1", "y": 1, "z": "a=b"},
         [],
     )
-    assert parse_items(("q==1", "x=1"), over_http=True) == ([], {"x": "1"}, [("q", "1")])
+    assert parse_items(("q==1", "x=1", "y==2"), over_http=True) == ([], {"x": "1"}, [("q", "1"), ("y", "2")])
 
 
 def test_arguments_go_by_handle_as_json_or_text(called: Instance) -> None:
@@ -87,6 +90,13 @@ def test_data_goes_over_http(called: Instance, tmp_path: Path) -> None:
     assert json.loads(piped("call", *HERE, "echo", "--http").out)["method"] == "GET"
 
 
+def test_what_only_http_has_goes_over_http_or_is_told_to(called: Instance, capsys: pytest.CaptureFixture[str]) -> None:
+    assert json.loads(piped("call", *HERE, "echo", "q==1").out)["args"] == {"q": "1"}
+    said = here(capsys, "call", *HERE, "echo", "--method", "asks")
+    assert said.status == 1
+    assert said.err == "error: echo wants an HTTP request, and this call went by handle; --http sends one\n"
+
+
 def test_what_fails_is_said_and_exits_with_1(called: Instance) -> None:
     said = piped("call", *HERE, "echo", "--method", "fail")
     assert (said.status, said.out) == (1, "")
@@ -102,6 +112,7 @@ def test_what_is_wrong_is_said_before_anything_is_sent(called: Instance, capsys:
         (["echo", "[1"], "no JSON"),
         (["echo", "x:=1."], "no JSON"),
         (["inner", "--http"], "no route"),
+        (["inner", "q==1"], "no route"),
         (["echo", "-d", "x", "y=1"], "-d is the whole body"),
         (["echo", "-H", "x"], "NAME:VALUE"),
     ):

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -129,6 +130,64 @@ def test_a_wrong_target_or_option_is_told_the_nearest_before_anything_starts(fol
     said = piped("run", "--name", "cli-run", "--http-port", "0", "app:setpu", cwd=folder)
     assert said.status == 1
     assert "did you mean 'setup'?" in said.err
+
+
+def test_what_a_verb_refuses_is_told_where_the_program_asked_for_it_and_who_started_the_instance(folder: Path) -> None:
+    folder.joinpath("wrong.py").write_text(
+        "import urllib.parse\n"
+        "from headgate import errors, serve\n"
+        "port = urllib.parse.urlsplit(serve.init().http_url).port\n"
+        "for name, other in ((None, port + 1), ('cli-other', port)):\n"
+        "    try:\n"
+        "        serve.init(name, http_port=other)\n"
+        "    except errors.HeadgateError as error:\n"
+        "        print(error.__notes__)\n"
+        "serve.create_backend('big', print, ray_actor_options={'num_gpus': 1000})\n"
+    )
+    said = piped("run", "--name", "cli-run", "--http-port", "0", "wrong.py", cwd=folder)
+    assert said.status == 1
+    differs, taken = said.out.splitlines()
+    assert "by options there, such as --http-port" in differs
+    assert "'cli-other' is another instance than 'cli-run'" in taken
+    assert "in <module>" in said.err
+    assert "InsufficientResourcesError: backend 'big'" in said.err
+    assert "connection.py" not in said.err
+
+
+def test_run_says_what_can_not_be_asked_yet_and_which_options_it_did_not_get(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder.joinpath("bare.py").write_text("from headgate import serve\nserve.create_endpoint('bare', '/bare')\n")
+    with on_terminal("run", "--name", "cli-run", "--http-port", "0", "bare.py", "--http-port", "9", "--help", cwd=folder) as terminal:
+        terminal.until("/bare (GET) no traffic yet: headgate traffic bare TAG=100%")
+        assert "--http-port stands behind the program" in terminal.text
+        assert "--help" not in terminal.text  # many programs have that
+        terminal.press("\x03")
+        assert terminal.end().status == 0
+    folder.joinpath("nothing.py").write_text("")
+    try:
+        said = here(capsys, "start", "--name", "cli-run", "--http-port", "0", str(folder / "nothing.py"))
+        assert said.status == 0
+        assert "nothing.py has created no endpoint" in said.err
+    finally:
+        piped("stop", "--name", "cli-run")
+
+
+def test_a_program_that_ends_before_anybody_asked_is_told_how_to_serve_on(folder: Path) -> None:
+    folder.joinpath("plain.py").write_text(
+        "import sys\n"
+        "from headgate import serve\n"
+        "serve.init('cli-plain', http_port=0)\n"
+        "serve.create_backend('one', lambda request: 1)\n"
+        "serve.create_endpoint('one', '/one', backend='one')\n"
+        "sys.argv[1:] == ['ask'] and serve.get_handle('one').remote(0).result(timeout_s=10)\n"
+        "sys.argv[1:] == ['fail'] and print(1 / 0)\n"
+    )
+    said = {}
+    for does in ("nothing", "ask", "fail"):
+        command = [sys.executable, "plain.py", does]
+        said[does] = subprocess.run(command, env=environment(), cwd=folder, capture_output=True, text=True, check=False, timeout=60).stderr
+    assert "`headgate run plain.py` serves until Ctrl-C" in said["nothing"]
+    assert said["ask"] == ""
+    assert said["fail"].endswith("ZeroDivisionError: division by zero\n")
 
 
 def test_start_outlives_the_command_and_stop_ends_it_and_what_was_kept_has_to_be_looked_at_first(folder: Path) -> None:

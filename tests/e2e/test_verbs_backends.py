@@ -174,6 +174,8 @@ BAD_ARGUMENTS: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "a tag with half a surrogate pair": ("a\ud800", {}, InvalidValueError, "UTF-8"),
     "a tag of another type": (3, {}, InvalidTypeError, "string"),
     "an unknown key": ("t", {"config": {"num_replica": 1}}, ConfigError, "num_replicas"),
+    "a key of the options": ("t", {"config": {"num_gpus": 1}}, ConfigError, "num_gpus belongs in ray_actor_options"),
+    "a key of the config": ("t", {"ray_actor_options": {"num_replicas": 1}}, ConfigError, "num_replicas belongs in config"),
     "a wrong type": ("t", {"config": {"num_replicas": "2"}}, ConfigTypeError, "num_replicas"),
     "a value out of range": ("t", {"config": {"num_replicas": 0}}, ConfigError, "num_replicas"),
     "a config that is no dict": ("t", {"config": [("num_replicas", 1)]}, ConfigTypeError, "dict"),

@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from rich.console import Console
 
 import headgate
 from headgate import serve
-from headgate.cli import init_options, reference
+from headgate.cli import init_options, output, reference, starting
 from headgate.cli.main import COMMANDS, run
 from headgate.cli.main import headgate as group
 from headgate.cli.output import Column, seconds_text, table_for
@@ -147,3 +148,19 @@ def test_status_says_which_replicas_are_coming() -> None:
 )
 def test_durations_are_said_as_people_say_them(seconds: float, text: str) -> None:
     assert seconds_text(seconds) == text
+
+
+def test_who_waits_for_slow_constructors_is_told_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, said = threading.Event(), []
+
+    def note(text: str) -> None:
+        said.append(text)
+        told.set()
+
+    monkeypatch.setattr(starting, "_TELL_AFTER_S", 0.001)
+    monkeypatch.setattr(output, "note", note)
+    monkeypatch.setattr(output, "to_stderr", lambda: SimpleNamespace(is_terminal=True))
+    slow: Any = SimpleNamespace(status=lambda: SimpleNamespace(coming={"large": Coming(2, 1)}))
+    with starting._telling_what_starts(slow):
+        assert told.wait(30)
+    assert said[0] == "large: 1 of 2 replicas are ready so far; their constructors go on"

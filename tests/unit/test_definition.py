@@ -197,6 +197,8 @@ def uses(value: Any) -> Any:
         (function, (1,), {}, InvalidValueError, "function is not a class"),
         (function, (), {"a": 1}, InvalidValueError, "function is not a class"),
         (function, (), {"num_replicas": 2}, InvalidValueError, "num_replicas belongs in config"),
+        (function, (), {"num_gpus": 1}, InvalidValueError, "num_gpus belongs in ray_actor_options"),
+        (OnlyMethods, (), {"num_replicas": 2}, InvalidValueError, "of OnlyMethods takes no 'num_replicas'; num_replicas belongs in config"),
         (Model(), (1,), {}, InvalidValueError, "Model is not a class"),
         (Nothing, (), {}, InvalidTypeError, "Nothing has neither __call__ nor public methods"),
         (batch_generator(), (), {}, InvalidTypeError, "stream is a generator function"),
@@ -221,6 +223,15 @@ def uses(value: Any) -> Any:
 def test_what_cannot_be_a_backend_is_refused_by_name(target: Any, args: Any, kwargs: Any, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         describe(target, args, kwargs)
+
+
+def test_a_constructor_may_have_arguments_that_are_named_like_options() -> None:
+    class Pool:
+        def __init__(self, num_cpus: int) -> None: ...
+        def __call__(self) -> None: ...
+
+    assert describe(Pool, (), {"num_cpus": 2}).name.endswith("Pool")
+    assert describe(Model, (), {"num_cpus": 2}).name == "Model"
 
 
 def test_a_generator_method_that_takes_batches_is_refused_by_name() -> None:

@@ -63,6 +63,17 @@ def test_a_refusal_names_what_was_asked_and_what_is_free() -> None:
     assert books.free() == {"CPU": 1, "GPU": 0, "tpu": 1}
 
 
+def test_a_refusal_for_want_of_any_gpu_says_what_to_do() -> None:
+    refusal = Books({"CPU": 4}).refusal(ReplicaOptions(num_gpus=1))
+    assert (
+        refusal
+        == "asked for 1 GPU; free 0 of 0 GPU (no GPU was found, or CUDA_VISIBLE_DEVICES hides all; without num_gpus it runs on CPUs)"
+    )
+    taken = Books({"GPU": 1})
+    taken.take("a", ReplicaOptions(num_gpus=1))
+    assert taken.refusal(ReplicaOptions(num_gpus=1)) == "asked for 1 GPU; free 0 of 1 GPU"
+
+
 def test_a_refusal_of_several_says_that_the_amount_is_for_each() -> None:
     assert Books({"CPU": 4}).refusal(ReplicaOptions(num_cpus=2), 3) == "asked for 2 CPU for each of 3 replicas; free 4 of 4 CPU"
 

@@ -59,6 +59,7 @@ def test_decimal_weights_are_refused_since_they_are_no_real_numbers_to_python() 
         ({"a": 0.5}, "sum to 0.5"),
         ({"a": 0.7, "b": 0.5}, "sum to 1.2"),
         ({"a": 0.0}, "sum to 0.0"),
+        ({"a": 90, "b": 10}, "sum to 100.0: .*; 90 % is 0.9"),
         ({"a": 1 + 2e-6}, "sum to 1.00000"),
     ],
 )

@@ -1,7 +1,7 @@
 """`headgate call`: what does an endpoint answer?
 
-Without options of HTTP the call goes by handle, as from Python: arguments are JSON, or else text. With one of them it goes over HTTP, to
-the endpoint's route, and its items are those of a request.
+Without options of HTTP the call goes by handle, as from Python: arguments are JSON, or else text. With one of them, or with something for
+the query, it goes over HTTP, to the endpoint's route, and its items are those of a request.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def call(
 
     By handle, each item is an argument: JSON, or text where it is none; name=text and name:=JSON are passed by name.
     Over HTTP, name=text and name:=JSON are fields of a JSON body, and name==text is in the query, as with httpie; -d is a body as it is,
-    as with curl. Any of --http, -X, -H, -d has it go over HTTP.
+    as with curl. Any of --http, -X, -H, -d and name==text has it go over HTTP.
 
     The exit status is 1 where the call fails, or is answered with a status of 400 or more.
 
@@ -74,14 +74,16 @@ def call(
       headgate call greet --http name==Ada
       headgate call digits -d @digit.json -H 'Content-Type: application/json'
     """
-    with_http = over_http or verb is not None or bool(headers) or data is not None
+    with_http = over_http or verb is not None or bool(headers) or data is not None or any(_split(item)[1] == "==" for item in items)
     parsed = parse_items(items, over_http=with_http)
     with where.connect() as instance:
         route = known("endpoint", endpoint, instance.list_endpoints(), "endpoints").route
         if not with_http:
             return _by_handle(instance, endpoint, parsed, method, shard_key, timeout)
         if route is None:
-            raise click.UsageError(f"endpoint {endpoint!r} has no route, so it is not reached over HTTP; leave --http, -X, -H and -d out")
+            raise click.UsageError(
+                f"endpoint {endpoint!r} has no route, so it is not reached over HTTP; leave --http, -X, -H, -d and name==text out"
+            )
         fields = [*map(parse, headers), *_named_headers(method, shard_key, timeout)]
         if parsed.named:
             fields = beside([("Content-Type", "application/json")], fields)
@@ -95,12 +97,12 @@ def parse_items(items: tuple[str, ...], *, over_http: bool) -> Items:
     found = Items([], {}, [])
     for item in items:
         name, sign, text = _split(item)
-        if sign == "==" and over_http:
+        if sign == "==":
             found.query.append((name, text))
         elif sign == ":=":
             found.named[name] = _json(text, item)
-        elif sign in ("=", "=="):
-            found.named[name] = text if sign == "=" else f"={text}"
+        elif sign == "=":
+            found.named[name] = text
         elif over_http:
             raise click.BadParameter(f"{item!r} is none of name=text, name:=JSON, name==text", param_hint="ITEMS")
         else:
@@ -141,13 +143,15 @@ def _json_or_text(text: str) -> Any:
 
 
 def _by_handle(instance: Instance, endpoint: str, items: Items, method: str | None, shard_key: str | None, timeout_s: float | None) -> int:
-    from headgate.errors import InvalidTypeError, UserCodeError
+    from headgate.errors import InvalidTypeError, NotHttpError, UserCodeError
 
     handle = instance.get_handle(endpoint).options(method_name=method, shard_key=shard_key, timeout_s=timeout_s)
     reply = handle.remote(*items.positional, **items.named)
     try:
         with output.working(f"waiting for {endpoint}"):
             answer = reply.result()
+    except NotHttpError as error:
+        raise click.ClickException(f"{endpoint} wants an HTTP request, and this call went by handle; --http sends one") from error
     except InvalidTypeError as error:
         if isinstance(error, UserCodeError):
             raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from headgate.serve import Instance
 
 _LOOK_S: Final = 0.25
+_TELL_AFTER_S: float = 5.0
+"""So long replicas may start in silence."""
 _TERMINATED: Final = 128 + signal.SIGTERM
 
 
@@ -54,6 +57,7 @@ def run(where: Where, target: str, arguments: tuple[str, ...], reload: bool, wat
     """
     service_manager.take()
     parsed, given = parse(target), init_options.given(values)
+    _say_if_misplaced(arguments)
     _refuse_running(where, needs_cluster=False)
     if reload:
         from headgate.cli.reload import Reloader
@@ -66,7 +70,7 @@ def run(where: Where, target: str, arguments: tuple[str, ...], reload: bool, wat
         status = _set_up(where, instance, parsed, arguments)
         if status != 0 or instance.ended:
             return status
-        _say_what_serves(instance)
+        _say_what_serves(instance, parsed)
         service_manager.tell(service_manager.READY, f"serving {parsed.text}")
         return _serve(instance, lambda: time.sleep(_LOOK_S))
 
@@ -91,6 +95,7 @@ def start(where: Where, target: str | None, arguments: tuple[str, ...], **values
       headgate start --name staging --http-port 9000 package.module:setup
     """
     parsed, given = parse(target) if target is not None else None, init_options.given(values)
+    _say_if_misplaced(arguments)
     _refuse_running(where, needs_cluster=True)
     with to_stay(where, given) as instance:
         _say_where(where, given, instance)
@@ -98,7 +103,7 @@ def start(where: Where, target: str | None, arguments: tuple[str, ...], **values
         if status != 0:
             instance.shutdown()
             return status
-    _say_what_serves(instance)
+    _say_what_serves(instance, parsed)
     if log_dir := instance.status().log_dir:
         output.say(f"its log: {log_dir}")
     return 0
@@ -138,7 +143,9 @@ def _refuse_running(where: Where, *, needs_cluster: bool) -> None:
 
 def _running_already(where: Where) -> click.ClickException:
     ends_it = f"`headgate stop --name {where.name}` ends it"
-    return click.ClickException(f"instance {where.name!r} is running already; {ends_it}, and --name OTHER starts one beside it")
+    return click.ClickException(
+        f"instance {where.name!r} is running already; {ends_it}, and --name OTHER --http-port 0 starts one beside it"
+    )
 
 
 def _started(where: Where, given: dict[str, Any]) -> Instance:
@@ -165,7 +172,8 @@ def _set_up(where: Where, instance: Instance, target: Target, arguments: tuple[s
     before = instance.status()
     serve.host(serve.Host(where.name, where.engine, where.address))
     try:
-        perform(target, arguments)
+        with _telling_what_starts(instance):
+            perform(target, arguments)
     except SystemExit as asked:
         if asked.code == _TERMINATED:
             raise
@@ -183,6 +191,33 @@ def _set_up(where: Where, instance: Instance, target: Target, arguments: tuple[s
     finally:
         serve.host(None)
     return 0
+
+
+@contextlib.contextmanager
+def _telling_what_starts(instance: Instance) -> Iterator[None]:
+    """Who loads a large model looks at a silent terminal for minutes: say there what is waited for, ever more seldom."""
+    from headgate.errors import HeadgateError
+
+    if not output.to_stderr().is_terminal:
+        yield
+        return
+    over = threading.Event()
+
+    def tell() -> None:
+        after_s = _TELL_AFTER_S
+        while not over.wait(after_s):
+            after_s *= 2
+            with contextlib.suppress(HeadgateError):  # then it is said by whoever waits
+                for tag, coming in instance.status().coming.items():
+                    output.note(f"{tag}: {coming.ready} of {coming.replicas} replicas are ready so far; their constructors go on")
+
+    thread = threading.Thread(target=tell, name="headgate-tells", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _of_what_was_kept(error: BaseException, before: Description) -> str:
@@ -232,9 +267,21 @@ def _serve(instance: Instance, step: Callable[[], object]) -> int:
     return 0 if instance.ended == "was shut down" else 1
 
 
-def _say_what_serves(instance: Instance) -> None:
+def _say_what_serves(instance: Instance, target: Target | None) -> None:
     from headgate.cli.rows import weights_text
 
-    for endpoint in instance.list_endpoints().values():
+    endpoints = instance.list_endpoints()
+    for endpoint in endpoints.values():
         where = f"{instance.http_url}{endpoint.route}" if endpoint.route else "by handle"
-        output.note(f"{endpoint.name}: {where} ({','.join(endpoint.methods)}) {weights_text(endpoint.traffic)}")
+        answers = weights_text(endpoint.traffic) or f"no traffic yet: headgate traffic {endpoint.name} TAG=100%"
+        output.note(f"{endpoint.name}: {where} ({','.join(endpoint.methods)}) {answers}")
+    if target is not None and not endpoints:
+        output.note(f"{target.text} has created no endpoint, so nothing can be asked yet: serve.create_endpoint creates one")
+
+
+def _say_if_misplaced(arguments: tuple[str, ...]) -> None:
+    """An option behind the target is the program's, which people who meant this command would not notice."""
+    ctx = click.get_current_context()
+    own = {name for option in ctx.command.get_params(ctx) for name in option.opts if name.startswith("--")} - {"--help"}
+    for name in sorted(own.intersection(argument.partition("=")[0] for argument in arguments)):
+        output.note(f"{name} stands behind the program, so it is the program's argument; options of this command stand before it")

@@ -13,11 +13,13 @@ import os
 import sys
 import traceback
 import types
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import click
 
 from headgate.cli.where import nearest_file
+
+_PACKAGE: Final = os.path.dirname(os.path.dirname(__file__))
 
 
 class Target(NamedTuple):
@@ -83,13 +85,19 @@ def _run_file(path: str) -> None:
 
 
 def failure(error: BaseException) -> str:
-    """How a target failed: its traceback, which begins in the user's code."""
+    """How a target failed: its traceback, which begins in the user's code, and ends there where a verb has refused what it was given."""
+    from headgate.errors import HeadgateError
+
     frames = error.__traceback__
     while frames is not None and frames.tb_next is not None and _is_ours(frames.tb_frame.f_code.co_filename):
         frames = frames.tb_next
     if frames is not None and _is_ours(frames.tb_frame.f_code.co_filename):
         frames = None  # it didn't come to any
-    return "".join(traceback.format_exception(type(error), error, frames)).rstrip()
+    told = traceback.TracebackException(type(error), error, frames)
+    if isinstance(error, HeadgateError):
+        while len(told.stack) > 1 and told.stack[-1].filename.startswith(_PACKAGE):
+            del told.stack[-1]
+    return "".join(told.format()).rstrip()
 
 
 def _is_ours(file: str) -> bool:

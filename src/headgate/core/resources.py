@@ -16,6 +16,7 @@ from headgate.config import ReplicaOptions
 from headgate.errors import InsufficientResourcesError
 
 _UNIT: Final = 10_000
+_NO_GPU: Final = " (no GPU was found, or CUDA_VISIBLE_DEVICES hides all; without num_gpus it runs on CPUs)"
 
 
 class Booking(msgspec.Struct, frozen=True):
@@ -85,7 +86,8 @@ class Books:
         asked = {**amounts, "GPU": gpu} if gpu else amounts
         parts = [f"{_number(amount)} {name}" for name, amount in asked.items()]
         found = [self._found(name, free, free_gpus) for name in asked]
-        return f"asked for {' and '.join(parts)}{f' for each of {count} replicas' if count > 1 else ''}; free {', '.join(found)}"
+        hint = _NO_GPU if gpu and not self._totals["GPU"] else ""
+        return f"asked for {' and '.join(parts)}{f' for each of {count} replicas' if count > 1 else ''}; free {', '.join(found)}{hint}"
 
     def totals(self) -> dict[str, float]:
         """What there is, by name."""

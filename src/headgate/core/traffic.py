@@ -128,7 +128,8 @@ def check_weights(weights: object) -> dict[str, float]:
             raise InvalidValueError(f"traffic: the weight of {tag!r} must be at least 0 and finite, got {weight!r}")
     total = math.fsum(checked.values())
     if not abs(total - 1) <= TOLERANCE:
-        raise InvalidValueError(f"traffic: weights must sum to 1, these sum to {total!r}: {checked!r}")
+        percent = "; 90 % is 0.9" if abs(total - 100) <= 1 else ""
+        raise InvalidValueError(f"traffic: weights must sum to 1, these sum to {total!r}: {checked!r}{percent}")
     return checked
 
 

@@ -36,7 +36,7 @@ PLAIN: Final = _CONTROLS | {b"host", b"content-length", b"connection"}
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _LONGEST_TIMEOUT: Final = 12  # digits, so 30 years
 
-NOT_FOUND: Final = Refusal(404, "no route leads to this path; GET /-/routes lists them")
+NOT_FOUND: Final = Refusal(404, "no route leads to this path; GET /-/routes lists them, and /-/ shows what is served")
 
 
 class InputRefused(Exception):  # noqa: N818  # it is no error of ours, but the end of what a client may say

@@ -501,8 +501,8 @@ async def _each(chunks: Iterator[Any] | AsyncIterator[Any]) -> AsyncGenerator[An
 def _no_method(member: Member) -> str:
     if member.method:
         return f"this replica has no method {member.method!r}"
-    by = "the header X-SERVE-CALL-METHOD" if member.web else "options(method_name=…)"
-    return f"the class has no __call__, so a request must name one of its methods, by {by}"
+    by = "the header X-SERVE-CALL-METHOD, and http_methods must list it" if member.web else "options(method_name=…)"
+    return f"the class has no __call__: give it one, or name another of its methods, by {by}"
 
 
 def _micros_since(start: float) -> int:

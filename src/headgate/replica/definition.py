@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from headgate.config import BackendConfig, suggest
+from headgate.config import belongs, suggest
 from headgate.core.binding import Binder
 from headgate.core.declared import MAX_CODE_BYTES, is_plain
 from headgate.core.specs import Code, Definition, MethodInfo, Parameter
@@ -94,11 +94,14 @@ def describe(
     name = _name(target)
     if inspect.isclass(target):
         methods = _methods_of(target)
+        for key in kwargs:
+            hint = belongs(key)
+            if hint and not _takes(target, key):
+                raise InvalidValueError(f"the constructor of {name} takes no {key!r}{hint}")
     else:
         if args or kwargs:
-            misplaced = next((key for key in kwargs if key in BackendConfig.__struct_fields__), None)
-            hint = f"{misplaced} belongs in config" if misplaced else "bind them with functools.partial"
-            raise InvalidValueError(f"{name} is not a class, so it takes no arguments of a constructor; {hint}")
+            hint = next(filter(None, map(belongs, kwargs)), "; bind them with functools.partial")
+            raise InvalidValueError(f"{name} is not a class, so it takes no arguments of a constructor{hint}")
         methods = {"": _inspect("", target)} if _is_plain(target) else _methods_of(type(target))
     if not methods:
         raise InvalidTypeError(f"the class {name} has neither __call__ nor public methods, so there is nothing to call")
@@ -270,6 +273,11 @@ def _parameters(function: Any, *, bound: bool) -> tuple[Parameter, ...]:
     if bound and found and found[0].kind is not inspect.Parameter.VAR_POSITIONAL:
         del found[0]
     return tuple(Parameter(each.name, each.kind.name, each.default is not inspect.Parameter.empty) for each in found)
+
+
+def _takes(function: Any, key: str) -> bool:
+    """Whether it may be given that by name."""
+    return any(each.kind == "VAR_KEYWORD" or each.name == key for each in _parameters(function, bound=False))
 
 
 def _name(target: Any) -> str:

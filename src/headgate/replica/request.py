@@ -91,7 +91,8 @@ class Request:
         except (ValueError, RecursionError) as error:
             if silent:
                 return None
-            raise BadRequestError(f"request.json: the body is not JSON: {error}") from error
+            what = f"not JSON: {error}" if self.data else "empty, so it is not JSON"
+            raise BadRequestError(f"request.json: the body is {what}") from error
         if cache:
             self._json = value
         return value

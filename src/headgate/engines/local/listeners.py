@@ -94,5 +94,6 @@ def _resolved(what: str, host: str, port: int) -> tuple[int, Any]:
 
 def _bind_error(error: OSError, given: str, where: str, option: str) -> HeadgateError:
     if error.errno == errno.EADDRINUSE:
-        return AddressInUseError(f"{where} is in use by another program or instance; give another {option}, or port 0 for any")
+        command = f" (for a command: --{option.replace('_', '-')})"
+        return AddressInUseError(f"{where} is in use by another program or instance; give another {option}, or port 0 for any{command}")
     return InvalidValueError(f"{given} can't be listened on: {error.strerror}")
