@@ -6,7 +6,7 @@ A block of Python or of a shell is run, unless a comment before it says why not;
 
 Other comments of that kind: `<!-- figures vary -->`, where numbers are shown as they once were; `<!-- status: 1 -->`, where the last
 command is to fail; and a comment that holds a whole block, which is run as if it were seen: what a reader has done before, or does
-afterwards.
+afterwards. Anywhere in a page, `<!-- needs: nginx -->` names programs without which it isn't typed along.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _FENCE: Final = re.compile(
     r"^(?P<indent> *)(?P<fence>```+)(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=indent)(?P=fence) *$", re.MULTILINE | re.DOTALL
 )
 _NAME: Final = re.compile(r"# ([\w./-]+\.\w+)\n")
+_NEEDS: Final = re.compile(r"<!-- needs: (.+?) -->")
 _TOLD: Final = re.compile(r"(not run|status): *(.+)|figures vary")
 
 
@@ -74,6 +75,11 @@ def blocks(page: Path) -> list[Block]:
             found.append(_block(page, line, piece, told))
             told = {}
     return found
+
+
+def needs(page: Path) -> list[str]:
+    """The programs that a page needs beyond those that all do."""
+    return [program for named in _NEEDS.findall(page.read_text()) for program in named.split(", ")]
 
 
 def _block(page: Path, line: int, fenced: re.Match[str], told: dict[str, str]) -> Block:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import headgate
-from tests.docs.pages import Block, PageError, blocks, commands, pattern
+from tests.docs.pages import Block, PageError, blocks, commands, needs, pattern
 from tests.support import leave_out
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ _PROGRAMS = ("unshare", "setsid", "bash", "curl", "openssl")
 @pytest.mark.local_engine("the pages start instances of their own")
 @pytest.mark.timeout(300)
 def test_what_a_page_shows_is_what_happens(page: Path) -> None:
-    missing = [program for program in _PROGRAMS if shutil.which(program) is None]
+    missing = [program for program in (*_PROGRAMS, *needs(page)) if shutil.which(program) is None]
     if missing:
         leave_out(f"not installed: {', '.join(missing)}")
     own_network = ["unshare", "--net", *(() if os.geteuid() == 0 else ("--user", "--map-root-user"))]
@@ -88,6 +88,13 @@ def test_a_block_in_an_unknown_language_is_a_slip(tmp_path: Path) -> None:
 def test_a_block_in_a_comment_is_run_as_if_it_were_seen(tmp_path: Path) -> None:
     (block,) = blocks(page_of(tmp_path, "<!-- what the reader has done\n```console\n$ true\n```\n-->\n"))
     assert (block.language, block.text, block.why_not) == ("console", "$ true\n", "")
+
+
+def test_a_page_names_the_programs_that_it_needs(tmp_path: Path) -> None:
+    page = page_of(tmp_path, "<!-- needs: no-such-program, nor-this -->\n\n```python\nx = 1\n```\n")
+    assert needs(page) == ["no-such-program", "nor-this"]
+    with pytest.raises((pytest.skip.Exception, pytest.fail.Exception), match="not installed: no-such-program, nor-this"):
+        test_what_a_page_shows_is_what_happens(page)
 
 
 def test_commands_go_with_what_they_show() -> None:
