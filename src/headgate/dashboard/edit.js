@@ -108,7 +108,8 @@ export class Edit {
     const isGivenUp = this.#request.signal.aborted;
     this.#request = null;
     if (answer.isDone) {
-      this.#applied = {value, until: performance.now() + TOLD_WITHIN_MS};
+      const isTold = isSame(value, this.#of.parse(this.#now));
+      this.#applied = isTold ? null : {value, until: performance.now() + TOLD_WITHIN_MS};
       this.#value = null;
       this.#say([`Done: ${this.#of.tell(value)}.`, ...answer.warnings].join(" "));
     } else if (isGivenUp) {
