@@ -42,6 +42,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--long", action="store_true", help="the chaos suite in its long form: hours, with the figures that it prints and asserts"
     )
+    parser.addoption(
+        "--peers", action="store_true", help="run what pages show of other servers, too: each is installed where the benchmarks have it"
+    )
     parser.addoption("--engine", choices=["local", "ray"], default="local", help="what instances run on where a test doesn't say")
 
 

@@ -5,8 +5,10 @@ A block of Python or of a shell is run, unless a comment before it says why not;
     <!-- not run: needs a Kubernetes cluster -->
 
 Other comments of that kind: `<!-- figures vary -->`, where numbers are shown as they once were; `<!-- status: 1 -->`, where the last
-command is to fail; and a comment that holds a whole block, which is run as if it were seen: what a reader has done before, or does
-afterwards. Anywhere in a page, `<!-- needs: nginx -->` names programs without which it isn't typed along.
+command is to fail; `<!-- needs: mosec -->`, where another server has to be installed, one of the benchmarks' contenders; and a comment
+that holds a whole block, which is run as if it were seen: what a reader has done before, or does afterwards. `<!-- files of: moving.md -->`
+stands for the files that another page shows. Anywhere in a page, `<!-- programs: nginx -->` names those without which it isn't
+typed along.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ _FENCE: Final = re.compile(
     r"^(?P<indent> *)(?P<fence>```+)(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=indent)(?P=fence) *$", re.MULTILINE | re.DOTALL
 )
 _NAME: Final = re.compile(r"# ([\w./-]+\.\w+)\n")
-_NEEDS: Final = re.compile(r"<!-- needs: (.+?) -->")
-_TOLD: Final = re.compile(r"(not run|status): *(.+)|figures vary")
+_PROGRAMS: Final = re.compile(r"<!-- programs: (.+?) -->")
+_TOLD: Final = re.compile(r"(not run|status|needs): *(.+)|figures vary")
+_ELSEWHERE: Final = re.compile(r"files of: *(.+)")
 
 
 class Block(NamedTuple):
@@ -40,6 +43,10 @@ class Block(NamedTuple):
     status: int = 0
     """How its last command ends."""
     figures_vary: bool = False
+    needs: str = ""
+    """The contender of the benchmarks that it is about; empty: it is about Headgate alone."""
+    borrowed: bool = False
+    """It is a file of another page, which may have more than this one uses."""
 
     @property
     def file(self) -> str:
@@ -65,7 +72,10 @@ def blocks(page: Path) -> list[Block]:
         at = piece.end()
         if piece[0].startswith("<!--"):
             inside = _FENCE.search(piece["inside"])
-            if inside is not None:
+            elsewhere = _ELSEWHERE.fullmatch(piece["inside"].strip())
+            if elsewhere is not None:
+                found += [block._replace(borrowed=True) for block in blocks(page.with_name(elsewhere[1])) if block.file]
+            elif inside is not None:
                 found.append(_block(page, line, inside, told))
                 told = {}
             else:
@@ -77,9 +87,9 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
-def needs(page: Path) -> list[str]:
+def programs(page: Path) -> list[str]:
     """The programs that a page needs beyond those that all do."""
-    return [program for named in _NEEDS.findall(page.read_text()) for program in named.split(", ")]
+    return [program for named in _PROGRAMS.findall(page.read_text()) for program in named.split(", ")]
 
 
 def _block(page: Path, line: int, fenced: re.Match[str], told: dict[str, str]) -> Block:
@@ -87,7 +97,8 @@ def _block(page: Path, line: int, fenced: re.Match[str], told: dict[str, str]) -
     if not language.startswith("{") and language not in (*PYTHON, *SHELL, *SHOWN):
         raise PageError(f"{page.name}:{line}: a block in {language!r}; blocks are in {', '.join((*PYTHON, *SHELL, *SHOWN))}")
     lines = [part.removeprefix(fenced["indent"]) for part in fenced["text"].splitlines(keepends=True)]
-    return Block(line, language, "".join(lines), told.get("not run", ""), int(told.get("status", 0)), "figures vary" in told)
+    text = "".join(lines)
+    return Block(line, language, text, told.get("not run", ""), int(told.get("status", 0)), "figures vary" in told, told.get("needs", ""))
 
 
 class Command(NamedTuple):

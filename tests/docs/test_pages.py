@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 import headgate
-from tests.docs.pages import Block, PageError, blocks, commands, needs, pattern
+from benchmarks import environments
+from benchmarks.contenders import CONTENDERS
+from tests.docs.pages import Block, PageError, blocks, commands, pattern, programs
 from tests.support import leave_out
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/tutorial/**/*.md")), *sorted(ROOT.glob("docs/how-to/**/*.md"))]
+MOVING = [page for page in PAGES if page.name.startswith("moving-from-")]
 _PROGRAMS = ("unshare", "setsid", "bash", "curl", "openssl")
 
 
@@ -24,7 +27,12 @@ _PROGRAMS = ("unshare", "setsid", "bash", "curl", "openssl")
 @pytest.mark.local_engine("the pages start instances of their own")
 @pytest.mark.timeout(300)
 def test_what_a_page_shows_is_what_happens(page: Path) -> None:
-    missing = [program for program in (*_PROGRAMS, *needs(page)) if shutil.which(program) is None]
+    type_along(page)
+
+
+def type_along(page: Path, *contender: str, **variables: str) -> None:
+    """Fail where a page shows what doesn't happen; a contender comes with the folder of its environment, and its variables."""
+    missing = [program for program in (*_PROGRAMS, *programs(page)) if shutil.which(program) is None]
     if missing:
         leave_out(f"not installed: {', '.join(missing)}")
     own_network = ["unshare", "--net", *(() if os.geteuid() == 0 else ("--user", "--map-root-user"))]
@@ -37,9 +45,10 @@ def test_what_a_page_shows_is_what_happens(page: Path) -> None:
         "PYTHONPATH": f"{Path(headgate.__file__).parents[1]}:{ROOT}",
         "NO_COLOR": "1",
         "PYTHONWARNINGS": "",
+        **variables,
     }
     done = subprocess.run(
-        [*own_network, sys.executable, "-m", "tests.docs.typing_along", page],
+        [*own_network, sys.executable, "-m", "tests.docs.typing_along", page, *contender],
         env=environ,
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
@@ -54,10 +63,36 @@ def test_what_a_page_shows_is_what_happens(page: Path) -> None:
 def test_every_file_of_a_page_is_used(page: Path) -> None:
     found = blocks(page)
     for at, block in enumerate(found):
-        if block.file and not block.why_not:
+        if block.file and not block.why_not and not block.borrowed:
             later = [other.text for other in found[at + 1 :] if not other.why_not]
             stem = Path(block.file).stem
             assert any(re.search(rf"\b{stem}\b", text) for text in later), f"line {block.line}: nothing uses {block.file}"
+
+
+def needed(page: Path) -> set[str]:
+    """The contenders that a page is about."""
+    return {block.needs for block in blocks(page)} - {""}
+
+
+@pytest.mark.parametrize("page", MOVING, ids=lambda page: page.stem)
+@pytest.mark.local_engine("the pages start instances of their own")
+@pytest.mark.timeout(900)  # with `--peers` it may have to install one first
+def test_what_a_page_shows_of_another_server_is_what_happens(page: Path, request: pytest.FixtureRequest) -> None:
+    if not needed(page):
+        pytest.skip(f"{page.name} says why nothing of it is run")
+    (name,) = needed(page)
+    contender = CONTENDERS[name]
+    if not request.config.getoption("--peers"):
+        pytest.skip(f"{contender.title} is another project's: with --peers it is installed, and both halves of the page are run")
+    environments.ensure(contender.environment, models=True)
+    type_along(page, name, str(environments.FOLDER / contender.environment), **contender.variables)
+
+
+@pytest.mark.parametrize("page", MOVING, ids=lambda page: page.stem)
+def test_a_page_on_another_server_says_which_version_it_was_tried_with(page: Path) -> None:
+    for name in needed(page):
+        pinned = environments.ENVIRONMENTS[CONTENDERS[name].environment][0]
+        assert pinned.partition("==")[2] in page.read_text(), f"the benchmarks have {pinned}"
 
 
 # The harness itself.
@@ -85,14 +120,33 @@ def test_a_block_in_an_unknown_language_is_a_slip(tmp_path: Path) -> None:
         blocks(page_of(tmp_path, "```pyhton\nx = 1\n```\n"))
 
 
+def test_a_comment_tells_which_other_server_a_block_needs(tmp_path: Path) -> None:
+    page = page_of(tmp_path, "<!-- needs: mosec -->\n\n```console\n$ old/bin/python -c 'print(1)'\n```\n\n```console\n$ echo 2\n2\n```\n")
+    assert [block.needs for block in blocks(page)] == ["mosec", ""]
+    type_along(page)  # without it, that block isn't typed: there is no `old`
+    type_along(page, "mosec", sys.prefix)
+    page.write_text(page.read_text().replace("print(1)", "1 / 0"))
+    type_along(page)
+    with pytest.raises(AssertionError, match="ZeroDivisionError"):
+        type_along(page, "mosec", sys.prefix)
+
+
+def test_a_page_may_use_the_files_of_another(tmp_path: Path) -> None:
+    page_of(tmp_path, "```python\n# one.py\nx = 1\n```\n\n```python\nprint(2)\n```\n")
+    using = tmp_path / "using.md"
+    using.write_text("<!-- files of: page.md -->\n\n```console\n$ python -c 'import one; print(one.x)'\n1\n```\n")
+    assert [(block.file, block.borrowed) for block in blocks(using)] == [("one.py", True), ("", False)]
+    type_along(using)
+
+
 def test_a_block_in_a_comment_is_run_as_if_it_were_seen(tmp_path: Path) -> None:
     (block,) = blocks(page_of(tmp_path, "<!-- what the reader has done\n```console\n$ true\n```\n-->\n"))
     assert (block.language, block.text, block.why_not) == ("console", "$ true\n", "")
 
 
 def test_a_page_names_the_programs_that_it_needs(tmp_path: Path) -> None:
-    page = page_of(tmp_path, "<!-- needs: no-such-program, nor-this -->\n\n```python\nx = 1\n```\n")
-    assert needs(page) == ["no-such-program", "nor-this"]
+    page = page_of(tmp_path, "<!-- programs: no-such-program, nor-this -->\n\n```python\nx = 1\n```\n")
+    assert programs(page) == ["no-such-program", "nor-this"]
     with pytest.raises((pytest.skip.Exception, pytest.fail.Exception), match="not installed: no-such-program, nor-this"):
         test_what_a_page_shows_is_what_happens(page)
 

@@ -1,6 +1,7 @@
 """Does a page do what it shows? Type along, in a fresh folder, as a person does who reads it from top to bottom.
 
-A program of its own, which `test_pages.py` runs within a network of its own, so that port 8000 is free: `typing_along.py PAGE`.
+A program of its own, which `test_pages.py` runs within a network of its own, so that port 8000 is free: `typing_along.py PAGE`. With
+`typing_along.py PAGE CONTENDER FOLDER` what needs that contender is typed, too; its environment, FOLDER, is found as `old`.
 It has two terminals and a Python. `headgate run`, and what ends in `&`, stays in the first terminal, until something else is
 to stay there or the page ends: then it gets a Ctrl-C. All else runs in the second. Blocks of Python go to one session, but for files.
 """
@@ -205,16 +206,18 @@ def _raise_loopback() -> None:
         fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh14x", b"lo", up))  # SIOCSIFFLAGS
 
 
-def main(page: Path) -> None:
-    """Type along a page."""
+def main(page: Path, contender: str = "", environment: str = "") -> None:
+    """Type along a page, with what it shows of a contender that is installed in that environment."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it, and so would what is typed
     _raise_loopback()
     found = blocks(page)
     with _folder():
+        if environment:
+            Path("old").symlink_to(environment)
         reader = Reader()
         try:
             for block in found:
-                if block.why_not:
+                if block.why_not or block.needs not in ("", contender):
                     continue
                 try:
                     reader.do(block)
@@ -226,4 +229,4 @@ def main(page: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve())
+    main(Path(sys.argv[1]).resolve(), *sys.argv[2:])
