@@ -17,6 +17,7 @@ from headgate.core import wire
 from headgate.core.messages import BackendEntry, EndpointEntry, ReplicaEntry, RoutingTable
 from headgate.core.reports import Counters, Description, Measurement, RequestCount
 from headgate.errors import ErrorInfo
+from headgate.ingress.changes import Changes
 from headgate.ingress.exchange import Exchange
 from headgate.ingress.http1 import Connection
 from headgate.ingress.service import Limits, Service
@@ -276,6 +277,7 @@ def ingress(
     describe: Callable[[], Awaitable[Description]] | None = None,
     tls: bool = False,
     exchange: type[Exchange] | None = None,
+    changes: Changes | None = None,
 ) -> Iterator[IngressServer]:
     """An ingress that listens on a free port until the block ends."""
     ready: list[IngressServer] = []
@@ -283,7 +285,15 @@ def ingress(
 
     async def serve() -> None:
         router = FakeRouter(on_submit)
-        service = Service(router, measure or _measure, describe or _describe, server="127.0.0.1:0", limits=limits, exchange=exchange)
+        service = Service(
+            router,
+            measure or _measure,
+            describe or _describe,
+            server="127.0.0.1:0",
+            limits=limits,
+            changes=changes,
+            exchange=exchange,
+        )
         if table is not None:
             service.apply(table)
         loop = asyncio.get_running_loop()

@@ -105,13 +105,16 @@ def settings(
 
 
 def _admin(address: object, token: object, *, encrypted: bool) -> tuple[str, bytes]:
-    """Where commands are taken from afar, and the key of those who may give them; both empty for nowhere. No error shows the token."""
-    if address is None:
-        if token is not None:
-            raise ConfigError("admin_token is given without admin_address, where it would be asked for; give both, or none")
+    """Where commands are taken from afar, and the key of those who know the token; both may be empty. No error shows the token.
+
+    A token without an address is for the dashboard alone. One in the environment is not enough for that: it may be meant for others.
+    """
+    if address is None and token is None:
         return "", b""
     from headgate.router import admin, remote
 
+    if address is None:
+        return "", admin.key_of(token)
     host, port = admin.address(address)
     given = admin.from_environment() if token is None else token
     if given is None:

@@ -68,7 +68,7 @@ class AlreadyExistsError(InvalidValueError):
 
 
 class ChangedMeanwhileError(HeadgateError, RuntimeError):
-    """What is asked for of an instance was changed by others since a plan was made; a new plan shows it."""
+    """What is asked for of an instance was changed by others since a plan, or a change on the dashboard, was made; a new one shows it."""
 
     status = 409
     retry = True
@@ -103,6 +103,8 @@ class NotHttpError(HeadgateError, AttributeError):
 
 class NotRunningError(HeadgateError, RuntimeError):
     """No instance: `serve.init()` was not called in this process, or it was shut down."""
+
+    status = 503
 
 
 class InReplicaError(HeadgateError, RuntimeError):
@@ -156,6 +158,7 @@ class FromAfarError(HeadgateError, RuntimeError):
 class InsufficientResourcesError(HeadgateError, RuntimeError):
     """What was asked for does not fit into what is free now."""
 
+    status = 409
     retry = True
 
 

@@ -625,7 +625,8 @@ def init(
             own folder.
         admin_address: where verbs are taken over TCP, such as "0.0.0.0:8100", from whoever knows the `admin_token`; beyond this machine
             over TLS, with the certificate for HTTPS.
-        admin_token: at least 16 characters; None: what the environment variable `HEADGATE_ADMIN_TOKEN` says.
+        admin_token: at least 16 characters; who gives it may also change traffic and replicas on the dashboard, for which it needs no
+            `admin_address`. None: with one, what the environment variable `HEADGATE_ADMIN_TOKEN` says.
         traces: spans of requests by OpenTelemetry, as its variables `OTEL_*` say; needs `headgate[otel]`.
 
     Raises `InvalidTypeError` (`TypeError`), `InvalidValueError` (`ValueError`), `ConfigError` (`ValueError`) naming each

@@ -6,7 +6,9 @@ import pytest
 from opentelemetry.trace import SpanKind
 
 from headgate.core import wire
+from headgate.ingress.changes import Changes
 from headgate.ingress.traced import TracedExchange
+from headgate.router import admin
 from headgate.router.call import Call
 from headgate.traces import travel
 from tests.ingress_server import FakeRouter, answer, chunk, echo, error_info, hold, ingress
@@ -113,9 +115,11 @@ def test_a_state_that_is_none_is_left_out(recorder: Recorder, state: str) -> Non
 
 
 def test_what_the_ingress_refuses_has_a_span_and_its_own_pages_have_none(recorder: Recorder) -> None:
-    with ingress(exchange=TracedExchange) as server:
+    token = "the-token-of-this-test"
+    with ingress(exchange=TracedExchange, changes=Changes(admin.check_of(admin.key_of(token)))) as server:
         with server.client() as client:
             assert client.ask(request("GET /-/healthz")).status == 200
+            assert client.ask(request("POST /-/token", "content-length: 0", f"authorization: Bearer {token}")).status == 204
             assert client.ask(request("GET /nowhere", f"traceparent: {PARENT}")).status == 404
             assert client.ask(request("DELETE /echo")).status == 405
             assert client.ask(request("BREW /echo")).status in (400, 405)

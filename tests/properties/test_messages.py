@@ -27,9 +27,11 @@ VERBS: list[m.Verb] = [
     m.DeleteBackend("b"),
     m.UpdateBackendConfig("b", {"num_replicas": 2}, None),
     m.UpdateBackendConfig("b", None, BackendConfig()),
+    m.UpdateBackendConfig("b", {"num_replicas": 2}, None, {"num_replicas": 1}),
     m.CreateEndpoint("e", None, ("GET",), None),
     m.DeleteEndpoint("e"),
     m.SetTraffic("e", {"b": 0.5, "c": 0.5}),
+    m.SetTraffic("e", {"b": 0.5, "c": 0.5}, {"b": 1.0}),
     m.ShadowTraffic("e", "b", 0.25),
     m.Deploy(
         (

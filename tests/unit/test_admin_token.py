@@ -130,9 +130,25 @@ def test_beyond_loopback_there_is_tls_or_nothing(host: str) -> None:
     assert arguments._admin(f"{host}:8100", TOKEN, encrypted=True)[0] == f"{host}:8100"
 
 
-def test_a_token_without_an_address_is_refused() -> None:
-    with pytest.raises(ConfigError, match="without admin_address"):
-        serve.init(admin_token=TOKEN)
+def test_without_an_address_a_given_token_is_for_the_dashboard_and_one_of_the_environment_for_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(admin.TOKEN_VARIABLE, f"{TOKEN}-there")
+    assert arguments._admin(None, TOKEN, encrypted=False) == ("", admin.key_of(TOKEN))
+    assert arguments._admin(None, None, encrypted=False) == ("", b"")
+    with pytest.raises(AdminTokenError, match="at least 16 characters"):
+        serve.init(admin_token="short")
+
+
+def test_who_checks_a_token_that_is_given_knows_neither_it_nor_what_proves_it() -> None:
+    check = admin.check_of(admin.key_of(TOKEN))
+    assert admin.is_token(TOKEN, check)
+    assert check not in (TOKEN.encode(), admin.key_of(TOKEN))
+    for other in (f"{TOKEN}x", TOKEN[:-1], "", "short", f"{TOKEN}\ufffd", "x" * 100_000):
+        assert not admin.is_token(other, check)
+
+
+def test_a_token_is_no_part_of_an_address_and_an_address_none_of_an_init() -> None:
     with pytest.raises(ConfigError, match="admin_token is for an instance at an address"):
         serve.connect(admin_token=TOKEN)
     with pytest.raises(ConfigError, match=r"connect\(\) leads there"):

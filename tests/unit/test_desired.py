@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from headgate.config import BackendConfig, ReplicaOptions
@@ -21,7 +22,7 @@ from headgate.core.messages import (
     UpdateBackendConfig,
 )
 from headgate.core.specs import Definition, MethodInfo
-from headgate.errors import AlreadyExistsError, ConfigError, InUseError, InvalidValueError, NotFoundError
+from headgate.errors import AlreadyExistsError, ChangedMeanwhileError, ConfigError, InUseError, InvalidValueError, NotFoundError
 
 
 def code(name: str = "f", *, call: MethodInfo | None = None, **methods: MethodInfo) -> Definition:
@@ -96,6 +97,20 @@ def test_a_dict_changes_keys_and_a_config_replaces_all():
 
 def test_an_unknown_key_is_refused_with_the_nearest_name():
     refuses(TWO, UpdateBackendConfig("v1", {"num_replica": 2}, None), ConfigError, "num_replicas")
+
+
+@pytest.mark.parametrize(
+    ("verb", "overtaken", "now"),
+    [
+        (SetTraffic("e", {"v1": 0.5, "v2": 0.5}, {"v1": 1.0}), {"v2": 1.0}, "v1 1.0"),
+        (SetTraffic("e", {"v1": 0.5, "v2": 0.5}, {"v1": 1.0}), {}, "v1 1.0"),
+        (UpdateBackendConfig("v1", {"num_replicas": 3}, None, {"num_replicas": 1}), {"num_replicas": 2}, "num_replicas 1"),
+        (UpdateBackendConfig("v1", {"num_replicas": 3}, None, {"num_replicas": 1}), {"nothing": 1}, "nothing None"),
+    ],
+)
+def test_what_was_made_for_another_state_is_refused_and_says_what_is_so(verb: Any, overtaken: dict[str, float], now: str):
+    assert apply(TWO, verb) != TWO
+    refuses(TWO, msgspec.structs.replace(verb, based_on=overtaken), ChangedMeanwhileError, f"changed by others meanwhile: it is {now} now")
 
 
 def test_a_backend_with_weight_or_as_a_shadow_can_not_be_deleted():

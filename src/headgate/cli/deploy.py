@@ -129,7 +129,7 @@ def _instance(where: Where, source: Source, *, start: bool) -> Iterator[Instance
         if is_wanted and not instance.list_backends() and not instance.list_endpoints():
             instance.shutdown()
             return
-    output.note(f"{where.name}: {' '.join(instance.http_urls)}")
+    starting.say_urls(where, instance)
 
 
 def _show(plan: Plan) -> None:

@@ -160,9 +160,15 @@ def _started(where: Where, given: dict[str, Any]) -> Instance:
 def _say_where(where: Where, given: dict[str, Any], instance: Instance) -> None:
     if not instance.started:  # others were faster, and it is theirs
         raise _running_already(where)
-    output.note(f"{where.name}: {' '.join(instance.http_urls)}")
+    say_urls(where, instance)
     if "admin_address" in given:
         output.note(f"commands are taken at tcp://{instance.status().admin_address}")
+
+
+def say_urls(where: Where, instance: Instance) -> None:
+    """Where an instance that has just started is reached."""
+    output.note(f"{where.name}: {' '.join(instance.http_urls)}")
+    output.note(f"dashboard: {instance.http_url}/-/")
 
 
 def _set_up(where: Where, instance: Instance, target: Target, arguments: tuple[str, ...]) -> int:

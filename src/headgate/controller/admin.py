@@ -19,10 +19,9 @@ from headgate.errors import AdminTokenError
 from headgate.router import admin
 from headgate.router.certificate import Certificate
 from headgate.router.listening import Listening
+from headgate.router.refusals import Refusals
 from headgate.router.remote import HANDSHAKE_S, join, set_options
 
-SAY_EVERY_S: Final = 10.0
-"""How often strangers are told of in the log."""
 _LINGERS_S: Final = 1.0
 
 _log = logging.getLogger("headgate.controller")
@@ -50,7 +49,9 @@ class Door:
         self._tasks: set[asyncio.Task[None]] = set()
         self._renewing: asyncio.Task[None] | None = None
         self._listening: Listening | None = None
-        self._refused = _Refusals()
+        self._refused = Refusals(
+            _log, "a connection from {host} to the admin address", "{count} connections to the admin address, the latest from {host}"
+        )
 
     def open(self) -> None:
         """Take connections from now on, on the running loop."""
@@ -185,42 +186,3 @@ class _Stranger(asyncio.Protocol):
         if self._said:
             protocol.data_received(self._said)
         transport.resume_reading()
-
-
-class _Refusals:
-    """What the log says of those who were refused: the first at once, then how many there were, every `SAY_EVERY_S` at most."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._lately = ("", "")
-        self._again: asyncio.TimerHandle | None = None
-
-    def note(self, host: str, why: str) -> None:
-        """One more."""
-        self._count += 1
-        self._lately = (host, why)
-        if self._again is None:
-            self._say()
-
-    def close(self) -> None:
-        """Say what hasn't been said yet."""
-        if self._count:
-            self._say()
-        if self._again is not None:
-            self._again.cancel()
-
-    def _say(self) -> None:
-        host, why = self._lately
-        if self._count == 1:
-            _log.warning("refused a connection from %s to the admin address: %s", host, why)
-        else:
-            _log.warning("refused %d connections to the admin address, the latest from %s: %s", self._count, host, why)
-        self._count = 0
-        if self._again is not None:
-            self._again.cancel()
-        self._again = asyncio.get_running_loop().call_later(SAY_EVERY_S, self._look)
-
-    def _look(self) -> None:
-        self._again = None
-        if self._count:
-            self._say()

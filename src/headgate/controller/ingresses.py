@@ -10,6 +10,7 @@ from headgate.controller.routers import Routers
 from headgate.controller.tasks import Changes, Tasks, in_time
 from headgate.engines.base import Ended, Engine, IngressSpec, InstanceSettings, Running
 from headgate.errors import AddressInUseError, HeadgateError, InvalidValueError, NotFoundError
+from headgate.router import admin
 
 _log = logging.getLogger("headgate.controller")
 
@@ -43,6 +44,7 @@ class Ingresses:
         self._starting: set[str] = set()
         self._ended: set[str] = set()  # of those that start: an end may be told before the start has returned
         self._closing = False
+        self._admin_check = admin.check_of(settings.admin_key) if settings.admin_key else b""
 
     def start(self, adopted: list[Running]) -> None:
         """Keep those that run already, and start the others."""
@@ -119,6 +121,7 @@ class Ingresses:
                     ssl_keyfile=self._settings.ssl_keyfile,
                     access_log=self._settings.access_log,
                     traces=self._settings.traces,
+                    admin_check=self._admin_check,
                 )
                 self._starting.add(spec.id)
                 try:

@@ -184,6 +184,8 @@ def _delete_backend(state: State, verb: DeleteBackend) -> State:
 
 def _update_backend_config(state: State, verb: UpdateBackendConfig) -> State:
     old = _backend(state, verb.tag)
+    if verb.based_on is not None:
+        _check_same(f"the config of backend {verb.tag!r}", verb.based_on, {key: getattr(old.config, key, None) for key in verb.based_on})
     config = parse_config(verb.config if verb.config is not None else verb.changes, old.config)
     check_fit(verb.tag, old.definition, config)
     return with_backend(state, msgspec.structs.replace(old, config=config))
@@ -213,6 +215,8 @@ def _create_endpoint(state: State, verb: CreateEndpoint) -> State:
 
 def _set_traffic(state: State, verb: SetTraffic) -> State:
     endpoint = _endpoint(state, verb.endpoint)
+    if verb.based_on is not None:
+        _check_same(f"the traffic of endpoint {verb.endpoint!r}", verb.based_on, endpoint.weights)
     weights = traffic.check_weights(verb.weights)
     for tag in weights:
         _backend(state, tag)
@@ -273,6 +277,12 @@ def _deployed_endpoint(state: State, entry: EndpointEntry, old: Endpoint | None)
     if (old.route, set(old.methods), old.weights, old.shadows) == (entry.route, set(methods), weights, shadows):
         return old
     return Endpoint(entry.name, entry.route, methods, old.backend, weights, shadows)
+
+
+def _check_same(what: str, based_on: Mapping[str, object], now: Mapping[str, object]) -> None:
+    if based_on != now:
+        said = ", ".join(f"{key} {value}" for key, value in now.items()) or "nothing"
+        raise ChangedMeanwhileError(f"{what} was changed by others meanwhile: it is {said} now; look at that, and change it anew")
 
 
 def _check_route_is_free(state: State, route: str) -> None:

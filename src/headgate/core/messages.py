@@ -139,6 +139,7 @@ class UpdateBackendConfig(msgspec.Struct, frozen=True, tag="update_backend_confi
     tag: str
     changes: dict[str, Any] | None  # keys to change, or …
     config: BackendConfig | None  # … the whole
+    based_on: dict[str, Any] | None = None  # what these keys are: where they no longer are, it is refused
 
 
 class CreateEndpoint(msgspec.Struct, frozen=True, tag="create_endpoint"):
@@ -155,6 +156,7 @@ class DeleteEndpoint(msgspec.Struct, frozen=True, tag="delete_endpoint"):
 class SetTraffic(msgspec.Struct, frozen=True, tag="set_traffic"):
     endpoint: str
     weights: dict[str, float]
+    based_on: dict[str, float] | None = None  # the weights as they are: where they no longer are, it is refused
 
 
 class ShadowTraffic(msgspec.Struct, frozen=True, tag="shadow_traffic"):

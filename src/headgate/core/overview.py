@@ -126,6 +126,7 @@ class Overview(msgspec.Struct, frozen=True):
     version: str
     ready: bool
     debug: bool
+    takes_changes: bool  # from who has the admin token
     http_urls: tuple[str, ...]
     window_s: float
     rates: Rates | None
@@ -149,9 +150,11 @@ class Looked(msgspec.Struct, frozen=True):
     measurement: Measurement
 
 
-def overview(description: Description, before: Looked, after: Looked, *, version: str, debug: bool, now: float) -> Overview:
+def overview(
+    description: Description, before: Looked, after: Looked, *, version: str, takes_changes: bool = False, debug: bool, now: float
+) -> Overview:
     """Compare two measurements, which may be the same, and say what runs. `now` is in seconds since 1970."""
-    return _Viewer(description, before, after, debug=debug, now=now).all(version)
+    return _Viewer(description, before, after, debug=debug, now=now).all(version, takes_changes)
 
 
 class _Viewer:
@@ -175,7 +178,7 @@ class _Viewer:
         self._used = {process.id: process.usage for process in self._after.processes}
         self._had_used = {process.id: process.usage for process in self._before.processes}
 
-    def all(self, version: str) -> Overview:
+    def all(self, version: str, takes_changes: bool) -> Overview:
         description, processes = self._description, self._after.processes
         queues = self._after.counters.queues
         cores = [self._cores(process.id, process.usage) for process in processes]
@@ -184,6 +187,7 @@ class _Viewer:
             version=version,
             ready=description.ready,
             debug=self._debug,
+            takes_changes=takes_changes,
             http_urls=description.http_urls,
             window_s=self._window_s,
             rates=self._rates(count for name, counts in self._by_endpoint.items() if name for count in counts),

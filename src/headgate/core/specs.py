@@ -133,3 +133,4 @@ class IngressSpec(msgspec.Struct, frozen=True, kw_only=True):
     ssl_keyfile: str | None = None
     access_log: bool = False
     traces: bool = False
+    admin_check: bytes = b""  # tells the admin token where a client sends it; empty: there is none

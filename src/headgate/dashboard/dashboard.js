@@ -1,6 +1,7 @@
 // What does the page show, and where from? It follows the events of the ingress that it came from, while somebody sees it.
 
 import {$, element, list, say, sayParts, show, state, terms} from "./elements.js";
+import * as changes from "./changes.js";
 import * as flow from "./flow.js";
 import * as words from "./words.js";
 
@@ -30,6 +31,7 @@ function heard() {
 
 function lost() {
   stop();
+  changes.lock(); // what answers there next may be another
   connection("lost", "Not connected", `This ingress doesn't answer, or too many look at it. It is asked again every second. ${since()}`);
   retry = setTimeout(listen, 1000 * RETRY_S);
 }
@@ -81,6 +83,7 @@ function showOverview(overview) {
   if (!isEmpty) flow.follow(overview);
   showFailures(overview);
   list($("backend-list"), overview.backends, each => each.tag, makeBackend, updateBackend);
+  changes.follow(overview);
 }
 
 function facts(overview) {
@@ -200,7 +203,8 @@ function makeBackend(backend) {
   parts.batches.append(element("h4", "", "Batch sizes"), parts.batchNote, parts.bars);
   const heading = element("div", "heading", element("h3", "", backend.tag), parts.state);
   parts.details = element("details", "", parts.summary, table);
-  return {node: element("article", "card", heading, parts.code, parts.reason, parts.figures, parts.batches, parts.details), ...parts};
+  const edit = changes.ofReplicas(backend.tag);
+  return {node: element("article", "card", heading, parts.code, parts.reason, parts.figures, edit, parts.batches, parts.details), ...parts};
 }
 
 function updateBackend(parts, backend) {

@@ -12,6 +12,13 @@ export function element(tag, classes = "", ...children) {
   return made;
 }
 
+export function button(text, act) {
+  const made = element("button", "", text);
+  made.type = "button";
+  made.addEventListener("click", act);
+  return made;
+}
+
 export function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }

@@ -217,6 +217,7 @@ class NotedExchange(Exchange):
 
     def left(self) -> None:
         """As `Exchange`."""
+        super().left()
         self._note(CALLER_LEFT, self.sent_bytes if self.started_stream else 0)
 
     def _note(self, status: int, sent_bytes: int) -> None:

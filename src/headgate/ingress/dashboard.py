@@ -50,10 +50,13 @@ class _Looker:
 
 
 class Dashboard:
-    """Made on the running loop. `describe` and `measure` ask the controller."""
+    """Made on the running loop. `describe` and `measure` ask the controller; `takes_changes` is told to who looks."""
 
-    def __init__(self, describe: Callable[[], Awaitable[Description]], measure: Callable[[], Awaitable[Measurement]]) -> None:
+    def __init__(
+        self, describe: Callable[[], Awaitable[Description]], measure: Callable[[], Awaitable[Measurement]], *, takes_changes: bool = False
+    ) -> None:
         self.debug = False
+        self._takes_changes = takes_changes
         self._describe = describe
         self._measure = measure
         self._loop = asyncio.get_running_loop()
@@ -135,7 +138,10 @@ class Dashboard:
 
             text = _DECLARED_HEAD + formats.write(declared_data(description), formats.YAML)
             self._declared = (description.state_id, _event("declared", text))
-        return _event("overview", overview(description, before, after, version=__version__, debug=self.debug, now=time.time()))
+        shown = overview(
+            description, before, after, version=__version__, takes_changes=self._takes_changes, debug=self.debug, now=time.time()
+        )
+        return _event("overview", shown)
 
     def _tell_all(self, event: bytes) -> None:
         for looker in self._lookers:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from headgate.core import wire
 from headgate.errors import ErrorInfo
+from headgate.ingress.changes import Change
 from headgate.ingress.memory import KnownHead
 from headgate.ingress.problems import Refusal, Reply, from_error
 from headgate.ingress.routes import Target
@@ -73,7 +74,7 @@ class Exchange(Call):
         self.body_bytes = 0
         self.held_bytes = 0
         self.length = known.length  # content-length, where given
-        self.instead: Refusal | Reply | Target | None = None  # the ingress itself answers with this
+        self.instead: Refusal | Reply | Target | Change | None = None  # the ingress itself answers with this
         self.bare = known.bare  # HEAD: the head of the answer alone
         self.http10 = False
         self.framing = b""  # the `connection` header, where one is due
@@ -164,6 +165,8 @@ class Exchange(Call):
 
     def left(self) -> None:
         """Its client is gone, before it was answered."""
+        if isinstance(self.instead, Change):
+            self.instead.left()
 
     def reply(self, reply: Reply | Refusal) -> None:
         """Answer with something of the ingress's own. Nothing happens where nobody waits any more."""

@@ -15,10 +15,10 @@ _FOLDER: Final = Path(__file__).parent.parent / "dashboard"
 FILES: Final = {
     "index.html": b"text/html; charset=utf-8",
     "dashboard.css": b"text/css; charset=utf-8",
-    "dashboard.js": b"text/javascript; charset=utf-8",
-    "flow.js": b"text/javascript; charset=utf-8",
-    "elements.js": b"text/javascript; charset=utf-8",
-    "words.js": b"text/javascript; charset=utf-8",
+    **dict.fromkeys(
+        ("access.js", "changes.js", "dashboard.js", "edit.js", "elements.js", "flow.js", "shares.js", "sliders.js", "words.js"),
+        b"text/javascript; charset=utf-8",
+    ),
 }
 """The files with their types."""
 GUARDS: Final = b"x-content-type-options: nosniff\r\ncross-origin-resource-policy: same-origin\r\nreferrer-policy: no-referrer\r\n"

@@ -20,7 +20,9 @@ import httptools
 import msgspec
 
 from headgate.errors import describe
+from headgate.ingress import changes
 from headgate.ingress.body import BodyPieces
+from headgate.ingress.changes import Change
 from headgate.ingress.exchange import CLOSE, KEEP_ALIVE, Exchange
 from headgate.ingress.heads import (
     NOT_FOUND,
@@ -286,7 +288,7 @@ class Connection(asyncio.Protocol):
         elif method not in target.methods:
             exchange.instead = not_listed(method, target.allow)
         elif target.page:
-            exchange.instead = target
+            exchange.instead = self._page(target, headers, exchange.length)
         else:
             exchange.endpoint = target.endpoint
         if method == b"HEAD":
@@ -313,7 +315,10 @@ class Connection(asyncio.Protocol):
         if size > self.service.max_body_bytes:
             raise InputRefused(self._too_large())
         if exchange.instead is not None:
-            return
+            if not isinstance(exchange.instead, Change):
+                return
+            if size > changes.MOST_BYTES:
+                raise InputRefused(changes.TOO_LARGE)
         admission = self.service.admission
         admission.held_bytes += count
         exchange.held_bytes += count
@@ -512,6 +517,8 @@ class Connection(asyncio.Protocol):
                 self._failed(exchange, error)
         elif isinstance(instead, Target):
             service.show(instead.page, exchange)
+        elif isinstance(instead, Change):
+            service.changes.begin(instead, exchange)
         else:
             if isinstance(instead, Refusal):
                 service.count_refusal(instead.status, instead.reason)
@@ -533,6 +540,14 @@ class Connection(asyncio.Protocol):
             self._feed_backlog()
 
     # The unusual.
+
+    def _page(self, target: Target, headers: list[tuple[bytes, bytes]], length: int) -> Target | Change | Refusal:
+        if target.page not in changes.PAGES:
+            return target
+        found = self.service.changes.admit(target.page, headers, self._client)
+        if length > changes.MOST_BYTES and isinstance(found, Change):
+            raise InputRefused(changes.TOO_LARGE)
+        return found
 
     def _on_unusual_head(self, exchange: Exchange, version: str) -> None:
         special = self._special

@@ -38,6 +38,7 @@ from headgate.core.specs import IngressSpec
 from headgate.errors import rebuild
 from headgate.heap import keep_freed
 from headgate.ingress.access import CLOSE_WITHIN_S, AccessLog
+from headgate.ingress.changes import Changes
 from headgate.ingress.exchange import Exchange
 from headgate.ingress.http1 import Connection
 from headgate.ingress.service import Limits, Service
@@ -97,6 +98,7 @@ class _Ingress:
             scheme="http" if context is None else "https",
             limits=Limits(connections=_raise_file_limit() * 9 // 10),
             access=AccessLog(speaker()) if spec.access_log else None,
+            changes=Changes(spec.admin_check, self._link.call, encrypted=context is not None),
             exchange=exchange,
         )
         self._service.start()

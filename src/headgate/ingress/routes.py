@@ -14,11 +14,12 @@ import msgspec
 
 from headgate.core.desired import RESERVED_PREFIX
 from headgate.core.messages import EndpointEntry
+from headgate.ingress import changes
 from headgate.ingress.files import FILES
 
 _RESERVED = RESERVED_PREFIX.encode()
 PAGES: Final = {path: path for path in ("routes", "healthz", "readyz", "metrics", "events", *FILES)} | {"": "index.html"}
-"""The pages of the ingress by their paths under the reserved prefix."""
+"""The pages of the ingress by their paths under the reserved prefix. Those at which changes are asked for are in `changes.PAGES`."""
 
 _MOST_REMEMBERED = 4096
 _LONGEST_REMEMBERED_BYTES = 256
@@ -38,6 +39,7 @@ class Routes:
 
     def __init__(self, endpoints: Iterable[EndpointEntry]) -> None:
         self._exact: dict[bytes, Target] = {_RESERVED + path.encode(): _target("", ("GET",), page) for path, page in PAGES.items()}
+        self._exact |= {_RESERVED + page.encode(): _target("", ("POST",), page) for page in changes.PAGES}
         every_method: set[str] = set()
         for endpoint in endpoints:
             if endpoint.route is not None:

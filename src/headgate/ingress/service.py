@@ -23,6 +23,7 @@ from headgate.core.reports import SHED, Counters, Description, EventCount, Measu
 from headgate.ingress import files, metrics, pages
 from headgate.ingress.access import AccessLog, NotedExchange
 from headgate.ingress.admission import Admission
+from headgate.ingress.changes import Changes
 from headgate.ingress.dashboard import Dashboard
 from headgate.ingress.exchange import Exchange
 from headgate.ingress.memory import Memory
@@ -96,7 +97,7 @@ def request_ids(prefix: str) -> Callable[[], str]:
 
 
 class Service:
-    """Made on the running loop. `measure` and `describe` ask the controller what was counted, and what runs."""
+    """Made on the running loop. `measure` and `describe` ask the controller what was counted, and what runs; by `changes` it is told."""
 
     def __init__(
         self,
@@ -108,6 +109,7 @@ class Service:
         scheme: str = "http",
         limits: Limits | None = None,
         access: AccessLog | None = None,
+        changes: Changes | None = None,
         exchange: type[Exchange] | None = None,
     ) -> None:
         self.router = router
@@ -132,7 +134,8 @@ class Service:
         # Drawn here, after the fork: no two processes make the same ids.
         self.next_id = request_ids(os.urandom(8).hex() + "-")
         """Makes a request id that no other process makes."""
-        self.dashboard = Dashboard(describe, measure)
+        self.changes = changes or Changes()
+        self.dashboard = Dashboard(describe, measure, takes_changes=self.changes.taken)
         self._measure = measure
         self._measuring: asyncio.Task[None] | None = None
         self._wait_for_measurement: list[Exchange] = []
@@ -187,6 +190,7 @@ class Service:
                 _log.warning("%d connections were cut: their answers took longer than %g s", len(self.connections), grace_s)
         for connection in list(self.connections):
             connection.abort()
+        self.changes.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
         if self._measuring is not None:

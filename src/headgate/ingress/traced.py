@@ -15,6 +15,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from headgate.core import wire
 from headgate.errors import ErrorInfo
 from headgate.ingress.access import NotedExchange, line_of, without_secrets
+from headgate.ingress.changes import Change
 from headgate.ingress.memory import KnownHead
 from headgate.ingress.routes import Target
 from headgate.traces import spans, travel
@@ -90,7 +91,7 @@ class TracedExchange(NotedExchange):
             access.note(self, status, sent_bytes, self._trace or b"")
 
     def _end(self, status: int) -> None:
-        if self._trace is None and not isinstance(self.instead, Target):  # it was refused here
+        if self._trace is None and not isinstance(self.instead, Target | Change):  # it was refused here
             self._trace = self._begin()
         span, self._span = self._span, None
         if span is None:

@@ -6,6 +6,8 @@ learns nothing to use, and can't pass the proofs on over a certificate of its ow
 none to bind them to: there a user of the same machine who listens in the instance's place could pass them on.)
 
 Beyond loopback there is TLS, or nothing: the proofs say who has connected, and only TLS that nobody changes what follows.
+
+Browsers can't prove anything in this way: a page sends the token itself, see `ingress/changes.py`.
 """
 
 from __future__ import annotations
@@ -52,6 +54,20 @@ def key_of(token: object) -> bytes:
             f"an admin token has no blanks at its ends, no control characters, and is text that UTF-8 can say; {_MADE_BY}"
         )
     return hmac.digest(b"headgate admin token", unicodedata.normalize("NFC", token).encode(), "sha256")
+
+
+def check_of(key: bytes) -> bytes:
+    """What one needs to tell the token when it is given. It proves nothing to the controller, so that an ingress may have it."""
+    return hmac.digest(b"headgate admin token, given", key, "sha256")
+
+
+def is_token(given: str, check: bytes) -> bool:
+    """Whether it is the token that the check is of, in a time that doesn't tell how nearly."""
+    try:
+        key = key_of(given)
+    except AdminTokenError:
+        return False
+    return hmac.compare_digest(check_of(key), check)
 
 
 def from_environment(environ: Mapping[str, str] = os.environ) -> str | None:
