@@ -1,4 +1,4 @@
-"""Does the README's program, run as it stands, answer the README's curl as the README says? Run by the Python it is to be run with.
+"""Does the README's program, run as the README says, answer the README's curl as it says? Run by the Python it is to be run with.
 
 Only the port is changed, to one that is free. Usage: quickstart.py README.md
 """
@@ -23,27 +23,30 @@ def main() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    program = _replace(program, "serve.init()", f"serve.init(http_port={port})")
     command = _replace(command, "127.0.0.1:8000", f"127.0.0.1:{port}")
     with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder, "quickstart.py")
-        script.write_text(program)
-        with subprocess.Popen(
-            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder
-        ) as running:
-            assert running.stdout is not None
-            said = running.stdout.readline()
-            if not said.startswith("Serving on"):
-                raise SystemExit(f"the program said {said!r} and ended with {running.wait()}")
-            answer = subprocess.run(
-                [*shlex.split(command), "--silent", "--fail-with-body"], capture_output=True, text=True, check=True
-            ).stdout
-            running.communicate("\n", timeout=30)
+        Path(folder, "app.py").write_text(program)
+        run = [sys.executable, "-m", "headgate", "run", f"--http-port={port}", "app.py"]
+        with subprocess.Popen(run, stderr=subprocess.PIPE, text=True, cwd=folder) as running:
+            assert running.stderr is not None
+            said = ""
+            while not said.endswith("/hello (GET) greeter:v1=1\n"):
+                line = running.stderr.readline()
+                if not line:
+                    raise SystemExit(f"headgate run said {said!r} and ended with {running.wait()}")
+                said += line
+            try:
+                answer = subprocess.run(
+                    [*shlex.split(command), "--silent", "--fail-with-body"], capture_output=True, text=True, check=True
+                ).stdout
+            finally:
+                running.terminate()
+                running.communicate(timeout=30)
     if json.loads(answer) != json.loads(expected):
         raise SystemExit(f"the README promises {expected!r}; the answer was {answer!r}")
     if running.returncode != 0:
-        raise SystemExit(f"the program ended with {running.returncode}")
-    print(f"the README's program answered {answer.strip()}, and ended when Enter was pressed")
+        raise SystemExit(f"headgate run ended with {running.returncode}")
+    print(f"the README's program answered {answer.strip()}, and headgate run ended when it was told to")
 
 
 def _block(text: str, language: str, beginning: str = "") -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanContext
@@ -47,6 +48,30 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
     monkeypatch.setattr(spans, "tracer", recorder.tracer)
     return recorder
+
+
+class Broken(SpanProcessor):
+    """A user's processor that raises, always where a span begins, or where it ends."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        if self.where == "begins":
+            raise ZeroDivisionError
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if self.where == "ends":
+            raise ZeroDivisionError
+
+
+@pytest.fixture(params=["begins", "ends"])
+def broken(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever begins or ends a span in this process meets a user's processor that raises."""
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(Broken(request.param))
+    monkeypatch.setattr(spans, "tracer", provider.get_tracer("tests"))
+    monkeypatch.setattr(spans, "_told", False)
 
 
 def context(span: ReadableSpan) -> SpanContext:

@@ -32,13 +32,13 @@ class BackendConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     batch_wait_timeout: float = 0.0
     """Seconds that the oldest request of a batch may wait for company, counted from its admission."""
     max_concurrent_queries: int | None = None
-    """Cap on a router's window at one replica; unset, it adapts."""
+    """Most requests that one router may have at one replica, running ones included; unset, it adapts."""
     max_queued_queries: int = 1000
     """Most requests waiting in one router for this backend."""
     request_timeout: float | None = 60.0
     """Seconds from a request's arrival to its answer, for streams to each next chunk; None: no limit."""
     idempotent: bool = False
-    """User code may run again for the same request."""
+    """User code may run again for the same request: after a crash, or to find the bad item of a batch."""
     http_methods: tuple[str, ...] = ()
     """Methods of a class, besides `__call__`, that HTTP clients may name."""
     startup_timeout: float = 600.0

@@ -14,6 +14,9 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
+CALLER_LEFT: Final = 499
+"""The status that is counted and noted where whoever asked has left, or given up, before the answer."""
+
 
 class HeadgateError(Exception):
     """The root of all errors that Headgate raises.
@@ -209,7 +212,7 @@ class ReplicaDiedError(HeadgateError, ConnectionError):
 class RequestCancelledError(HeadgateError):
     """The caller gave the request up."""
 
-    status = 499
+    status = CALLER_LEFT
 
 
 class EndpointRemovedError(HeadgateError, LookupError):

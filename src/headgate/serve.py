@@ -152,7 +152,8 @@ class Instance:
         """Refuse new work, finish what was admitted, and stop everything, for everybody who is connected.
 
         Returns when no process, socket or temporary file of the instance remains. A `state_dir` stays, and the next `init`
-        on it restores what there was. Raises `InReplicaError` in a replica.
+        on it restores what there was. Raises `InReplicaError` in a replica. Warns (`RuntimeWarning`) where it isn't known that nothing
+        remains: something does after 30 s, or an instance on another machine is out of reach.
         """
         from headgate.core.messages import Shutdown
 
@@ -165,9 +166,13 @@ class Instance:
         except NotRunningError:
             pass  # another process was faster, or the answer got lost on the way out
         assert self._starter is not None  # only instances in replicas have none
-        self._starter.wait_ended(connection.way, _SHUTDOWN_S)
+        has_ended = self._starter.wait_ended(connection.way, _SHUTDOWN_S)
         connection.close()
         _let_sigterm_be()
+        if not has_ended:
+            seen = "it is out of reach, or something still listens there" if connection.way.is_afar else "something of it still runs"
+            text = f"instance {self._name!r} was told to shut down, and whether it has ended isn't known: after {_SHUTDOWN_S:g} s {seen}"
+            _warn([text], RuntimeWarning)
 
     def create_backend(
         self,
@@ -310,13 +315,13 @@ class Instance:
 
         Args:
             name: its name, which handles use.
-            route: the path under which HTTP clients reach it; one that ends in `/` takes all below it. None: handles only.
-            methods: the HTTP methods that it answers.
+            route: the path under which HTTP clients reach it, such as "/digits"; one that ends in `/` takes all below. None: handles only.
+            methods: the HTTP methods that it answers, such as `("GET", "POST")`.
             backend: the tag that gets all its traffic; None: it answers 503 until `set_traffic`.
 
         Raises `AlreadyExistsError` (`ValueError`) for a name or route that is taken; `InvalidValueError` for a route
-        without a leading `/` or under `/-/`, and for an unknown method; `NotFoundError` (`LookupError`) for an unknown
-        backend.
+        without a leading `/` or under `/-/`, and for an unknown method; `InvalidTypeError` (`TypeError`); `NotFoundError` (`LookupError`)
+        for an unknown backend.
         """
         from headgate.core.messages import CreateEndpoint
 
@@ -619,7 +624,7 @@ def init(
             own folder.
         admin_address: where verbs are taken over TCP, such as "0.0.0.0:8100", from whoever knows the `admin_token`; beyond this machine
             over TLS, with the certificate for HTTPS.
-        admin_token: at least 16 characters; None: what the environment variable HEADGATE_ADMIN_TOKEN says.
+        admin_token: at least 16 characters; None: what the environment variable `HEADGATE_ADMIN_TOKEN` says.
         traces: spans of requests by OpenTelemetry, as its variables `OTEL_*` say; needs `headgate[otel]`.
 
     Raises `InvalidTypeError` (`TypeError`), `InvalidValueError` (`ValueError`), `ConfigError` (`ValueError`) naming each
@@ -732,9 +737,9 @@ def connect(
     Args:
         name: None is "default"; with an address of an instance, whichever is there.
         engine: "local" or "ray", as for `init`.
-        address: of the cluster, as for `init`, but never one of this process's own; or "tcp://host:port", the `admin_address` of an
+        address: of the cluster, as for `init`, but never one of this process's own; or `"tcp://host:port"`, the `admin_address` of an
             instance on another machine, whatever its engine.
-        admin_token: that instance's; None: what the environment variable HEADGATE_ADMIN_TOKEN says.
+        admin_token: that instance's; None: what the environment variable `HEADGATE_ADMIN_TOKEN` says.
         admin_cafile: PEM file with the authorities that may have signed its certificate; None: those that this machine trusts.
 
     Raises `NotRunningError` (`RuntimeError`), which names the nearest that run; `InvalidTypeError`, `InvalidValueError`, `ConfigError`, and
@@ -841,11 +846,11 @@ def _let_sigterm_be() -> None:
         sigterm.let_be()
 
 
-def _warn(texts: list[str]) -> None:
+def _warn(texts: list[str], kind: type[Warning] = UserWarning) -> None:
     from headgate.router.connection import frames_to_the_caller
 
     for text in texts:
-        warnings.warn(text, UserWarning, stacklevel=frames_to_the_caller())
+        warnings.warn(text, kind, stacklevel=frames_to_the_caller())
 
 
 # The functions act on the latest instance.

@@ -115,7 +115,7 @@ def test_everything_dies_at_any_moment_of_a_verb_and_the_next_init_has_the_state
     took = durations(instance, verbs, there)
     found: Counter[str] = Counter()
     gone_s, starts_s, answers_s = [], [], []
-    for number in range((100 if long else 2) * len(verbs)):
+    for number in range((100 if long else 1) * len(verbs)):
         step, duration_s = verbs[number % len(verbs)], took[number % len(verbs)]
         before, after = there, step.model(there)
         (supervisor,) = process(instance, "supervisor")
@@ -164,7 +164,7 @@ def test_a_controller_dies_at_any_moment_of_a_verb_which_is_applied_once_and_ret
     there = begin(instance, journal)
     took = durations(instance, verbs, there)
     chance = random.Random(9)
-    rounds = 40 if long else 3
+    rounds = 40 if long else 2
     kills = killed_here = 0
     slowest_s = 0.0
     for number in range(rounds):
@@ -240,7 +240,7 @@ def test_a_supervisor_dies_and_everything_with_it_within_2_seconds_and_the_next_
     instance.create_backend("fresh", Version, journal, "fresh", ray_actor_options={"runtime_env": {"env_vars": {"PYTHONHASHSEED": "7"}}})
     before = instance.status()
     gone_s = []
-    for _ in range(30 if long else 3):
+    for _ in range(30 if long else 2):
         wait_until(partial(whole, instance))
         request = Asked(f"{instance.http_url}/stuck")
         request.start()

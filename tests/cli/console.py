@@ -49,6 +49,15 @@ def piped(*arguments: str, stdin: str = "", cwd: str | Path | None = None, **ext
     return Said(done.returncode, done.stdout, done.stderr)
 
 
+def completed(*words: str, tries: int = 5) -> list[str]:
+    """What a shell is offered for the last of these words. Where the machine is busy that is nothing, so it is asked a few times."""
+    for _ in range(tries):
+        said = piped(_HEADGATE_COMPLETE="bash_complete", COMP_WORDS=" ".join(["headgate", *words]), COMP_CWORD=str(len(words)))
+        if offered := [each.partition(",")[2] for each in said.out.splitlines() if each]:
+            return offered
+    return []
+
+
 def here(capsys: pytest.CaptureFixture[str], *arguments: str) -> Said:
     """What it comes to in this process, whose output is no terminal: quick, where no signal, input or exit matters."""
     capsys.readouterr()

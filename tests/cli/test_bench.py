@@ -26,10 +26,10 @@ def test_everything_that_is_due_is_sent_and_counted(running: Instance) -> None:
 def test_on_a_terminal_there_is_a_histogram_that_fits(running: Instance) -> None:
     said = shown("bench", *HERE, "/greet", "--rate", "100", "--duration", "0.3", width=60)
     assert said.status == 0
-    body = said.out[said.out.index("requests:") :]
-    assert "p99.9" in body
-    assert max(map(len, body.splitlines())) <= 64
-    assert "█" in body
+    assert "p99.9" in said.out
+    histogram = [line for line in said.out.splitlines() if line.lstrip().startswith("< ")]
+    assert any("█" in line for line in histogram)
+    assert max(map(len, histogram)) <= 60  # what else there is may be longer, such as that this machine was late
 
 
 def test_what_fails_is_counted_and_exits_with_1(running: Instance) -> None:

@@ -131,8 +131,9 @@ def test_a_wrong_target_or_option_is_told_the_nearest_before_anything_starts(fol
     assert "did you mean 'setup'?" in said.err
 
 
-def test_start_outlives_the_command_and_stop_ends_it(folder: Path) -> None:
-    said = piped("start", "--name", "cli-start", "--http-port", "0", "app.py", cwd=folder)
+def test_start_outlives_the_command_and_stop_ends_it_and_what_was_kept_has_to_be_looked_at_first(folder: Path) -> None:
+    command = ("start", "--name", "cli-start", "--http-port", "0", "--state-dir", "state", "app.py")
+    said = piped(*command, cwd=folder)
     try:
         assert said.status == 0
         assert os.path.exists(re.findall("its log: (.*)", said.out)[0])
@@ -142,6 +143,10 @@ def test_start_outlives_the_command_and_stop_ends_it(folder: Path) -> None:
         assert "running already" in again.err
     finally:
         assert piped("stop", "--name", "cli-start").out == "cli-start is shut down\n"
+    kept = piped(*command, cwd=folder)
+    assert kept.status == 1
+    assert "AlreadyExistsError: backend 'greeter:v1' exists already" in kept.err
+    assert f"it creates what {folder / 'state'} has kept. Have it look first" in kept.err
     said = piped("stop", "--name", "cli-start")
     assert (said.status, said.out) == (0, "no instance 'cli-start' is running\n")
 
@@ -200,8 +205,10 @@ def test_reload_serves_on_while_new_code_warms_and_when_it_is_broken(folder: Pat
     terminal.until("set up in")
     url = re.findall(r"http://[\d.:]+", terminal.text)[0] + "/hello"
     assert answer(url) == "hello world"
-    file.write_text(APP.replace("hello {", "good day {"))
+    file.write_text(APP.replace("hello {", "good day {").replace('else "world")', 'else "world", ray_actor_options={"num_cpus": 0.5})'))
     wait_until(lambda: answer(url) == "good day world")
+    with serve.connect("cli-reload") as instance:
+        assert instance.list_backends()["greeter:v1"].options.num_cpus == 0.5
     terminal.raw = ""
     file.write_text(APP + "oops(\n")
     terminal.until("serves on")

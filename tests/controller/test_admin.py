@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import ssl
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import pytest
@@ -20,14 +22,15 @@ from headgate.controller.server import Connection, ControlServer
 from headgate.core import messages, strangers
 from headgate.core.messages import PROTOCOL, BrokenReplica, Describe, Hello, Message, VerbCall, VerbDone, Welcome
 from headgate.engines.local.listeners import listen_from_afar
-from headgate.errors import AdminTokenError, AdminUnreachableError, InvalidValueError
-from headgate.router import admin
+from headgate.errors import AdminTokenError, AdminUnreachableError, InvalidValueError, NotRunningError
+from headgate.router import admin, afar, certificate
 from headgate.router.afar import AfarWay
 from headgate.router.certificate import Certificate
 from headgate.router.control import ControlLink
 from headgate.router.remote import split
 from headgate.router.way import Way
 from tests import certificates
+from tests.controller.rig import Engine, Rig, settings_in
 from tests.support import until
 
 TOKEN = "the-token-of-these-tests-ß"
@@ -218,10 +221,10 @@ def test_one_address_has_few_tries_a_second_and_the_log_a_line_for_all_of_them(t
         refused: list[type[Exception]] = []
         for _ in range(50):
             try:
-                await place.way(OTHER_KEY).meet()
-            except (AdminTokenError, AdminUnreachableError) as error:
+                await place.way(OTHER_KEY).reach("", asyncio.Protocol)
+            except (AdminTokenError, afar._HungUpError) as error:
                 refused.append(type(error))
-        assert refused == [AdminTokenError] * strangers.MOST_OF_ONE + [AdminUnreachableError] * (50 - strangers.MOST_OF_ONE)
+        assert refused == [AdminTokenError] * strangers.MOST_OF_ONE + [afar._HungUpError] * (50 - strangers.MOST_OF_ONE)
         reader, writer = await asyncio.open_unix_connection(place.server._path)  # the local way is open
         writer.write(messages.encode(Hello(PROTOCOL, "client", "near", 1)))
         assert messages.MessageDecoder().received(await reader.read(1000)) == [Welcome("theirs", (), "id")]
@@ -293,10 +296,14 @@ def test_who_listens_without_knowing_the_token_is_left(tmp_path: Path) -> None:
     [
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "no admin address of this version"),
         (b"headgate\x01" + bytes(32), "no admin"),
+        (b"headgate" + bytes([PROTOCOL + 1]) + bytes(32), "no admin address of this version"),
+        (b"headgate" + bytes([0x80 | PROTOCOL + 1]), "no admin address of this version"),
         (b"", "hung up"),
     ],
 )
-def test_what_is_no_admin_address_is_told(tmp_path: Path, said: bytes, why: str) -> None:
+def test_what_is_no_admin_address_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes, why: str) -> None:
+    monkeypatch.setattr(afar, "_HUNG_UP_S", 0.0)
+
     async def listens(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(said)
         writer.close()
@@ -308,6 +315,179 @@ def test_what_is_no_admin_address_is_told(tmp_path: Path, said: bytes, why: str)
                 await AfarWay("127.0.0.1", server.sockets[0].getsockname()[1], KEY).meet()
 
     play(tmp_path, scene)
+
+
+def test_who_was_connected_is_told_what_is_there_now(tmp_path: Path) -> None:
+    async def listens(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"headgate" + bytes([PROTOCOL + 1]) + bytes(32))
+        writer.close()
+
+    async def scene(place: Place) -> None:
+        link = link_by(place.way())
+        await link.connected()
+        await place.server.close()
+        async with await asyncio.start_server(listens, place.host, place.port):
+            for _ in range(2):  # also once it is taken for gone
+                with pytest.raises(NotRunningError, match=r"not be reached for 0.2 s: what listens .* no admin address of this version"):
+                    await link.call(Describe())
+        await link.close()
+
+    play(tmp_path, scene)
+
+
+def test_who_is_hung_up_on_at_first_is_let_in_a_moment_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(afar, "_LOOK_S", 0.01)
+    tries: list[str] = []
+
+    async def scene(place: Place) -> None:
+        door = place.server._door
+        assert door is not None
+        taken = door._taken
+
+        def taken_at_last(sock: socket.socket) -> None:
+            tries.append("one more")
+            if len(tries) < 3:
+                sock.close()
+            else:
+                taken(sock)
+
+        assert door._listening is not None
+        door._listening._taken = taken_at_last
+        await place.way().meet()
+        assert len(tries) == 3
+
+    play(tmp_path, scene)
+
+
+def test_an_address_that_drops_what_is_sent_there_leaves_time_for_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(afar, "HANDSHAKE_S", 2.0)
+    connect = asyncio.selector_events.BaseSelectorEventLoop.sock_connect
+
+    async def dropped(loop: asyncio.BaseEventLoop, sock: socket.socket, address: tuple[str, int]) -> None:
+        if address[0] == "192.0.2.1":
+            await asyncio.Event().wait()
+        await connect(loop, sock, address)
+
+    async def scene(place: Place) -> None:
+        async def addresses(host: str, port: int) -> list[tuple[int, tuple[object, ...]]]:
+            return [(socket.AF_INET, (each, port)) for each in ("192.0.2.1", "127.0.0.1")]
+
+        monkeypatch.setattr(afar, "_addresses", addresses)
+        monkeypatch.setattr(asyncio.selector_events.BaseSelectorEventLoop, "sock_connect", dropped)
+        await place.way(host="a.test").meet()
+
+    play(tmp_path, scene, make_loop=asyncio.SelectorEventLoop)
+
+
+class Tunnel:
+    """Listens on this machine, and hands on what comes to a port of another; whoever comes when nobody listens there is closed."""
+
+    def __init__(self, port: int) -> None:
+        self.handed_on = self.closed = 0
+        self._port = port
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._taken, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._server.close()
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+
+    async def _taken(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        try:
+            there, back = await asyncio.open_connection("127.0.0.1", self._port)
+        except ConnectionRefusedError:
+            self.closed += 1
+            writer.close()
+            return
+        self.handed_on += 1
+        ways = [asyncio.ensure_future(_hand_on(*way)) for way in ((reader, back), (there, writer))]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            for side in (writer, back):
+                side.close()
+
+
+async def _hand_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while data := await source.read(65536):
+            sink.write(data)
+
+
+def test_an_end_is_seen_through_a_tunnel_which_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(afar, "_LOOK_S", 0.05)
+
+    async def scene(place: Place) -> None:
+        async with Tunnel(place.port) as tunnel:
+            way = AfarWay("127.0.0.1", tunnel.port, KEY)
+            await way.meet()
+            waiting = asyncio.ensure_future(asyncio.to_thread(afar.AfarStarter().wait_ended, way, 20.0))
+            await until(lambda: tunnel.handed_on > 2, "it looks, and the instance is there")
+            assert not waiting.done()
+            await place.server.close()
+            assert await waiting
+            assert tunnel.closed >= 3
+
+    play(tmp_path, scene)
+
+
+def test_that_an_instance_has_ended_is_not_said_where_it_goes_on_or_can_not_be_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(afar, "_LOOK_S", 0.02)
+
+    async def scene(place: Place) -> None:
+        assert not await asyncio.to_thread(afar.AfarStarter().wait_ended, place.way(), 0.1)
+
+        def unreachable(*given: object) -> None:
+            raise OSError(errno.EHOSTUNREACH, "No route to host")
+
+        monkeypatch.setattr(socket, "create_connection", unreachable)
+        assert not afar.AfarStarter().wait_ended(place.way(), 0.1)
+
+    play(tmp_path, scene)
+
+
+def test_a_controller_whose_certificate_can_not_be_used_lets_in_from_afar_once_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(certificate, "LOOK_S", 0.01)
+    monkeypatch.setattr(admin, "is_loopback", lambda host: False)
+    files = certificates.write(tmp_path, "localhost")
+    Path(files.cert).write_text("half of it")
+
+    async def main() -> None:
+        with tempfile.TemporaryDirectory(prefix="hg-") as folder:
+            told = {"admin_address": "127.0.0.1:0", "admin_key": KEY, "ssl_certfile": files.cert, "ssl_keyfile": files.key}
+            rig = Rig(folder, Engine(), settings_in(folder, **told))
+            rig.way.admin_listener = listener = listen_from_afar("127.0.0.1:0")
+            host, port = listener.getsockname()
+            try:
+                await rig.start()
+                assert (await rig.describe()).admin_address == ""
+                certificates.write(tmp_path, "localhost")
+                await until(lambda: rig._controller._server.admin_address, "the files can be used")
+                assert (await rig.describe()).admin_address == f"{host}:{port}"
+                await AfarWay("localhost", port, KEY, files.authority).meet()
+            finally:
+                await rig.close()
+
+    asyncio.run(main())
+    said = [record.getMessage() for record in caplog.records if record.name == "headgate.certificate"]
+    assert [text.partition(": ")[0] for text in said] == ["no connection is taken until the certificate can be used"]
 
 
 def stand_in_between(listener: socket.socket, place: Place, shown: certificates.Files, authority: str) -> None:

@@ -100,7 +100,7 @@ def test_where_a_node_falls_silent_all_that_was_there_may_have_started_and_runs_
         async with Rig(tmp_path, handler, idempotent=idempotent) as rig:
             await rig.linked()
             call, link = rig.ask("once"), link_of(rig)
-            await until(lambda: call.link is link and link.has_begun(call))
+            await until(lambda: ran and call.link is link and link.has_begun(call))
             link._page[call.place] = 0  # had the node fallen silent a moment before, this would not have arrived
             fall_silent(link)
             let_go.set()

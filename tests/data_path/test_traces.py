@@ -313,6 +313,26 @@ def test_nothing_is_recorded_of_copies_for_shadows_nor_of_what_they_ask_for(tmp_
     assert len(recorder.named("run b")) == 2
 
 
+def test_a_tracer_provider_of_user_code_that_raises_costs_spans_and_no_request(
+    tmp_path: Path, broken: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def one_async(value: int) -> int:
+        return value
+
+    async def scene() -> None:
+        for handler, batch in ((lambda value: value, False), (one_async, False), (lambda values: values, True)):
+            async with Rig(tmp_path, handler, batch=batch) as rig:
+                for number, given in enumerate((SAMPLED, b"", SAMPLED)):  # what it has raised in goes on
+                    call = rig.ask(number, trace=given)
+                    await asyncio.wait_for(call.done, 10)
+                    assert call.value == number
+
+    play(scene)
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "headgate.traces"]
+    assert said.startswith("the tracer provider, or a part of it, raises; spans are lost, and this is said once:\nTraceback")
+    assert said.endswith("ZeroDivisionError\n")
+
+
 def test_a_replica_that_does_not_trace_takes_what_a_router_sends_that_does(
     tmp_path: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

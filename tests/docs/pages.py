@@ -7,7 +7,8 @@ A block of Python or of a shell is run, unless a comment before it says why not;
 Other comments of that kind: `<!-- figures vary -->`, where numbers are shown as they once were; `<!-- status: 1 -->`, where the last
 command is to fail; `<!-- needs: mosec -->`, where another server has to be installed, one of the benchmarks' contenders; and a comment
 that holds a whole block, which is run as if it were seen: what a reader has done before, or does afterwards. `<!-- files of: moving.md -->`
-stands for the files that another page shows.
+stands for the files that another page shows. Anywhere in a page, `<!-- programs: nginx -->` names those without which it isn't
+typed along.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ _FENCE: Final = re.compile(
     r"^(?P<indent> *)(?P<fence>```+)(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=indent)(?P=fence) *$", re.MULTILINE | re.DOTALL
 )
 _NAME: Final = re.compile(r"# ([\w./-]+\.\w+)\n")
+_PROGRAMS: Final = re.compile(r"<!-- programs: (.+?) -->")
 _TOLD: Final = re.compile(r"(not run|status|needs): *(.+)|figures vary")
 _ELSEWHERE: Final = re.compile(r"files of: *(.+)")
 
@@ -83,6 +85,11 @@ def blocks(page: Path) -> list[Block]:
             found.append(_block(page, line, piece, told))
             told = {}
     return found
+
+
+def programs(page: Path) -> list[str]:
+    """The programs that a page needs beyond those that all do."""
+    return [program for named in _PROGRAMS.findall(page.read_text()) for program in named.split(", ")]
 
 
 def _block(page: Path, line: int, fenced: re.Match[str], told: dict[str, str]) -> Block:

@@ -14,7 +14,7 @@ import pytest
 import headgate
 from benchmarks import environments
 from benchmarks.contenders import CONTENDERS
-from tests.docs.pages import Block, PageError, blocks, commands, pattern
+from tests.docs.pages import Block, PageError, blocks, commands, pattern, programs
 from tests.support import leave_out
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ def test_what_a_page_shows_is_what_happens(page: Path) -> None:
 
 def type_along(page: Path, *contender: str, **variables: str) -> None:
     """Fail where a page shows what doesn't happen; a contender comes with the folder of its environment, and its variables."""
-    missing = [program for program in _PROGRAMS if shutil.which(program) is None]
+    missing = [program for program in (*_PROGRAMS, *programs(page)) if shutil.which(program) is None]
     if missing:
         leave_out(f"not installed: {', '.join(missing)}")
     own_network = ["unshare", "--net", *(() if os.geteuid() == 0 else ("--user", "--map-root-user"))]
@@ -142,6 +142,13 @@ def test_a_page_may_use_the_files_of_another(tmp_path: Path) -> None:
 def test_a_block_in_a_comment_is_run_as_if_it_were_seen(tmp_path: Path) -> None:
     (block,) = blocks(page_of(tmp_path, "<!-- what the reader has done\n```console\n$ true\n```\n-->\n"))
     assert (block.language, block.text, block.why_not) == ("console", "$ true\n", "")
+
+
+def test_a_page_names_the_programs_that_it_needs(tmp_path: Path) -> None:
+    page = page_of(tmp_path, "<!-- programs: no-such-program, nor-this -->\n\n```python\nx = 1\n```\n")
+    assert programs(page) == ["no-such-program", "nor-this"]
+    with pytest.raises((pytest.skip.Exception, pytest.fail.Exception), match="not installed: no-such-program, nor-this"):
+        test_what_a_page_shows_is_what_happens(page)
 
 
 def test_commands_go_with_what_they_show() -> None:

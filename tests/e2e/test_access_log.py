@@ -37,7 +37,7 @@ def test_every_request_is_in_it_once_with_what_became_of_it(tmp_path: Path) -> N
             ids = [session.post(f"{url}/echo", data=b"x" * size).headers["X-Request-Id"] for size in (3, 3, 100_000)]
             fails = session.get(f"{url}/echo?fails=1")
             assert session.get(f"{url}/echo?stream=1").text == "onetwo"
-            session.head(f"{url}/nowhere?q=1")
+            session.head(f"{url}/nowhere?q=1&sig=secret")
             session.put(f"{url}/echo", headers={"X-Request-Id": "mine"})
             session.get(f"{url}/-/healthz")
         port = int(url.rpartition(":")[2])
@@ -66,15 +66,16 @@ def test_every_request_is_in_it_once_with_what_became_of_it(tmp_path: Path) -> N
             ("POST", "/echo", 200): 3,
             ("GET", "/echo?fails=1", 500): 1,
             ("GET", "/echo?stream=1", 200): 1,
-            ("HEAD", "/nowhere?q=1", 404): 1,
+            ("HEAD", "/nowhere?q=1&sig=REDACTED", 404): 1,
             ("PUT", "/echo", 405): 1,
             ("GET", "/-/healthz", 200): 1,
             ("GET", "/echo?slow=1", 499): 1,  # its client has left
             ("", "", 400): 1,  # its head could not be read
         }
     )
+    assert not [path for path in tmp_path.iterdir() if "secret" in path.read_text()]
     sent = Counter((entry.http.target, entry.http.sent_bytes) for entry in found if entry.http and entry.http.method in ("GET", "HEAD"))
-    expected = {"/echo?stream=1": 6, "/echo?fails=1": len(fails.content), "/nowhere?q=1": 0, "/echo?slow=1": 0}
+    expected = {"/echo?stream=1": 6, "/echo?fails=1": len(fails.content), "/nowhere?q=1&sig=REDACTED": 0, "/echo?slow=1": 0}
     assert sent >= Counter(expected.items())
     assert sorted(entry.http.sent_bytes for entry in found if entry.http and entry.http.method == "POST") == [3, 3, 100_000]
     posts = [entry for entry in found if entry.http and entry.http.method == "POST"]

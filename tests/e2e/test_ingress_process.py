@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -36,6 +37,8 @@ from headgate.core.messages import (
 )
 from headgate.core.reports import RequestCount
 from headgate.core.specs import IngressSpec
+from headgate.errors import CALLER_LEFT
+from headgate.logs.reading import Folder
 from headgate.router.way import Way
 from tests.ingress_server import CERTIFICATE, KEY, TABLE, Client
 from tests.support import wait_until
@@ -47,9 +50,11 @@ TABLE = msgspec.structs.replace(TABLE, backends={}, endpoints={})
 GET = b"GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n"
 PROGRAM = """
 import socket, sys, msgspec
-from headgate.core.specs import IngressSpec
+from headgate.core.specs import IngressSpec, LogSettings
 from headgate.ingress.main import run
+from headgate.logs.begin import begin
 from headgate.router.way import Way
+begin(LogSettings("json", sys.argv[4]), "ingress")
 run(msgspec.json.decode(sys.argv[1], type=IngressSpec), Way(sys.argv[2]), socket.socket(fileno=int(sys.argv[3])))
 """
 
@@ -59,6 +64,8 @@ class Controller:
 
     def __init__(self, path: str) -> None:
         self.told: list[Message] = []
+        self.answers = True
+        """Whether it answers what it is asked, such as for the metrics."""
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(path)
         self._listener.listen()
@@ -91,7 +98,7 @@ class Controller:
                     if isinstance(message, Hello):
                         self.say(Welcome("test", ()))
                         self.say(TABLE)
-                    elif isinstance(message, VerbCall):
+                    elif isinstance(message, VerbCall) and self.answers:
                         self.say(VerbDone(message.id, msgspec.msgpack.encode(reports.Measurement(reports.Counters(), {}, {}, 7))))
         except OSError:  # closed by the test
             return
@@ -108,13 +115,13 @@ class Running:
 
 
 @contextmanager
-def ingress_process(*, controller: bool = True, tls: bool = False) -> Iterator[Running]:
-    """An ingress in a process of its own, on a listening socket that it inherits."""
+def ingress_process(*, controller: bool = True, tls: bool = False, logs: str = "", access_log: bool = False) -> Iterator[Running]:
+    """An ingress in a process of its own, on a listening socket that it inherits; its log goes into the folder `logs`."""
     with tempfile.TemporaryDirectory(prefix="hg-", dir="/tmp") as folder, socket.create_server(("127.0.0.1", 0)) as listener:
         files: dict[str, Any] = {"ssl_certfile": CERTIFICATE, "ssl_keyfile": KEY} if tls else {}
-        spec = IngressSpec(id="ingress-0", token="secret", place="0", **files)
+        spec = IngressSpec(id="ingress-0", token="secret", place="0", access_log=access_log, **files)
         played = Controller(Way(folder).control_path) if controller else None
-        arguments = [sys.executable, "-c", PROGRAM, msgspec.json.encode(spec).decode(), folder, str(listener.fileno())]
+        arguments = [sys.executable, "-c", PROGRAM, msgspec.json.encode(spec).decode(), folder, str(listener.fileno()), logs]
         source = str(Path(messages.__file__).parents[2])
         process = subprocess.Popen(
             arguments, pass_fds=[listener.fileno()], env={**os.environ, "PYTHONPATH": source}, stderr=subprocess.DEVNULL
@@ -188,6 +195,23 @@ def test_told_to_end_it_closes_what_is_idle_and_ends(tell: Callable[[Running], N
         tell(running)
         assert client.at_end()
         assert running.process.wait(10) == 0
+
+
+def test_an_answer_that_takes_too_long_does_not_keep_it_from_ending_in_time_nor_its_last_words_from_coming(tmp_path: Path) -> None:
+    grace_s = 3.0
+    with ingress_process(logs=str(tmp_path), access_log=True) as running, Client(running.port) as client:
+        running.controller.answers = False
+        client.send(b"GET /-/metrics HTTP/1.1\r\nHost: a\r\n\r\n")  # which waits for the controller
+        running.controller.heard(VerbCall)
+        running.controller.say(Drain(grace_s))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.process.wait(grace_s)
+        running.process.kill()  # as an engine does then
+        assert running.process.wait() == 0
+        assert client.rest() == b""
+        assert running.controller.heard(Counted).number == 0
+        with contextlib.closing(Folder(str(tmp_path))) as folder:
+            assert [entry.http.status for entry in folder.read() if entry.http is not None] == [CALLER_LEFT]
 
 
 def test_without_a_controller_it_answers_503_after_a_moment() -> None:

@@ -206,6 +206,26 @@ def test_what_runs_again_after_a_death_runs_in_the_same_trace(monkeypatch: pytes
     }
 
 
+def test_a_replica_that_ends_around_a_copy_for_a_shadow_has_sent_its_spans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def held(value: int) -> int:
+        if value:
+            (tmp_path / "began").touch()
+            wait_until((tmp_path / "go").exists, 60)
+        return value
+
+    with receiver() as taking:
+        with traced(monkeypatch, taking, soon=False) as instance:
+            instance.create_backend("held:v1", held)
+            instance.create_backend("other:v1", lambda value: value)
+            instance.create_endpoint("held", backend="held:v1")
+            instance.create_endpoint("copied", backend="other:v1")
+            instance.shadow_traffic("copied", "held:v1", 1.0)
+            assert instance.get_handle("held").remote(0).result(10) == 0
+            assert instance.get_handle("copied").remote(1).result(10) == 1
+            wait_until((tmp_path / "began").exists)
+        assert len(taking.named("run held:v1")) == 1
+
+
 def test_what_streams_and_what_is_cancelled_ends_its_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     with receiver() as taking, traced(monkeypatch, taking) as instance:
         instance.create_backend("waits:v1", Waits)
@@ -309,5 +329,5 @@ def test_lines_of_the_log_name_the_trace(monkeypatch: pytest.MonkeyPatch, tmp_pa
         folder.close()
     said, access = sorted(entries, key=lambda entry: entry.http is not None)
     assert (said.text, said.trace_ids) == ("in the batch", ("11" * 16,))
-    assert access.request_ids == (span.attributes["headgate.request_id"],)
+    assert (access.request_ids, access.trace_ids) == ((span.attributes["headgate.request_id"],), ("11" * 16,))
     assert f'"trace_id":"{"11" * 16}"' in "".join(path.read_text() for path in tmp_path.glob("replica-*.log"))

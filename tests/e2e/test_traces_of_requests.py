@@ -177,6 +177,13 @@ def test_a_client_that_leaves_ends_it_with_499(recorder: Recorder) -> None:
     assert (recorder.one("GET /echo").attributes or {})["http.response.status_code"] == 499
 
 
+def test_a_part_of_the_tracer_provider_that_raises_costs_spans_and_no_answer(broken: None) -> None:
+    with ingress(exchange=TracedExchange) as server, server.client() as client:
+        got = [client.ask(request(line, f"traceparent: {PARENT}")) for line in ("GET /echo", "GET /nowhere", "GET /echo")]
+    assert [answer.status for answer in got] == [200, 404, 200]
+    assert {trace[: travel.TRACE_BYTES] for trace in (call.trace for call in server.router.calls)} == {SAMPLED[: travel.TRACE_BYTES]}
+
+
 def test_where_nothing_is_traced_a_request_is_a_plain_exchange_without_a_trace() -> None:
     calls: list[Call] = []
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headgate.core import histograms, rates
-from headgate.core.histograms import SUM, TICKS_PER_S, Histogram
+from headgate.core.histograms import TICKS_PER_S, Histogram
 from headgate.core.reports import RequestCount
+from headgate.timings import Timings
 
 TIMES = st.lists(st.floats(0, 1e4), max_size=40)
 REQUESTS = st.lists(
@@ -23,11 +24,10 @@ REQUESTS = st.lists(
 
 
 def histogram(times: list[float]) -> Histogram:
-    tally = histograms.tally()
+    found = Timings()
     for seconds in times:
-        tally[int(seconds * TICKS_PER_S).bit_length()] += 1
-        tally[SUM] += seconds
-    return histograms.of(tally)
+        found.take(seconds)
+    return found.told()
 
 
 def counts(requests: list[tuple[str, str, int, float]]) -> list[RequestCount]:

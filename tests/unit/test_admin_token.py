@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from headgate import arguments, serve
+from headgate.core.messages import PROTOCOL
 from headgate.errors import AdminTokenError, AdminUnreachableError, ConfigError, InvalidTypeError, InvalidValueError
 from headgate.router import admin
 from headgate.router.afar import AfarWay
@@ -115,6 +116,11 @@ def test_init_takes_the_token_from_its_argument_or_from_the_environment(monkeypa
     assert arguments._admin("127.0.0.1:1", None, encrypted=False) == ("127.0.0.1:1", by_environment)
     assert arguments._admin("127.0.0.1:1", TOKEN, encrypted=False) == ("127.0.0.1:1", given)
     assert arguments._admin(None, None, encrypted=False) == ("", b"")
+
+
+def test_whoever_speaks_another_protocol_is_known_by_its_first_words() -> None:
+    assert (admin.OPEN[-1], admin.TLS[-1]) == (PROTOCOL, PROTOCOL | 0x80)
+    assert len({admin.OPEN, admin.TLS, b"headgate\x01", b"headgate\x81"}) == 4, "nor are they those of nodes (`router/remote.py`)"
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "10.0.0.1", "a.host"])

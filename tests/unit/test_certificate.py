@@ -69,6 +69,18 @@ def test_what_can_not_be_used_is_named_with_the_reason_and_refused_by_init(tmp_p
             serve.init(http_port=0, ssl_certfile=cert, ssl_keyfile=key)
 
 
+@pytest.mark.parametrize("label", ["X509 CERTIFICATE", "TRUSTED CERTIFICATE"])
+def test_one_whose_digest_could_not_be_told_is_refused_before_it_is_shown(tmp_path: Path, label: str) -> None:
+    files = certificates.write(tmp_path, "a.test")
+    plain = Path(files.cert).read_text()
+    other = plain.replace("BEGIN CERTIFICATE", f"BEGIN {label}").replace("END CERTIFICATE", f"END {label}")
+    for text in (other, other + plain):  # the first is shown
+        Path(files.cert).write_text(text)
+        for use in (certificate.check, Certificate):
+            with pytest.raises(InvalidValueError, match="must begin with -----BEGIN CERTIFICATE-----"):
+                use(files.cert, files.key)
+
+
 def with_password(key: bytes) -> bytes:
     from cryptography.hazmat.primitives import serialization as form
 

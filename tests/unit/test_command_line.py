@@ -6,15 +6,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import click
 import pytest
 
 import headgate
+from headgate import serve
 from headgate.cli import init_options, reference
 from headgate.cli.main import COMMANDS, run
 from headgate.cli.main import headgate as group
 from headgate.cli.output import Column, seconds_text, table_for
+from headgate.cli.where import Where
 
 PAGE = Path(__file__).parents[2] / "docs/reference/command-line.md"
 NAMES = [name for names in COMMANDS.values() for name in names]
@@ -54,6 +58,26 @@ def test_options_of_init_are_those_of_its_signature() -> None:
     values = {"http_port": 0, "resources": (("CPU", 2.0),), "debug": None, "other": 1}
     assert init_options.given(values) == {"http_port": 0, "resources": {"CPU": 2.0}}
     assert values == {"other": 1}
+
+
+def test_where_it_is_not_known_that_an_instance_has_ended_it_is_not_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    closed: list[str] = []
+    way = SimpleNamespace(is_afar=True, is_there=lambda: True)
+    connection: Any = SimpleNamespace(
+        name="there", way=way, replica="", over="", forked=False, verb=lambda verb: b"", close=lambda: closed.append("it"), users=2
+    )
+    starter: Any = SimpleNamespace(wait_ended=lambda way, timeout_s: False, has_ended=lambda way: False, leave=lambda way: None)
+    monkeypatch.setattr(Where, "connect", lambda where: serve.Instance(connection, starter, owned=False))
+    with pytest.warns(RuntimeWarning, match=r"'there' was told to shut down, and whether it has ended isn't known: after 30 s it is out"):
+        serve.Instance(connection, starter, owned=False).shutdown()
+    assert closed == ["it"]
+    for command in ("stop", "shutdown"):
+        assert run([command, "--address", "tcp://there:8100"]) == 1
+        said = capsys.readouterr()
+        assert "whether it has ended isn't known" in said.err
+        assert "is shut down" not in said.out
 
 
 def test_alone_it_says_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:

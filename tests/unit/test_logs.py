@@ -7,6 +7,7 @@ import contextvars
 import io
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -89,6 +90,7 @@ texts = st.text(st.characters(codec="utf-8"), max_size=40)
 def test_an_entry_is_one_line_of_json_from_which_it_can_be_read_again(entry: Entry) -> None:
     line = as_json(entry)
     assert line.count(b"\n") == 1
+    assert re.match(rb'{"time":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z",', line)
     read = from_json(line)
     assert read is not None
     assert abs(read.time - entry.time) < 2e-6

@@ -13,7 +13,9 @@ import pytest
 from headgate.cli import again
 from headgate.cli.reload import Names
 from headgate.config import BackendConfig, ReplicaOptions
-from headgate.errors import ConfigError, InvalidTypeError
+from headgate.core.messages import Deploy, DeployedBackend
+from headgate.core.reports import BackendInfo, Description
+from headgate.errors import ChangedMeanwhileError, InvalidTypeError
 from headgate.serve import Instance
 
 GIVEN = {"resources": {"raw": 1}}
@@ -27,11 +29,20 @@ def version(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def instance(runs: ReplicaOptions, done: list[str]) -> Instance:
-    """One that runs `a` with these options."""
-    way = SimpleNamespace(check=lambda options: TRAVELS)
+def instance(runs: ReplicaOptions, done: list[str], deployed: list[Deploy]) -> Instance:
+    """One that runs `a` and `b` with these options, and at first is being changed by others."""
+    way = SimpleNamespace(check=lambda options: TRAVELS, portable=lambda code: code)
+    backends = {tag: BackendInfo(tag, "f", BackendConfig(), runs, "ready", "", ()) for tag in ("a", "b")}
+
+    def do(verb: Deploy) -> None:
+        deployed.append(verb)
+        if len(deployed) == 1:
+            raise ChangedMeanwhileError("by others")
+
     made: Any = SimpleNamespace(
-        list_backends=lambda: {"a": SimpleNamespace(config=BackendConfig(), options=runs)},
+        list_backends=lambda: backends,
+        status=lambda: Description("name", (), backends, {}, (), {}, {}, (), True, state_id=f"state {len(deployed)}"),
+        _verb=do,
         update_backend=lambda tag, code: done.append(f"code of {tag}"),
         update_backend_config=lambda tag, config: done.append(f"config of {tag}"),
         _connection=SimpleNamespace(way=way),
@@ -41,14 +52,26 @@ def instance(runs: ReplicaOptions, done: list[str]) -> Instance:
 
 def test_what_a_replica_takes_is_compared_as_it_travels() -> None:
     done: list[str] = []
-    again.create_backend(instance(TRAVELS, done), "a", print, ray_actor_options=GIVEN)
-    assert done == ["code of a", "config of a"]
-    with pytest.raises(ConfigError, match="its ray_actor_options have changed"):
-        again.create_backend(instance(ReplicaOptions(), done), "a", print, ray_actor_options=GIVEN)
-    assert len(done) == 2
+    deployed: list[Deploy] = []
+    again.create_backend(instance(TRAVELS, done, deployed), "a", print, ray_actor_options=GIVEN)
+    assert (done, deployed) == (["code of a", "config of a"], [])
+
+
+def test_where_what_a_replica_takes_has_changed_all_of_that_backend_is_replaced_and_nothing_else() -> None:
+    done: list[str] = []
+    deployed: list[Deploy] = []
+    runs = ReplicaOptions()
+    config = {"num_replicas": 2}
+    again.create_backend(instance(runs, done, deployed), "a", print, config=config, ray_actor_options=GIVEN)
+    assert (done, [verb.based_on for verb in deployed]) == ([], ["state 0", "state 1"])
+    replaced, kept = deployed[-1].backends
+    assert kept == DeployedBackend("b", None, BackendConfig(), runs)
+    assert replaced.definition is not None
+    assert (replaced.tag, replaced.definition.name) == ("a", "print")
+    assert (replaced.config, replaced.options) == (BackendConfig(num_replicas=2), TRAVELS)
 
 
 @pytest.mark.parametrize(("route", "backend"), [(["GET"], None), (None, 3)], ids=["route", "backend"])
 def test_a_route_or_backend_of_a_wrong_type_is_refused_at_once(route: Any, backend: Any) -> None:
     with pytest.raises(InvalidTypeError, match="must be a string"):
-        again.create_endpoint(instance(TRAVELS, []), "hello", route, backend=backend)
+        again.create_endpoint(instance(TRAVELS, [], []), "hello", route, backend=backend)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from opentelemetry import context as contexts
 from opentelemetry.trace import SpanKind, set_span_in_context
@@ -71,6 +73,35 @@ def test_a_call_that_is_cancelled_or_fails_says_so_once(connection: Traced, reco
     assert not span.status.is_unset
     assert (span.attributes or {})["error.type"] == "RequestCancelledError"
     assert len(span.events) == 1
+
+
+ENDS: list[Callable[[Call], None]] = [
+    lambda call: call.answered(wire.Answer(1, 200, 0, 0, b"", payload.dump("done"))),
+    lambda call: call.ended(),
+    lambda call: call.failed(ErrorInfo("RequestCancelledError", "gone")),
+]
+"""All ways."""
+
+
+def test_who_waits_has_the_answer_before_the_span_ends(connection: Traced, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    over: list[list[bool]] = []
+    replies = [Handle("i", "e").remote() for _ in ENDS]
+    calls = [call for call in connection.calls if isinstance(call, TracedCall)]
+    monkeypatch.setattr(spans, "end", lambda span: over.append([call.over for call in calls]))
+    for call, end in zip(calls, ENDS, strict=True):
+        end(call)
+    assert len(replies) == 3
+    assert over == [[True, False, False], [True, True, False], [True, True, True]]
+
+
+def test_a_tracer_provider_of_the_program_that_raises_costs_spans_and_no_reply(connection: Traced, broken: None) -> None:
+    answered, streamed, failed = [Handle("i", "e").remote() for _ in ENDS]
+    for call, end in zip(connection.calls, ENDS, strict=True):
+        end(call)
+    assert answered.result() == "done"
+    assert list(streamed) == []
+    with pytest.raises(RequestCancelledError):
+        failed.result()
 
 
 def test_under_what_is_not_recorded_there_is_none_and_the_trace_goes_on(connection: Traced, recorder: Recorder) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import subprocess
 import sys
@@ -44,6 +45,37 @@ def test_a_variable_that_asks_for_what_there_is_not_is_named(monkeypatch: pytest
     with pytest.raises(ConfigError) as caught:
         serve.init("never", http_port=0, traces=True)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["abc", "-1"])
+@pytest.mark.parametrize("variable", ["OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "OTEL_ATTRIBUTE_COUNT_LIMIT", "OTEL_SPAN_EVENT_COUNT_LIMIT"])
+def test_a_limit_that_is_none_is_refused_before_it_ends_a_process(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=f"{variable} must be a non-negative integer but got {value}; give it such a number"):
+        serve.init("never", http_port=0, traces=True)
+
+
+def test_also_one_that_the_sdk_reads_when_it_is_imported() -> None:
+    program = (
+        "from headgate.errors import ConfigError\n"
+        "from headgate.traces import begin\n"
+        "try:\n"
+        "    begin.check()\n"
+        "except ConfigError as error:\n"
+        "    print(error)\n"
+        "begin.begin('replica', '1').end()"  # as in a process that has other variables than the one that was asked
+    )
+    environ = {**os.environ, "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "many"}
+    done = subprocess.run([sys.executable, "-c", program], env=environ, check=True, capture_output=True, text=True, timeout=60)
+    says = "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT must be a non-negative integer but got many; give it such a number, or leave it out"
+    assert done.stdout.strip() == says
+    assert done.stderr.strip() == f"no spans are made in this process: {says}"
+
+
+def test_a_tracer_provider_by_variable_would_turn_tracing_off_and_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_PYTHON_TRACER_PROVIDER", "sdk_tracer_provider")
+    with pytest.raises(ConfigError, match=r"OTEL_PYTHON_TRACER_PROVIDER='sdk_tracer_provider' stands in the way .* leave it out"):
+        serve.init("never", http_port=0, traces=True)
 
 
 def test_what_the_exporter_refuses_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,9 +23,10 @@ from headgate.cli import output
 from headgate.cli.reload import Job, Names
 from headgate.cli.target import failure, perform
 from headgate.config import BackendConfig, parse_config, parse_options
-from headgate.core.messages import Deploy, EndpointEntry
+from headgate.core.messages import Deploy, DeployedBackend, EndpointEntry
 from headgate.core.plan import as_it_is
-from headgate.errors import AlreadyExistsError, ChangedMeanwhileError, ConfigError
+from headgate.errors import AlreadyExistsError, ChangedMeanwhileError
+from headgate.replica import definition
 from headgate.serve import Instance
 
 FAILED: Final = 1
@@ -62,7 +63,7 @@ def create_backend(
     ray_actor_options: Mapping[str, Any] | None = None,
     **init_kwargs: Any,
 ) -> None:
-    """`Instance.create_backend`, but where there is such a backend its code and config are replaced."""
+    """`Instance.create_backend`, but where there is such a backend its code, config and options are replaced."""
     _version.has(Names(backends={arguments.text("a backend tag", tag)}))
     existing = self.list_backends().get(tag)
     if existing is None:
@@ -72,10 +73,12 @@ def create_backend(
         except AlreadyExistsError:  # what an earlier change has begun, whose program is gone, was finished first
             existing = self.list_backends()[tag]
     old, new = existing.config, parse_config(config)
-    if existing.options != self._connection.way.check(parse_options(ray_actor_options)):
-        raise ConfigError(
-            f"backend {tag!r}: its ray_actor_options have changed, which takes a new instance; end headgate run, and start it again"
-        )
+    options = self._connection.way.check(parse_options(ray_actor_options))
+    if existing.options != options:
+        described = definition.describe(func_or_class, init_args, init_kwargs)
+        serve._warn(definition.http_warnings(described, new.http_methods))
+        _replace(self, DeployedBackend(tag, self._connection.way.portable(described), new, options))
+        return
     if new.max_batch_size >= old.max_batch_size:
         self.update_backend(tag, func_or_class, *init_args, **init_kwargs)
         self.update_backend_config(tag, new)
@@ -86,6 +89,16 @@ def create_backend(
     except BaseException:
         self.update_backend_config(tag, old)
         raise
+
+
+def _replace(instance: Instance, backend: DeployedBackend) -> None:
+    """Also with other options than it has, which no verb for a backend alone changes."""
+
+    def changed(all_of_it: Deploy) -> Deploy:
+        backends = {given.tag: given for given in all_of_it.backends} | {backend.tag: backend}
+        return msgspec.structs.replace(all_of_it, backends=tuple(backends.values()))
+
+    _change(instance, changed)
 
 
 def create_endpoint(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 
 import click
 
@@ -59,5 +60,9 @@ def stop(where: Where, everything: bool) -> None:
 
 def _shut_down(where: Where) -> None:
     with where.connect() as instance, output.working(f"shutting down {instance.name}, which finishes what it has admitted"):
-        instance.shutdown()
+        with warnings.catch_warnings(action="error", category=RuntimeWarning):
+            try:
+                instance.shutdown()
+            except RuntimeWarning as unknown:  # said after everything else is done
+                raise click.ClickException(str(unknown)) from None
     output.say(f"{instance.name} is shut down")

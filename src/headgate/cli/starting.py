@@ -19,6 +19,7 @@ from headgate.cli.target import Target, failure, parse, perform
 from headgate.cli.where import Where, starting_instance
 
 if TYPE_CHECKING:
+    from headgate.core.reports import Description
     from headgate.serve import Instance
 
 _LOOK_S: Final = 0.25
@@ -37,7 +38,8 @@ def run(where: Where, target: str, arguments: tuple[str, ...], reload: bool, wat
     """Start an instance, have TARGET set it up, and serve until Ctrl-C or SIGTERM.
 
     TARGET is a file, which is run as `python FILE ARGUMENTS` would, or module:function, which is called. There serve.init() connects
-    with this instance, whatever its name. When TARGET has ended, serving goes on.
+    with this instance, whatever its name. When TARGET has ended, serving goes on. With a --state-dir it meets what was kept, and has to
+    look first.
 
     The first Ctrl-C, or SIGTERM, refuses new requests and finishes those that were admitted, with exit status 0; a second one ends
     everything at once, with 130. Where TARGET fails it is 1. A service manager that gives NOTIFY_SOCKET is told when it is ready and when
@@ -61,7 +63,7 @@ def run(where: Where, target: str, arguments: tuple[str, ...], reload: bool, wat
             return _until_told(instance, lambda: _serve(instance, reloader.step))
 
     def set_up_and_serve() -> int:
-        status = _set_up(where, parsed, arguments)
+        status = _set_up(where, instance, parsed, arguments)
         if status != 0 or instance.ended:
             return status
         _say_what_serves(instance)
@@ -92,7 +94,7 @@ def start(where: Where, target: str | None, arguments: tuple[str, ...], **values
     _refuse_running(where, needs_cluster=True)
     with to_stay(where, given) as instance:
         _say_where(where, given, instance)
-        status = _set_up(where, parsed, arguments) if parsed is not None else 0
+        status = _set_up(where, instance, parsed, arguments) if parsed is not None else 0
         if status != 0:
             instance.shutdown()
             return status
@@ -156,10 +158,11 @@ def _say_where(where: Where, given: dict[str, Any], instance: Instance) -> None:
         output.note(f"commands are taken at tcp://{instance.status().admin_address}")
 
 
-def _set_up(where: Where, target: Target, arguments: tuple[str, ...]) -> int:
+def _set_up(where: Where, instance: Instance, target: Target, arguments: tuple[str, ...]) -> int:
     """Returns the status with which to exit, 0 where it went well. What it raises is said."""
     from headgate import serve
 
+    before = instance.status()
     serve.host(serve.Host(where.name, where.engine, where.address))
     try:
         perform(target, arguments)
@@ -175,11 +178,22 @@ def _set_up(where: Where, target: Target, arguments: tuple[str, ...]) -> int:
         raise
     except BaseException as error:  # noqa: BLE001  # user code
         output.note(failure(error))
-        output.note(f"{target.text} failed, so nothing is served")
+        output.note(f"{target.text} failed, so nothing is served{_of_what_was_kept(error, before)}")
         return 1
     finally:
         serve.host(None)
     return 0
+
+
+def _of_what_was_kept(error: BaseException, before: Description) -> str:
+    from headgate.errors import AlreadyExistsError
+
+    if not isinstance(error, AlreadyExistsError) or not (before.backends or before.endpoints):
+        return ""
+    return (
+        f": it creates what {before.state_dir} has kept. Have it look first, by `if not serve.list_backends():`, or have it bring what is "
+        "there to what a file says, by serve.deploy(); with another --state-dir it begins anew"
+    )
 
 
 def _until_told(instance: Instance, work: Callable[[], int]) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -15,8 +15,6 @@ from headgate import DEFAULT_NAME
 
 if TYPE_CHECKING:
     from headgate.serve import Instance
-
-_ALL_ADDRESSES: Final = ("0.0.0.0", "::", "")
 
 Found = TypeVar("Found")
 
@@ -56,9 +54,10 @@ class Where(NamedTuple):
 
         from headgate.errors import FromAfarError
         from headgate.router import admin, remote
+        from headgate.router.listening import ALL_ADDRESSES
 
         parts = urlsplit(instance.http_url)
-        if instance.status().http.get("http_host") in _ALL_ADDRESSES:
+        if instance.status().http.get("http_host") in ALL_ADDRESSES:
             host, _ = admin.address(self.address)
             return f"{parts.scheme}://{remote.join(host, parts.port or 0)}"
         if admin.is_loopback(parts.hostname or ""):

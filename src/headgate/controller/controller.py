@@ -65,8 +65,7 @@ from headgate.engines.base import Ended, Engine, InstanceSettings, ReplicaSpec, 
 from headgate.errors import AddressInUseError, HeadgateError, InstanceStartError, InvalidValueError, NotFoundError
 from headgate.logs import reading
 from headgate.logs.reading import Part
-from headgate.router import admin
-from headgate.router.certificate import Certificate
+from headgate.router import admin, certificate
 from headgate.router.way import Way
 
 _log = logging.getLogger("headgate.controller")
@@ -557,20 +556,29 @@ class Controller:
         )
 
     def _open_door(self, listener: socket.socket) -> None:
-        """Let in those from afar; unless the certificate's files can't be used any more, for want of which no controller must fail."""
+        """Let in those from afar; where the certificate's files can't be used now, for want of which no controller must fail, later."""
         settings, host = self._settings, listener.getsockname()[0]
-        certificate = None  # on loopback, where nobody is in between, and a tunnel ends under another name
+        found = None  # on loopback, where nobody is in between, and a tunnel ends under another name
         if not admin.is_loopback(host):
             if settings.ssl_certfile is None:  # a name that was taken for this machine's own
                 raise InvalidValueError(
                     f"admin_address={settings.admin_address!r} is {host}, beyond this machine, which takes ssl_certfile"
                 )
             try:
-                certificate = Certificate(settings.ssl_certfile, settings.ssl_keyfile)
-            except InvalidValueError as error:  # `init` could use them
-                _log.error("nobody is let in from afar until the controller is started anew: %s", error)
+                found = certificate.Certificate(settings.ssl_certfile, settings.ssl_keyfile)
+            except InvalidValueError:  # `init` could use them
+                self._tasks.spawn(self._open_door_later(listener, settings.ssl_certfile), "waiting for a certificate")
                 return
-        self._server.add_door(listener, settings.admin_key, certificate)
+        self._server.add_door(listener, settings.admin_key, found)
+
+    async def _open_door_later(self, listener: socket.socket, certfile: str) -> None:
+        try:
+            found = await certificate.once_usable(certfile, self._settings.ssl_keyfile)
+        except asyncio.CancelledError:
+            listener.close()
+            raise
+        self._server.add_door(listener, self._settings.admin_key, found)
+        _log.info("the certificate can be used: commands are taken at %s", self._server.admin_address)
 
     def _forget_gone(self, table: RoutingTable) -> None:
         """Of endpoints and backends that have gone only the latest are told of."""

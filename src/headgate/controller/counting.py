@@ -1,11 +1,12 @@
 """What have the processes of one kind counted, also those that have ended?
 
 Each is asked, and says all that it has counted since it started. What it said last is kept under its id, in case it comes back after
-it had lost its connection; of many that have gone only the sum is kept.
+it had lost its connection; of many that have gone, and for long, only the sum is kept.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
@@ -16,6 +17,9 @@ from headgate.core.messages import Count
 
 _PATIENCE_S = 0.5
 _KEPT_ENDED = 256
+"""So many that have gone are kept by their ids, however long ago that was; …"""
+_COMES_BACK_WITHIN_S = 600.0
+"""… and all that have gone no longer ago than this, such as those behind a network that has failed, or when a controller has died."""
 
 C = TypeVar("C")
 
@@ -24,7 +28,8 @@ class Counting(Generic[C]):
     """The counters of all processes of one kind. They are added up by a key of each, such as a replica's backend.
 
     `key` gives that for an id, or None where nobody knows it, whose counters are dropped. `add_up` makes one of several; `lasting` says
-    what stays of one that has ended, and `is_told` of which keys: what there was of others is dropped.
+    what stays of one that has ended, and `is_told` of which keys: what there was of others is dropped. `clock` is a monotonic time in
+    seconds.
     """
 
     def __init__(
@@ -33,14 +38,16 @@ class Counting(Generic[C]):
         add_up: Callable[[Iterable[C]], C],
         lasting: Callable[[C], C],
         is_told: Callable[[str], bool] = lambda key: True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._key = key
         self._add_up = add_up
         self._lasting = lasting
         self._is_told = is_told
+        self._clock = clock
         self._connections: dict[Connection, str] = {}  # and the id of each
         self._said: dict[str, tuple[int, str, C]] = {}  # by id: the number that it answered, its key, and what it said
-        self._ended: dict[str, None] = {}  # ids in _said that have gone, oldest first
+        self._ended: dict[str, float] = {}  # ids in _said that have gone, and since when, oldest first
         self._forgotten: dict[str, C] = {}  # what those had counted of whom nothing else is kept
         self._number = 0
         self._news = Changes()
@@ -57,8 +64,8 @@ class Counting(Generic[C]):
         """A connection has ended, and mostly its process."""
         id = self._connections.pop(connection, None)
         if id in self._said and id not in self._connections.values():
-            self._ended[id] = None
-            while len(self._ended) > _KEPT_ENDED:
+            now = self._ended[id] = self._clock()
+            while len(self._ended) > _KEPT_ENDED and now - next(iter(self._ended.values())) > _COMES_BACK_WITHIN_S:
                 self._forget(next(iter(self._ended)))
         self._news.tell()
 
@@ -117,6 +124,7 @@ class Counting(Generic[C]):
     def begin_with(self, kept: KeptCounting[C]) -> None:
         """What a controller before this one was told. Who still runs says more; the others have ended."""
         self._forgotten = dict(kept.forgotten)
+        now = self._clock()
         for id, (key, counters) in kept.said.items():
             self._said[id] = (0, key, counters)
-            self._ended[id] = None
+            self._ended[id] = now

@@ -185,8 +185,10 @@ class ControlServer:
         return "" if self._door is None else self._door.address
 
     def add_door(self, listener: socket.socket, key: bytes, certificate: Certificate | None) -> None:
-        """Before `open`: also listen there, see `Door`."""
+        """Also listen there, see `Door`: from `open` on, or from now on where that was before."""
         self._door = Door(listener, key, certificate, self._accept_from_afar)
+        if self._listening is not None:
+            self._door.open()
 
     async def open(self) -> None:
         """Take the place of whoever listened here before, listen, and have it known where."""

@@ -1,17 +1,16 @@
-"""How are times and sizes counted by their magnitude, at the cost of a shift?
+"""How are times and sizes counted by their magnitude, at hardly any cost?
 
-Whoever counts keeps a tally: a list that only one thread writes to, with a place for each bucket and, last, the sum. Bucket `n` of
-times ends at 2**n times the shortest bound, so the number of a bucket is the length in bits of the time in that unit. On the hot
-path this is written out, since a call costs as much as all of it:
+Bucket `n` of times ends at 2**n times the shortest bound, so the number of a bucket is the length in bits of the time in that unit.
+What is counted seldom goes into a tally: a list that only one thread writes to, with a place for each bucket and, last, the sum.
 
-    tally[int(seconds * TICKS_PER_S).bit_length()] += 1
-    tally[SUM] += seconds
+On the hot path times are gathered (`timings.py`) and go in many at once, sorted, which costs a tenth for each.
 
-What is told of a tally is its buckets without the empty ones at the end, so that most take a few bytes.
+What is told is the buckets without the empty ones at the end, so that most take a few bytes.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from itertools import zip_longest
 from typing import Final
@@ -37,10 +36,22 @@ def tally() -> Tally:
     return [0] * (_PLACES + 1)
 
 
-def observe(tally: Tally, seconds: float, ticks_per_s: float = TICKS_PER_S) -> None:
-    """Count a time, where it isn't written out."""
+def observe(tally: Tally, seconds: float, ticks_per_s: float) -> None:
+    """Count a time in that unit."""
     tally[int(seconds * ticks_per_s).bit_length()] += 1
     tally[SUM] += seconds
+
+
+def observe_all(tally: Tally, times: list[float]) -> None:
+    """Count times, which this sorts."""
+    tally[SUM] += sum(times)
+    times.sort()
+    first = 0
+    while first < len(times):
+        number = max(int(times[first] * TICKS_PER_S), 0).bit_length()
+        end = bisect_left(times, float(1 << number), first, key=TICKS_PER_S.__mul__)
+        tally[number] += end - first
+        first = end
 
 
 def observe_size(tally: Tally, size: int) -> None:
@@ -50,10 +61,12 @@ def observe_size(tally: Tally, size: int) -> None:
 
 
 class Histogram(msgspec.Struct, frozen=True, array_like=True):
-    """How many there were in each bucket, of those up to the last that isn't empty, and their sum."""
+    """How many there were of each magnitude, and their sum."""
 
     buckets: tuple[int, ...] = ()
+    """The count in each, up to the last that isn't empty; bucket `n` of times ends at 2**n times 100 microseconds."""
     sum: float = 0.0
+    """All of them added up: seconds, or requests."""
 
     @property
     def count(self) -> int:

@@ -27,20 +27,29 @@ SIGNS: Final = {CREATE: "+", REPLACE: "~", CHANGE: "~", DELETE: "-"}
 class Change(msgspec.Struct, frozen=True):
     """One value that will be another; None is where there is none."""
 
-    key: str  # with dots, such as "config.num_replicas"
+    key: str
+    """Where it is, with dots, such as "config.num_replicas"."""
     old: Any
+    """What it is now."""
     new: Any
-    why: str = ""  # where it can't be seen by the values
+    """What it will be."""
+    why: str = ""
+    """Why, where that can't be seen by the values."""
 
 
 class Step(msgspec.Struct, frozen=True):
     """What becomes of one backend or endpoint."""
 
-    kind: str  # create, replace, change or delete
-    what: str  # "backend" or "endpoint"
+    kind: str
+    """ "create", "replace" (all replicas give way to new ones), "change" or "delete"."""
+    what: str
+    """ "backend" or "endpoint"."""
     name: str
+    """The backend's tag, or the endpoint's name."""
     changes: tuple[Change, ...] = ()
-    starts: int = 0  # replicas that start for it
+    """The values that change."""
+    starts: int = 0
+    """So many replicas start for it."""
 
     @property
     def sign(self) -> str:
@@ -49,9 +58,10 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What a deployment will do; no steps: nothing."""
+    """What a deployment will do; `print` shows it as a diff, a line for each step."""
 
     steps: tuple[Step, ...]
+    """What becomes of each backend and endpoint that doesn't stay as it is; none: there is nothing to do."""
     verb: Deploy  # which does it, unless the instance was changed meanwhile
 
     @property

@@ -14,8 +14,7 @@ import msgspec
 from headgate.core import histograms
 from headgate.core.histograms import BOUNDS, TICKS_PER_S, Histogram
 from headgate.core.reports import EventCount, RequestCount
-
-_LEFT = 499
+from headgate.errors import CALLER_LEFT
 
 
 class Times(msgspec.Struct, frozen=True):
@@ -77,7 +76,7 @@ def rates(counts: Iterable[RequestCount], seconds: float) -> Rates:
     answered: list[Histogram] = []
     for count in counts:
         statuses[str(count.status)] = statuses.get(str(count.status), 0) + count.count
-        if count.status < _LEFT:
+        if count.status < CALLER_LEFT:
             answered.append(Histogram(count.buckets, count.seconds))
     failed = sum(number for status, number in statuses.items() if int(status) >= 500)
     return Rates(sum(statuses.values()) / seconds, failed / seconds, times(histograms.add_up(answered)), dict(sorted(statuses.items())))

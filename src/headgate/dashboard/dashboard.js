@@ -213,7 +213,7 @@ function updateBackend(parts, backend) {
   const figures = [
     ["Replicas", `${backend.ready} / ${backend.wanted}`],
     ["Starts", backend.start_failures ? `${backend.starts}, ${backend.start_failures} failed` : words.count(backend.starts), backend.start_failures ? "bad" : ""],
-    ["Restarts", deaths.length ? deaths.join(", ") : "none", deaths.length ? "bad" : ""],
+    ["Deaths", deaths.length ? deaths.join(", ") : "none", deaths.length ? "bad" : ""],
     ["Run time p50 / p99", pair(backend.execution)],
     ["Queue p50 / p99", pair(backend.queue)],
   ];

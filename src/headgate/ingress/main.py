@@ -37,7 +37,7 @@ from headgate.core.reports import Counters, Description, Measurement
 from headgate.core.specs import IngressSpec
 from headgate.errors import rebuild
 from headgate.heap import keep_freed
-from headgate.ingress.access import AccessLog
+from headgate.ingress.access import CLOSE_WITHIN_S, AccessLog
 from headgate.ingress.exchange import Exchange
 from headgate.ingress.http1 import Connection
 from headgate.ingress.service import Limits, Service
@@ -54,6 +54,8 @@ _log = logging.getLogger("headgate.ingress")
 _BACKLOG = 2048
 _GRACE_S = 10.0
 """For answers under way, where SIGINT doesn't say how long."""
+_LAST_WORDS_S = 0.5
+"""Of its grace, for what it says last: whoever has told it to end kills it after that."""
 _FIRST_TABLE_S = 1.0
 """A new ingress accepts when it has its first table, or after this: with no controller it must still answer."""
 _TLS_HANDSHAKE_S = 10.0
@@ -114,17 +116,28 @@ class _Ingress:
         grace_s = await self._drain
         if renewing is not None:
             renewing.cancel()
-        ends_at = loop.time() + grace_s
+        answers_s = max(0.0, grace_s - self._closes_within_s())
+        ends_at = loop.time() + answers_s
         server.close()
-        await self._service.drain(grace_s)
+        await self._service.drain(answers_s)
         await self._router.close(max(0.0, ends_at - loop.time()))
         self._link.send(Counted(0, self._counters()))
         await asyncio.sleep(0)  # so that it leaves
+        await asyncio.gather(self._close_access(), self._end_tracing())
+        await self._link.close()
+
+    def _closes_within_s(self) -> float:
+        """How long it may take from the last answer to its end."""
+        access_s = 0.0 if self._service.access is None else CLOSE_WITHIN_S
+        return _LAST_WORDS_S + max(access_s, tracing.END_WITHIN_S if self._way.traces else 0.0)
+
+    async def _close_access(self) -> None:
         if self._service.access is not None:
             await self._service.access.close()
+
+    async def _end_tracing(self) -> None:
         if self._way.traces:
             await asyncio.to_thread(tracing.end)
-        await self._link.close()
 
     def _hello(self) -> Hello:
         spec, node = self._spec, self._way.node

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from headgate.errors import ErrorInfo
+from headgate.errors import CALLER_LEFT, ErrorInfo
 
 _encode = msgspec.json.encode
 
@@ -55,7 +55,7 @@ def phrase(status: int) -> str:
     try:
         return HTTPStatus(status).phrase
     except ValueError:
-        return "Client Closed Request" if status == 499 else "Unknown"
+        return "Client Closed Request" if status == CALLER_LEFT else "Unknown"
 
 
 def _problem(

@@ -72,7 +72,7 @@ class TracedExchange(NotedExchange):
         route = self._route()
         name = f"{known if method in _METHODS else 'HTTP'} {route}".rstrip()
         attributes = {"http.request.method": known, **({"http.route": route} if route else {})}
-        span = spans.tracer.start_span(name, spans.under(parent), SpanKind.SERVER, attributes, start_time=self._began_ns)
+        span = spans.begin(name, spans.under(parent), kind=SpanKind.SERVER, attributes=attributes, began_ns=self._began_ns)
         if span.is_recording():
             self._span = span
         return spans.to_travel(span.get_span_context())
@@ -85,8 +85,9 @@ class TracedExchange(NotedExchange):
     def _note(self, status: int, sent_bytes: int) -> None:
         if self._span is not None or self._trace is None:  # else nothing is recorded of it
             self._end(status)
-        if self.connection.service.access is not None:
-            super()._note(status, sent_bytes)
+        access = self.connection.service.access
+        if access is not None:
+            access.note(self, status, sent_bytes, self._trace or b"")
 
     def _end(self, status: int) -> None:
         if self._trace is None and not isinstance(self.instead, Target):  # it was refused here
@@ -101,7 +102,7 @@ class TracedExchange(NotedExchange):
         elif status >= 500:
             span.set_attribute("error.type", str(status))
             span.set_status(StatusCode.ERROR)
-        span.end()
+        spans.end(span)
 
     def _described(self) -> dict[str, str | int]:
         """What is known of the request; asked for at its end, when that holds up nobody."""

@@ -21,15 +21,15 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from headgate.logs.entry import Entry, HttpFacts
+from headgate.logs.entry import Entry
 from headgate.logs.output import Output
 
 MAX_LINE: Final = 65536
 """Characters after which a line is written though it hasn't ended."""
 
 
-class Asked(Protocol):
-    """What is said of a call."""
+class Origin(Protocol):
+    """Of which requests a line is: what is said of a call."""
 
     @property
     def endpoint(self) -> str:
@@ -47,7 +47,7 @@ class Asked(Protocol):
         ...
 
 
-class Call(Asked, Protocol):
+class Call(Origin, Protocol):
     """A call that is being answered. It can be referred to weakly."""
 
     over: bool
@@ -60,18 +60,18 @@ class Speaker:
     def __init__(self, output: Output, role: str, id: str, backend: str = "", call: Callable[[], Call | None] = lambda: None) -> None:
         self._output = output
         os.register_at_fork(after_in_child=output.begin_anew)
-        self._role = role
-        self._id = id
+        self.role = role
+        self.id = id
         self._backend = backend
         self.call = call
         """The call that is being answered in this thread or task."""
 
-    def say(self, text: str, call: Asked | None, *, descriptor: int = 2, stream: str = "", level: str = "", logger: str = "") -> None:
+    def say(self, text: str, call: Origin | None, *, descriptor: int = 2, stream: str = "", level: str = "", logger: str = "") -> None:
         """Write one entry, of a call or of none."""
         entry = Entry(
             time=time.time(),
-            role=self._role,
-            id=self._id,
+            role=self.role,
+            id=self.id,
             backend=self._backend,
             endpoint="" if call is None else call.endpoint,
             request_ids=() if call is None else call.request_ids,
@@ -83,28 +83,13 @@ class Speaker:
         )
         self._output.write(entry, descriptor)
 
-    def say_of_requests(self, requests: Iterable[tuple[float, str, str, str, HttpFacts]]) -> None:
-        """Write an entry for each: when it ended, its endpoint, backend and id, and what else is known of it."""
-        entries = [
-            Entry(
-                time=at,
-                role=self._role,
-                id=self._id,
-                backend=backend,
-                endpoint=endpoint,
-                request_ids=(id,),
-                level="INFO",
-                logger="headgate.access",
-                http=http,
-                text=f"{http.text} {backend}".rstrip(),
-            )
-            for at, endpoint, backend, id, http in requests
-        ]
+    def say_all(self, entries: Iterable[Entry]) -> None:
+        """Write these, which have its `role` and `id`."""
         self._output.write_all(entries)
 
 
-class _Of(msgspec.Struct, frozen=True):
-    """What is said of a call that may have gone."""
+class _Origin(msgspec.Struct, frozen=True):
+    """The same of a call that may have gone."""
 
     endpoint: str
     request_ids: tuple[str, ...]
@@ -115,7 +100,7 @@ class _Unfinished(msgspec.Struct, eq=False):
     """A line that hasn't ended yet."""
 
     call: weakref.ref[Call] | None
-    asked: Asked | None
+    origin: Origin | None
     thread: int
     text: str = ""
 
@@ -161,7 +146,7 @@ class Stream(io.TextIOBase):
             if len(mine.text) - ends > MAX_LINE:
                 ends = len(mine.text)
             if ends:
-                due.append(_Unfinished(None, mine.asked, thread, mine.text[:ends]))
+                due.append(_Unfinished(None, mine.origin, thread, mine.text[:ends]))
                 mine.text = mine.text[ends:]
             if not mine.text:
                 self._taken(lambda each: each is mine)
@@ -173,7 +158,7 @@ class Stream(io.TextIOBase):
             begun = _Unfinished(None, None, thread)
         else:
             # When a call has ended nobody holds it any more. To be told so costs nothing where nothing was printed.
-            begun = _Unfinished(weakref.ref(call, self._gone), _Of(call.endpoint, call.request_ids, call.trace_ids), thread)
+            begun = _Unfinished(weakref.ref(call, self._gone), _Origin(call.endpoint, call.request_ids, call.trace_ids), thread)
         self._unfinished.append(begun)
         return begun
 
@@ -211,7 +196,7 @@ class Stream(io.TextIOBase):
         for line in lines:
             text = line.text.strip("\r\n")
             if text or line.text.endswith("\n"):
-                self._speaker.say(text, line.asked, descriptor=self._descriptor, stream=self._name)
+                self._speaker.say(text, line.origin, descriptor=self._descriptor, stream=self._name)
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # a plain attribute there

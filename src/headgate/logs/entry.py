@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 
 import msgspec
 
@@ -15,7 +16,7 @@ class HttpFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     method: str  # empty where its head could not be read
     target: str  # path and query
-    status: int  # 499: the client had left before
+    status: int  # `CALLER_LEFT`: the client had left before
     sent_bytes: int  # of the body
     duration_s: float  # from the whole request's arrival to the answer
     client: str  # its address
@@ -74,7 +75,7 @@ def as_json(entry: Entry) -> bytes:
     """One line of JSON, its time in UTC by RFC 3339. What UTF-8 can't encode, as a lone surrogate, is escaped."""
     several, traced = len(entry.request_ids) > 1, len(entry.trace_ids)
     written = _Written(
-        time=dt.datetime.fromtimestamp(entry.time, dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        time=_rfc3339(entry.time),
         level=entry.level,
         role=entry.role,
         id=entry.id,
@@ -90,6 +91,17 @@ def as_json(entry: Entry) -> bytes:
         text=entry.text if entry.text.isascii() else entry.text.encode("utf-8", "backslashreplace").decode(),
     )
     return _encoder.encode(written) + b"\n"
+
+
+def _rfc3339(unix_s: float) -> str:
+    seconds, micros = divmod(int(1e6 * unix_s + 0.5), 1_000_000)
+    return f"{_to_the_second(seconds)}.{micros:06d}Z"
+
+
+@functools.lru_cache(8)
+def _to_the_second(unix_s: int) -> str:
+    """Of an access log thousands of entries have the same."""
+    return f"{dt.datetime.fromtimestamp(unix_s, dt.UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 def from_json(line: bytes) -> Entry | None:
@@ -118,16 +130,21 @@ def from_json(line: bytes) -> Entry | None:
 def as_text(entry: Entry, *, time: bool = False) -> str:
     """For people, each of its lines with whose it is; without a line end. Local time, where it is wanted."""
     at = f"{dt.datetime.fromtimestamp(entry.time).astimezone():%Y-%m-%d %H:%M:%S.%f}"[:-3] + " " if time else ""
-    begins = f"{at}{_whose(entry)}{f'{entry.level} ' if entry.level and entry.http is None else ''}"
-    return "\n".join(begins + line for line in (entry.text.splitlines() or [""]))
+    begins = at + (_whose(entry) if entry.http is not None or not entry.level else f"{_whose(entry)}{entry.level} ")
+    lines = entry.text.splitlines()
+    return begins + entry.text if len(lines) == 1 else "\n".join([begins + line for line in lines or [""]])
 
 
 def _whose(entry: Entry) -> str:
-    if entry.role != "replica" and entry.http is None:
+    if entry.http is not None:
+        who = entry.id
+    elif entry.role == "replica":
+        who = f"{entry.backend}/{entry.id}"
+    else:
         return "headgate: "
-    what = [f"{entry.backend}/{entry.id}" if entry.http is None else entry.id]
-    if entry.request_ids:
-        shown = ",".join(entry.request_ids[:IDS_SHOWN])
-        more = len(entry.request_ids) - IDS_SHOWN
-        what += [entry.endpoint or "-", shown if more <= 0 else f"{shown},+{more}"]
-    return f"[{' '.join(what)}] "
+    ids = entry.request_ids
+    if not ids:
+        return f"[{who}] "
+    more = len(ids) - IDS_SHOWN
+    shown = ids[0] if len(ids) == 1 else ",".join(ids) if more <= 0 else f"{','.join(ids[:IDS_SHOWN])},+{more}"
+    return f"[{who} {entry.endpoint or '-'} {shown}] "

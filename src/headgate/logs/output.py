@@ -88,8 +88,8 @@ class Output:
         self.write_all((entry,), descriptor)
 
     def write_all(self, entries: Iterable[Entry], descriptor: int | None = None) -> None:
-        """Write several at once."""
-        lines = [as_json(entry) if self._json else as_text(entry).encode("utf-8", "backslashreplace") + b"\n" for entry in entries]
+        """Write several, as they come: what makes them may take its time, and others run at each write."""
+        lines = map(as_json if self._json else _as_line, entries)
         is_held = self._lock.acquire(timeout=_PATIENCE_S)
         try:
             with contextlib.suppress(OSError):
@@ -99,7 +99,7 @@ class Output:
             if is_held:
                 self._lock.release()
 
-    def _write(self, descriptor: int, data: bytes) -> None:
+    def _write(self, descriptor: int, data: bytearray) -> None:
         left = memoryview(data)
         while left:
             try:
@@ -108,13 +108,17 @@ class Output:
                 select.select([], [descriptor], [])
 
 
-def _together(lines: list[bytes]) -> Iterator[bytes]:
+def _as_line(entry: Entry) -> bytes:
+    return f"{as_text(entry)}\n".encode("utf-8", "backslashreplace")
+
+
+def _together(lines: Iterable[bytes]) -> Iterator[bytearray]:
     """Lines that are written at once: so much at most as a pipe takes whole, so that those of other processes don't come between."""
-    data = b""
+    data = bytearray()
     for line in lines:
         if data and len(data) + len(line) > select.PIPE_BUF:
             yield data
-            data = b""
+            data = bytearray()
         data += line
     yield data
 
@@ -135,7 +139,7 @@ class File(Output):
         """As `Output`; all descriptors lead to the file."""
         super().write_all(entries)
 
-    def _write(self, descriptor: int, data: bytes) -> None:
+    def _write(self, descriptor: int, data: bytearray) -> None:
         if os.fstat(self._descriptor).st_size > self._max_bytes and os.getpid() == self._pid:  # not what user code has forked
             with contextlib.suppress(OSError):  # then this one gets longer
                 self._begin_the_next()

@@ -93,13 +93,14 @@ class Inbox:
             return True
 
     def withdraw_surplus(self) -> list[Member]:
-        """Take out all that can't run soon: everything beyond the next batch."""
+        """Take out all that can't run soon: everything beyond the next batch. In order."""
         surplus: list[Member] = []
         while self._plain:
             try:
-                surplus.append(self._plain.popleft())
-            except IndexError:  # a user thread was first
+                surplus.append(self._plain.pop())  # the newest first, as a user thread may take the oldest meanwhile, …
+            except IndexError:  # … and was first
                 break
+        surplus.reverse()
         with self._lock:
             surplus += self._batches.take_back(time.monotonic())
         return surplus

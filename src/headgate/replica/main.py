@@ -257,4 +257,5 @@ class _IoThread:
         self._runner.stop()
         if self._runner.only_shadows:
             await self._links.close()
+            await asyncio.to_thread(tracing.end)
             exit_now(0)

@@ -178,7 +178,7 @@ class Counter(_Metric):
         super().__init__(name.removesuffix("_total"), documentation, labelnames)
 
     def inc(self, amount: float = 1) -> None:
-        """Count that many more, at least 0."""
+        """Count `amount` more. Raises `InvalidValueError` (`ValueError`) below 0, `InvalidTypeError` (`TypeError`) for no number."""
         if self._number(amount) < 0:
             raise InvalidValueError(f"counter {self._family.name!r} can't be made smaller, got {amount!r}; use a Gauge for what goes down")
         self._add(amount)
@@ -190,18 +190,18 @@ class Gauge(_Metric):
     _kind = "gauge"
 
     def set(self, value: float) -> None:
-        """It is that now."""
+        """It is `value` from now on. Raises `InvalidTypeError` (`TypeError`) for what is no number."""
         number = self._number(value)
         values = self._counted()
         with _lock:
             values[0] = number
 
     def inc(self, amount: float = 1) -> None:
-        """It is that much more."""
+        """It is `amount` more, or less where that is below 0; errors as for `set`."""
         self._add(amount)
 
     def dec(self, amount: float = 1) -> None:
-        """It is that much less."""
+        """It is `amount` less; errors as for `set`."""
         self._add(amount, -1.0)
 
 
@@ -229,7 +229,7 @@ class Histogram(_Metric):
         super().__init__(name, documentation, labelnames)
 
     def observe(self, value: float) -> None:
-        """Count one value."""
+        """Count one value, in the unit of the buckets. Raises `InvalidTypeError` (`TypeError`) for what is no number."""
         number = self._number(value)
         values = self._counted()
         with _lock:

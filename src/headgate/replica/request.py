@@ -26,10 +26,11 @@ _UNREAD: Any = object()
 
 
 class Request:
-    """One HTTP request, whole: `serve.Request`.
+    """One HTTP request, whole.
 
-    Beside the names here it has the attributes of `werkzeug.wrappers.Request`, such as `args`, `headers`, `form`, `files`,
-    `values`, `cookies`, `url`, `base_url`, `host`, `full_path`, `authorization`, `user_agent`, `accept_mimetypes`.
+    Beside the names here it has the attributes of `werkzeug.wrappers.Request`, such as `args` (the query, by name), `headers`, `form`,
+    `files`, `values`, `cookies`, `url`, `base_url`, `host`, `full_path`, `authorization`, `user_agent`, `accept_mimetypes`.
+
     It can be pickled, so that it can be an argument of a call to another backend.
     """
 
@@ -110,12 +111,12 @@ class Request:
 
     @property
     def path(self) -> str:
-        """The path, decoded."""
+        """The path, percent-decoded, without the query."""
         return unquote_to_bytes(_split(self._head.target)[0]).decode("utf-8", "replace")
 
     @property
     def query_string(self) -> bytes:
-        """What follows the question mark, as it was sent."""
+        """What follows the question mark, as it was sent; `args` has it decoded."""
         return _split(self._head.target)[1]
 
     @property

@@ -70,16 +70,26 @@ class Encoded(msgspec.Struct, frozen=True, gc=False):
 
 
 class Response:
-    """An answer with a status and headers of its own: `serve.Response`.
+    """An answer with a status and headers of its own.
 
-    `body` is what a handler may also return by itself: None, bytes, str, something for JSON, or an iterator to stream.
-    `status` is 200 to 599. `headers` is a mapping or pairs of strings; headers of the connection are dropped.
-    `media_type` overrides the content type. Raises `InvalidValueError` or `InvalidTypeError`.
+    Args:
+        body: what a handler may also return by itself: None, bytes, str, something for JSON, or an iterator to stream.
+        status: the HTTP status, 200 to 599.
+        headers: a mapping or pairs of strings; headers of the connection, such as `Content-Length`, are dropped.
+        media_type: the content type, in place of the one that the body would have.
+
+    Raises `InvalidTypeError` (`TypeError`) or `InvalidValueError` (`ValueError`), also for a header that can't be sent.
     """
 
     __slots__ = ("_body", "_header_lines", "_headers", "_media_type", "_names", "_status")
 
-    def __new__(cls, body: Any = None, *args: Any, **kwargs: Any) -> Self:
+    def __new__(
+        cls,
+        body: Any = None,
+        status: int = 200,
+        headers: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
+        media_type: str | None = None,
+    ) -> Self:
         """Streams are known by their class, so that other answers don't pay for the question."""
         return super().__new__(_StreamingResponse if _is_iterator(body) else cls)  # type: ignore[return-value]  # a subclass
 

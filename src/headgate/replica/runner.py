@@ -274,7 +274,8 @@ class Runner:
             if self._slots_became_slow(now):
                 self._give_back(self._inbox.withdraw_surplus(), 0.0)
             elif self._loop is not None and (held_s := self._loop_became_held(now)):
-                self._give_back(self._inbox.withdraw_surplus() + self._withdraw_unbegun(), held_s)
+                surplus = self._inbox.withdraw_surplus()  # before those that came before them, which may begin meanwhile
+                self._give_back(self._withdraw_unbegun() + surplus, held_s)
         self._tick_s = FLUSH_AFTER_S if busy else min(2 * self._tick_s, _LONGEST_TICK_S)
         submitted = self._submitted
         self._quiet_ticks = 0 if busy or submitted != self._seen else self._quiet_ticks + 1

@@ -68,8 +68,7 @@ class TracedCaller(Caller):
             above, began = spans.under(trace), spans.at(member.started_at, clock)
             attributes = self._attributes(member)
             if trace:
-                queued = self._begin("queue", above, attributes, spans.at(member.admitted_at, clock))
-                queued.end(began)
+                spans.end(self._begin("queue", above, attributes, spans.at(member.admitted_at, clock)), began)
             span = self._begin("run", above, attributes, began)
             context = set_span_in_context(span)
             if not trace:  # it begins here: whoever looks for its name finds it where that of others is
@@ -94,7 +93,7 @@ class TracedCaller(Caller):
             for member in members:
                 span = self._batched.pop(id(member), None)
                 if span is not None:
-                    span.end()
+                    spans.end(span)
 
     async def _open(self, members: list[Member], handler: Handler, *, here: bool) -> tuple[list[Member], list[Arguments]]:
         clock = spans.clock()
@@ -105,7 +104,7 @@ class TracedCaller(Caller):
             above, received = spans.under(trace), spans.at(member.received_at, clock)
             attributes = self._attributes(member)
             if trace:
-                self._begin("queue", above, attributes, spans.at(member.admitted_at, clock)).end(received)
+                spans.end(self._begin("queue", above, attributes, spans.at(member.admitted_at, clock)), received)
             span = self._begin("batch", above, {**attributes, "headgate.batch.size": len(members)}, received)
             if not trace:
                 member.trace = spans.to_travel(span.get_span_context())
@@ -122,7 +121,7 @@ class TracedCaller(Caller):
             attributes = {**self._attributes(members[0]), "headgate.batch.size": len(members)}
             del attributes["headgate.request_id"]
             links = [Link(each.get_span_context()) for each in batched]
-            current = spans.tracer.start_span(f"run {self._backend}", set_span_in_context(batched[0]), attributes=attributes, links=links)
+            current = spans.begin(f"run {self._backend}", set_span_in_context(batched[0]), attributes=attributes, links=links)
             for other in batched[1:]:
                 other.add_link(current.get_span_context())
         elif members and members[0].trace:
@@ -135,7 +134,7 @@ class TracedCaller(Caller):
             contexts.detach(token)
             if error is not None:
                 _say(current, error)
-            current.end()
+            spans.end(current)
         return error
 
     def _fail_all(self, members: list[Member], error: BaseException) -> None:
@@ -146,7 +145,7 @@ class TracedCaller(Caller):
         super()._fail_all(members, error)
 
     def _begin(self, what: str, above: contexts.Context, attributes: dict[str, str | int], began_ns: int) -> Span:
-        return spans.tracer.start_span(f"{what} {self._backend}", above, attributes=attributes, start_time=began_ns)
+        return spans.begin(f"{what} {self._backend}", above, attributes=attributes, began_ns=began_ns)
 
     def _attributes(self, member: Member) -> dict[str, str | int]:
         attributes: dict[str, str | int] = {
@@ -166,7 +165,7 @@ def _end_run() -> None:
         _run.set(None)
         contexts.detach(run.token)
         if run.span is not None:
-            run.span.end()
+            spans.end(run.span)
 
 
 def _say(span: Span, error: BaseException, *, is_failure: bool = True) -> None:

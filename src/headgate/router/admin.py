@@ -18,6 +18,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Final
 
+from headgate.core.messages import PROTOCOL
 from headgate.errors import AdminTokenError, InvalidTypeError, InvalidValueError
 from headgate.router.remote import join
 
@@ -28,9 +29,9 @@ SCHEME: Final = "tcp://"
 LOST_AFTER_S: Final = 20.0
 """So long after the last packet from the other side a connection is lost."""
 
-OPEN: Final = b"headgate\x02"
-"""What a controller says first, on loopback; what follows is not encrypted."""
-TLS: Final = b"headgate\x82"
+OPEN: Final = b"headgate" + bytes([PROTOCOL])
+"""What a controller says first, on loopback; what follows is not encrypted. Who speaks another protocol is known by it at once."""
+TLS: Final = b"headgate" + bytes([0x80 | PROTOCOL])
 """The same, and TLS follows."""
 NONCE_BYTES: Final = 32
 PROOF_BYTES: Final = 32

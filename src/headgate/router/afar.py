@@ -26,7 +26,9 @@ from headgate.router.remote import HANDSHAKE_S, join, receive, set_options
 from headgate.router.way import Way
 
 _LOOK_S: Final = 0.25
-"""Between two looks whether an instance has ended: less often than strangers are taken in (`core/strangers.py`)."""
+"""Between two looks whether an instance has ended, or lets one in again: less often than strangers are taken in (`core/strangers.py`)."""
+_HUNG_UP_S: Final = 1.5
+"""For so long who is hung up on tries again: longer than places are kept from strangers, and mostly than a new controller takes."""
 _CLOSED_LOOKS: Final = 3
 """So many looks in a row at which a connection was closed without a word: a tunnel or proxy whose instance has ended."""
 
@@ -94,7 +96,7 @@ class AfarWay(Way):
         Raises `AdminTokenError`, or `AdminUnreachableError` that says what is there instead.
         """
         try:
-            await self.reach("", _Left)
+            await self._reach_patiently()
         except AdminTokenError:
             raise
         except WireError as error:
@@ -104,6 +106,18 @@ class AfarWay(Way):
         except OSError as error:
             why = str(error) if isinstance(error, socket.gaierror) or not error.errno else os.strerror(error.errno)
             raise AdminUnreachableError(f"no instance takes commands at {self.url}: {why}; init(admin_address=…) has one listen") from error
+
+    async def _reach_patiently(self) -> None:
+        """Also where it hangs up at first."""
+        deadline = time.monotonic() + _HUNG_UP_S
+        while True:
+            try:
+                await self.reach("", _Left)
+                return
+            except _HungUpError:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(_LOOK_S)
 
     def is_there(self) -> bool:
         """Its connection learns of its end."""
@@ -117,7 +131,7 @@ class AfarWay(Way):
         try:
             greeting = await receive(sock, len(admin.OPEN))
         except ConnectionResetError:
-            raise ConnectionResetError(
+            raise _HungUpError(
                 f"{self.url} has hung up at once, as after too many wrong tries, or between two controllers; try again in a moment"
             ) from None
         if greeting == admin.TLS:
@@ -140,6 +154,10 @@ class AfarWay(Way):
         return self._context
 
 
+class _HungUpError(ConnectionResetError):
+    """It has closed the connection before it has said anything."""
+
+
 class AfarStarter:
     """See `Starter`: as far as one can deal with an instance from afar. Nothing is started there."""
 
@@ -156,7 +174,10 @@ class AfarStarter:
         refuse("the start of an instance", "there are the verbs of one that runs")
 
     def wait_ended(self, way: Way, timeout_s: float) -> bool:
-        """Until nobody listens there any more, or what listens in its place has nothing to say; its supervisor lets go last of all."""
+        """Until nobody listens there any more, or what listens in its place has nothing to say; its supervisor lets go last of all.
+
+        False also where that can't be seen, such as without a way there.
+        """
         assert isinstance(way, AfarWay)
         deadline = time.monotonic() + timeout_s
         closed = 0
@@ -166,12 +187,12 @@ class AfarStarter:
                     # Somebody holds the socket. Where that is an instance's last process, its end closes this, too.
                     sock.settimeout(max(deadline - time.monotonic(), _LOOK_S))
                     closed = 0 if sock.recv(1) else closed + 1
+            except ConnectionRefusedError:
+                return True
             except ConnectionResetError:
                 closed += 1
-            except TimeoutError:
-                continue
-            except OSError:
-                return True
+            except OSError:  # out of reach, which says nothing of its end
+                closed = 0
             time.sleep(_LOOK_S)
         return closed >= _CLOSED_LOOKS
 
@@ -191,24 +212,30 @@ def refuse(what: str, instead: str) -> NoReturn:
     raise FromAfarError(f"{what}: only on the instance's own machine, or its cluster; from afar {instead}")
 
 
-async def _connected(host: str, port: int) -> socket.socket:
-    """A socket that is connected there; raises the last address's `OSError`."""
-    loop = asyncio.get_running_loop()
-    found: list[tuple[int, tuple[object, ...]]]
+async def _addresses(host: str, port: int) -> list[tuple[int, tuple[object, ...]]]:
+    """Where to connect, each with its family. Raises `OSError`."""
     try:
-        found = [(socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET, (host, port))]
+        return [(socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET, (host, port))]
     except ValueError:
         try:
-            told = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            told = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except UnicodeError:  # what no name can be, such as with two dots in a row
             raise OSError(f"{host!r} is no name of a host") from None
-        found = [(family, address) for family, _, _, _, address in told]
+        return [(family, address) for family, _, _, _, address in told]
+
+
+async def _connected(host: str, port: int) -> socket.socket:
+    """A socket that is connected there; raises the last address's `OSError`. Each has its share of the time, as where one drops packets."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + HANDSHAKE_S
+    found = await _addresses(host, port)
     failure: OSError = OSError(f"{host!r} has no address")
-    for family, address in found:
+    for tried, (family, address) in enumerate(found):
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
-            await loop.sock_connect(sock, address)
+            async with asyncio.timeout((deadline - loop.time()) / (len(found) - tried)):
+                await loop.sock_connect(sock, address)
         except OSError as error:
             sock.close()
             failure = error

@@ -1,7 +1,7 @@
 """Which certificate does a server show, may it be shown, and what if its files change?
 
 Of the ingresses, and of the controller where it takes commands from afar. Files that are renewed are read again, without a
-restart: connections that come later get the new certificate. Files that can't be used change nothing.
+restart: connections that come later get the new certificate. Files that can't be used change nothing, or are waited for.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import functools
 import hashlib
 import logging
 import os
+import re
 import ssl
 import time
 from typing import Final
@@ -22,6 +23,8 @@ LOOK_S: Final = 2.0
 
 _BEGIN: Final = "-----BEGIN CERTIFICATE-----"
 _END: Final = "-----END CERTIFICATE-----"
+_BEGINS: Final = re.compile(r"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----")
+"""Each by which OpenSSL knows a certificate. It shows the first, of which a digest can be told where it begins as everybody's does."""
 _NOT_YET_VALID: Final = 9  # of OpenSSL's X509_V_ERR_…
 _HAS_EXPIRED: Final = 10
 
@@ -75,13 +78,28 @@ class Certificate:
                 _log.error("the certificate stays the one that was read before: %s", error)
 
 
+async def once_usable(certfile: str, keyfile: str | None) -> Certificate:
+    """Wait until the files can be used. Why they can't is said once for each change of them."""
+    seen: object = ()
+    while True:
+        stamp = _stamp(certfile, keyfile)
+        if stamp != seen:
+            seen = stamp
+            try:
+                return Certificate(certfile, keyfile)
+            except InvalidValueError as error:
+                _log.error("no connection is taken until the certificate can be used: %s", error)
+        await asyncio.sleep(LOOK_S)
+
+
 def check(certfile: str, keyfile: str | None) -> float | None:
     """When a server's certificate expires (time.time()); None where that can't be told.
 
-    Raises `InvalidValueError` that names the file: it can't be read, isn't PEM, or is protected by a password; the key isn't that of the
-    certificate; it has expired, or isn't valid yet.
+    Raises `InvalidValueError` that names the file: it can't be read, isn't PEM with the usual first lines, or is protected by a password;
+    the key isn't that of the certificate; it has expired, or isn't valid yet.
     """
     server = _context(certfile, keyfile)
+    _digest(certfile)  # which whoever shows it needs
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # whoever has signed it: what is asked is only from when to when it is valid
@@ -151,12 +169,16 @@ def _context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
 
 
 def _first_in(certfile: str) -> str:
+    """The PEM of the certificate that is shown. Raises `InvalidValueError` where it begins in another way than with `_BEGIN`."""
     try:
         with open(certfile, encoding="ascii", errors="replace") as file:
-            _, begin, rest = file.read().partition(_BEGIN)
+            text = file.read()
     except OSError as error:  # it was there a moment ago
         raise InvalidValueError(f"{certfile!r} can't be read: {error.strerror}") from error
-    return f"{begin}{rest.partition(_END)[0]}{_END}"
+    begin = _BEGINS.search(text)
+    if begin is None or begin[0] != _BEGIN:
+        raise InvalidValueError(f"the certificate in {certfile!r} must begin with {_BEGIN}; `openssl x509 -in FILE` writes it so")
+    return f"{_BEGIN}{text[begin.end() :].partition(_END)[0]}{_END}"
 
 
 def _digest(certfile: str) -> bytes:
@@ -164,7 +186,7 @@ def _digest(certfile: str) -> bytes:
     try:
         return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first)).digest()
     except ValueError as error:
-        raise InvalidValueError(f"{certfile!r} has no part that begins with {_BEGIN}") from error
+        raise InvalidValueError(f"the certificate in {certfile!r} is no base64") from error
 
 
 def _no_password() -> str:

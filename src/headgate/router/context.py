@@ -131,7 +131,7 @@ enter = _current.set
 
 
 class Context:
-    """The call that is being answered here. Outside a call every attribute raises `NoCallError` (a `RuntimeError`)."""
+    """What `serve.context` is. Outside a call every attribute raises `NoCallError` (a `RuntimeError`)."""
 
     __slots__ = ()
 
@@ -190,7 +190,7 @@ class Context:
 
 
 context = Context()
-"""`serve.context`."""
+"""The call that is being answered in this thread or task: the one `Context` there is."""
 
 
 def current_call() -> CallFacts[Member] | None:

@@ -29,6 +29,7 @@ LONGEST_DELAY_S = 0.2
 GONE_AFTER_S = 15.0
 """A controller that can't be reached for so long is taken for gone: what waits for it fails. Connecting goes on."""
 _AGAIN = "call serve.init() again"
+_CLOSED = "the connection with the instance was closed"
 
 
 class ControlLink:
@@ -63,7 +64,7 @@ class ControlLink:
         self._id = ""  # of the instance that was first met
         self._warned_of = ""
         self._refused = ""  # why for good
-        self._gone = False
+        self._gone = ""  # why, for now
         self._closed = False
 
     def start(self) -> None:
@@ -125,7 +126,7 @@ class ControlLink:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
-        self._fail_waiting(NotRunningError, f"the connection with the instance was closed; {_AGAIN}")
+        self._fail_waiting(NotRunningError, f"{_CLOSED}; {_AGAIN}")
 
     def forked(self) -> None:
         """Called in a forked child: let go of its copy of the socket, so that the controller sees the parent's end."""
@@ -156,9 +157,10 @@ class ControlLink:
                     delay_s, lost_at, self._welcome = FIRST_DELAY_S, self._loop.time(), None
             ended = ended or connection.stranger or address is None
             if ended or self._loop.time() - lost_at > self._gone_after_s:
-                self._gone = True
-                why = "the instance has ended" if ended else f"its controller could not be reached for {self._gone_after_s:g} s"
-                self._fail_waiting(NotRunningError, f"{why}; {_AGAIN}")
+                because = f": {self._warned_of}" if self._warned_of else ""
+                late = f"its controller could not be reached for {self._gone_after_s:g} s{because}"
+                self._gone = "the instance has ended" if ended else late
+                self._fail_waiting(NotRunningError, f"{self._gone}; {_AGAIN}")
                 if self._on_gone is not None:
                     self._on_gone(ended)
             await asyncio.sleep(delay_s)
@@ -191,7 +193,7 @@ class ControlLink:
                 pending.set_result(message)
             return
         if isinstance(message, Welcome):
-            self._welcome, self._gone = message, False
+            self._welcome, self._gone, self._warned_of = message, "", ""
             for waiting in self._waiting:
                 if not waiting.done():
                     waiting.set_result(message)
@@ -211,7 +213,7 @@ class ControlLink:
         if self._refused:
             raise AdminTokenError(self._refused)
         if self._closed or self._gone:
-            raise NotRunningError(f"the instance has ended, or its controller can't be reached; {_AGAIN}")
+            raise NotRunningError(f"{self._gone or _CLOSED}; {_AGAIN}")
 
     def _fail_waiting(self, kind: type[HeadgateError], message: str) -> None:
         for waiting in self._waiting:

@@ -1,4 +1,4 @@
-"""How are connections taken from a listening socket, also where this process has no descriptor left for one?"""
+"""How are connections taken from a listening socket, also where this process has no descriptor left for one; and which hosts are all?"""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+ALL_ADDRESSES: Final = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}
+"""The hosts by which a socket listens at all addresses of its machine, and by which of them that machine itself reaches it."""
 _AGAIN_S: Final = 0.1
 
 

@@ -17,21 +17,21 @@ from typing import TYPE_CHECKING, cast
 
 import msgspec
 
-from headgate.core import histograms, wire
+from headgate.core import wire
 from headgate.core.deadlines import DeadlineWheel
-from headgate.core.histograms import SUM, TICKS_PER_S, Tally
 from headgate.core.labels import REMEMBERED, Labels
 from headgate.core.messages import Applied, BackendEntry, Idle, Message, RoutingTable
 from headgate.core.reports import CANCELLED, EXPIRED, SHADOW_DROPPED, SHED, Counters, EventCount, QueueDepth, RequestCount
 from headgate.core.traffic import KeyMemory
-from headgate.errors import ErrorInfo
+from headgate.errors import CALLER_LEFT, ErrorInfo
 from headgate.router.call import OVER, SENT, WAITING, Call
 from headgate.router.link import Link, page_paths
 from headgate.router.routes import MOST_DEATHS, BackendRoute, EndpointRoute, unavailable
 from headgate.router.way import Way
+from headgate.timings import MANY, Timings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 _SHADOW_S = 60.0
 """A copy is given up after that long where its backend has no limit."""
@@ -62,8 +62,8 @@ class Router:
         self._wheel: DeadlineWheel[Call] = DeadlineWheel()
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = math.inf
-        self._counts = _Tallies()  # times of requests by endpoint, backend and status, …
-        self._shadow_counts = _Tallies()  # … and of copies
+        self._times = _TimingsByEnd()  # of requests, …
+        self._shadow_times = _TimingsByEnd()  # … and of copies
         self._events: dict[tuple[str, str, str, str], int] = {}  # see `EventCount`
         self._labels = Labels(2 * REMEMBERED)  # what these are kept of
         self._forgotten = (0, 0.0)  # what `served` has of the others
@@ -225,7 +225,7 @@ class Router:
         if error.status == 503:
             self.note(SHED, call.endpoint, call.backend, error.reason)
         call.state = OVER
-        histograms.observe(self._counts[call.endpoint, call.backend, error.status], self.now() - call.admitted_at)
+        self._times[call.endpoint, call.backend, error.status].take(self.now() - call.admitted_at)
         call.failed(error)
 
     def _refuse_unknown(self, call: Call) -> None:
@@ -233,7 +233,7 @@ class Router:
         why = f"there is no endpoint {call.endpoint!r}; list_endpoints() shows those that are"
         error = ErrorInfo("EndpointRemovedError", why)
         call.state = OVER
-        histograms.observe(self._counts["", "", error.status], self.now() - call.admitted_at)
+        self._times["", "", error.status].take(self.now() - call.admitted_at)
         call.failed(error)
 
     def cancel(self, call: Call) -> None:
@@ -242,7 +242,7 @@ class Router:
             return
         if not call.shadow:
             self.note(CANCELLED, call.endpoint, call.backend)
-        self.enough(call, 499)
+        self.enough(call, CALLER_LEFT)
 
     def enough(self, call: Call, status: int) -> None:
         """All of its answer that is wanted has come: what makes the rest is given up. As with `cancel`, no method of the call follows."""
@@ -270,14 +270,14 @@ class Router:
             self._wheel.discard(call, call.bucket)
         if call.shadow:
             self._shadows.discard(call)
-            histograms.observe(self._shadow_counts[call.endpoint, call.backend, status], now - call.admitted_at)
+            self._shadow_times[call.endpoint, call.backend, status].take(now - call.admitted_at)
             return
         call.backend_route.in_flight -= 1
         call.endpoint_route.in_flight -= 1
-        tally = self._counts[call.endpoint, call.backend, status]
-        seconds = now - call.admitted_at
-        tally[int(seconds * TICKS_PER_S).bit_length()] += 1
-        tally[SUM] += seconds
+        times = self._times[call.endpoint, call.backend, status]
+        times.append(now - call.admitted_at)
+        if len(times) >= MANY:
+            times.settle()
         if self._old_endpoints or self._leaving or self._old_backends:
             self._loop.call_soon(self._report_idle)
 
@@ -397,14 +397,14 @@ class Router:
         """What this router counted since it started."""
         queues = tuple(QueueDepth(route.tag, route.dispatcher.queued, route.in_flight) for route in self._all_backends())
         events = tuple(EventCount(*key, count) for key, count in self._events.items())
-        return Counters(_told(self._counts), queues, events, _told(self._shadow_counts))
+        return Counters(self._times.told(), queues, events, self._shadow_times.told())
 
     def _forget_counts(self) -> None:
         """Of endpoints and backends that have gone only the latest are told of."""
         has, before = self._labels.has, self.served()
-        for counts in (self._counts, self._shadow_counts):
-            for counted in [key for key in counts if not has(key[0], key[1])]:
-                del counts[counted]
+        for times in (self._times, self._shadow_times):
+            for key in [key for key in times if not has(key[0], key[1])]:
+                del times[key]
         for event in [key for key in self._events if not has(key[1], key[2])]:
             del self._events[event]
         left, (count, seconds) = self.served(), self._forgotten
@@ -412,9 +412,9 @@ class Router:
 
     def served(self) -> tuple[int, float]:
         """How many calls came to an end other than a refusal, and how many seconds these took together."""
-        counted = [tally for (_, backend, status), tally in self._counts.items() if backend and status != 503]
+        counted = [times.told() for (_, backend, status), times in self._times.items() if backend and status != 503]
         count, seconds = self._forgotten
-        return count + int(sum(sum(tally[:SUM]) for tally in counted)), seconds + sum(tally[SUM] for tally in counted)
+        return count + sum(histogram.count for histogram in counted), seconds + sum(histogram.sum for histogram in counted)
 
     @property
     def active(self) -> int:
@@ -450,17 +450,16 @@ class Router:
         return [*self._backends.values(), *self._leaving.values(), *self._old_backends]
 
 
-class _Tallies(dict[tuple[str, str, int], Tally]):
+class _TimingsByEnd(dict[tuple[str, str, int], Timings]):
     """By endpoint, backend and status. Those of a key are made when first asked for."""
 
-    def __missing__(self, key: tuple[str, str, int]) -> Tally:
-        tally = self[key] = histograms.tally()
-        return tally
+    def __missing__(self, key: tuple[str, str, int]) -> Timings:
+        times = self[key] = Timings()
+        return times
 
-
-def _told(counts: Mapping[tuple[str, str, int], Tally]) -> tuple[RequestCount, ...]:
-    told = ((key, histograms.of(tally)) for key, tally in counts.items())
-    return tuple(RequestCount(*key, histogram.count, histogram.sum, histogram.buckets) for key, histogram in told)
+    def told(self) -> tuple[RequestCount, ...]:
+        told = ((key, times.told()) for key, times in self.items())
+        return tuple(RequestCount(*key, histogram.count, histogram.sum, histogram.buckets) for key, histogram in told)
 
 
 class Shadow(Call):

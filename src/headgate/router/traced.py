@@ -65,26 +65,27 @@ class TracedCall(PyCall):
         self.span, self.trace = spans.begin_call(self.endpoint, self.method)
 
     def answered(self, answer: wire.Answer) -> None:
-        """As `PyCall`."""
-        self._end()
+        """As `PyCall`, which comes first: nobody is to wait for what is recorded of it."""
         super().answered(answer)
+        self._end()
 
     def ended(self) -> None:
         """As `PyCall`."""
-        self._end()
         super().ended()
+        self._end()
 
     def failed(self, error: ErrorInfo) -> None:
         """As `PyCall`."""
-        if self.span is not None and not self.over:
+        was_over = self.over
+        super().failed(error)
+        if self.span is not None and not was_over:
             spans.failed(self.span, error)
         self._end()
-        super().failed(error)
 
     def _end(self) -> None:
         span, self.span = self.span, None
         if span is not None:
-            span.end()
+            spans.end(span)
 
 
 class TracedConnection(Connection):

@@ -27,6 +27,7 @@ END_WITHIN_S: Final = 2.0
 _NEEDED: Final = ("opentelemetry", "opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
 _EXPORTERS: Final = ("otlp", "console", "none")
 _PROTOCOL: Final = "http/protobuf"
+_PROVIDER: Final = "OTEL_PYTHON_TRACER_PROVIDER"
 _log = logging.getLogger("headgate.traces")
 
 
@@ -34,6 +35,12 @@ def check() -> None:
     """Raise `ConfigError` where traces can't be had: what is missing, or which variable asks for what there isn't."""
     if not all(map(_is_there, _NEEDED)):
         raise ConfigError("traces=True needs OpenTelemetry, which isn't installed: pip install 'headgate[otel]'")
+    if _PROVIDER in os.environ:  # then there is one in each process before ours, which sends nothing anywhere
+        raise ConfigError(
+            f"{_PROVIDER}={os.environ[_PROVIDER]!r} stands in the way of traces=True, which makes tracer providers itself, by the other "
+            "OTEL_* variables: leave it out; code that wants another provider calls opentelemetry.trace.set_tracer_provider"
+        )
+    _check_limits()
     exporter = _exporter(os.environ)
     if exporter is not None:
         exporter.shutdown()
@@ -83,6 +90,20 @@ def begin(role: str, id: str, backend: str = "") -> Tracing:
     """
     global _tracing
     from opentelemetry import trace
+
+    if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        return Tracing(None)
+    try:
+        _tracing = _begun(role, id, backend)
+    except (ConfigError, ValueError) as error:  # this process has other variables than the one that `init` was called in
+        _log.error("no spans are made in this process: %s", error)
+    return _tracing
+
+
+def _begun(role: str, id: str, backend: str) -> Tracing:
+    """As `begin`. Raises `ConfigError`, or the SDK's `ValueError`, where the variables are wrong; nothing is set then."""
+    _check_limits()
+    from opentelemetry import trace
     from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -90,25 +111,28 @@ def begin(role: str, id: str, backend: str = "") -> Tracing:
     from headgate.traces.sampling import Lot, share_of_roots
     from headgate.traces.sending import Sending
 
-    if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-        return Tracing(None)
     of_process = {SERVICE_INSTANCE_ID: id, "headgate.role": role, **({"headgate.backend": backend} if backend else {})}
     resource = Resource.create(of_process)
     if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):  # nobody has named it
         resource = resource.merge(Resource({SERVICE_NAME: "headgate"}))
     lot = Lot(share_of_roots(os.environ))
     provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=lot)
-    sending: Sending | None = None
-    try:
-        exporter = _exporter(os.environ)
-        if exporter is not None:
-            sending = Sending(exporter)
-            provider.add_span_processor(BatchSpanProcessor(sending))
-    except (ConfigError, ValueError) as error:  # this process has other variables than the one that `init` was called in
-        _log.error("no spans leave this process: %s", error)
+    exporter = _exporter(os.environ)
+    sending = None if exporter is None else Sending(exporter)
+    if sending is not None:
+        provider.add_span_processor(BatchSpanProcessor(sending))
     trace.set_tracer_provider(provider)
-    _tracing = Tracing(provider, sending, lot.draw)
-    return _tracing
+    return Tracing(provider, sending, lot.draw)
+
+
+def _check_limits() -> None:
+    """Raise `ConfigError` where a variable that limits spans is no number."""
+    try:
+        from opentelemetry.sdk.trace import SpanLimits  # one of them is read where this is imported
+
+        SpanLimits()
+    except ValueError as error:
+        raise ConfigError(f"{error}; give it such a number, or leave it out") from None
 
 
 def _exporter(environ: Mapping[str, str]) -> SpanExporter | None:

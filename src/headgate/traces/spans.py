@@ -1,19 +1,23 @@
-"""How is a span begun, by OpenTelemetry, as a part of what has travelled here? And what does it say of an error?
+"""How is a span begun and ended, by OpenTelemetry, as a part of what has travelled here? And what does it say of an error?
 
-Whether something is recorded is decided where its trace begins; what is not costs no span here.
+Whether something is recorded is decided where its trace begins; what is not costs no span here. A tracer provider may be user code, and
+so may be its sampler and its processors: what they raise costs spans, never a request.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from opentelemetry import trace as api
 from opentelemetry.context import Context
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, StatusCode, TraceFlags, TraceState, set_span_in_context
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, StatusCode, TraceFlags, TraceState, set_span_in_context
 
 from headgate import __version__
-from headgate.errors import ErrorInfo
+from headgate.errors import ErrorInfo, format_traceback
 from headgate.traces.travel import FLAGS_AT, TRACE_BYTES
 
 tracer: Final = api.get_tracer("headgate", __version__)
@@ -21,6 +25,8 @@ tracer: Final = api.get_tracer("headgate", __version__)
 
 NOWHERE: Final = Context()
 """What is begun here begins a trace."""
+_log = logging.getLogger("headgate.traces")
+_told = False
 
 
 def context_of(trace: bytes) -> SpanContext:
@@ -62,13 +68,47 @@ def to_travel(span: SpanContext) -> bytes:
     return span.trace_id.to_bytes(TRACE_BYTES) + span.span_id.to_bytes(FLAGS_AT - TRACE_BYTES) + bytes((span.trace_flags,)) + state
 
 
+def begin(
+    name: str,
+    above: Context | None,
+    *,
+    kind: SpanKind = SpanKind.INTERNAL,
+    attributes: Mapping[str, str | int],
+    links: Sequence[Link] = (),
+    began_ns: int | None = None,
+) -> Span:
+    """Begin a span under what `above` says, or with None under the current one; where it can't be made, go on with that, unrecorded."""
+    try:
+        return tracer.start_span(name, above, kind, attributes, links, began_ns)
+    except Exception as error:  # noqa: BLE001 - it may be user code, see above
+        _tell(error)
+        return NonRecordingSpan(api.get_current_span(above).get_span_context())
+
+
+def end(span: Span, ended_ns: int | None = None) -> None:
+    """End it, now or then."""
+    try:
+        span.end(ended_ns)
+    except Exception as error:  # noqa: BLE001 - as in `begin`
+        _tell(error)
+
+
+def _tell(error: Exception) -> None:
+    """Once in a process: it would be the same for each request."""
+    global _told
+    if not _told:
+        _told = True
+        with contextlib.suppress(Exception):  # user code may have hung filters of its own into logging
+            _log.error("the tracer provider, or a part of it, raises; spans are lost, and this is said once:\n%s", format_traceback(error))
+
+
 def begin_call(endpoint: str, method: str) -> tuple[Span | None, bytes]:
     """A call of an endpoint, made by what runs here: its span, unless it isn't recorded, and how that travels."""
     current = api.get_current_span().get_span_context()
     if current.is_valid and not current.trace_flags.sampled:
         return None, to_travel(current)
     attributes = {"headgate.endpoint": endpoint, **({"headgate.method": method} if method else {})}
-    span = tracer.start_span(f"call {endpoint}", kind=api.SpanKind.CLIENT, attributes=attributes)
+    span = begin(f"call {endpoint}", None, kind=SpanKind.CLIENT, attributes=attributes)
     return (span if span.is_recording() else None), to_travel(span.get_span_context())
 
 

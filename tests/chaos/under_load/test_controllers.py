@@ -106,7 +106,7 @@ class Calls(threading.Thread):
 def test_a_controller_is_killed_every_2_seconds_under_load_with_verbs_going_on(
     instance: Instance, tmp_path: Path, figure: Figures, long: bool
 ):
-    seconds = 600.0 if long else 20.0
+    seconds = 600.0 if long else 14.0
     journal = str(tmp_path / "journal")
     instance.create_backend("steady", Worker, journal, config={"num_replicas": 3})
     instance.create_endpoint("steady", "/steady", ["POST"], backend="steady")

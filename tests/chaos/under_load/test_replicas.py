@@ -47,7 +47,7 @@ def check_failures(load: Load, deaths: list[tuple[float, float]]) -> float:
 
 @pytest.mark.timeout(2100)
 def test_a_replica_is_killed_every_second_under_load(instance: Instance, tmp_path: Path, figure: Figures, long: bool):
-    seconds = 1800.0 if long else 40.0
+    seconds = 1800.0 if long else 20.0
     chance = random.Random(4)
     journals = {name: serve_workers(instance, tmp_path, name, idempotent=name == "again") for name in ("again", "once")}
     replaced_s: list[float] = []

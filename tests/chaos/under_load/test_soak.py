@@ -144,7 +144,7 @@ class Churn(threading.Thread):
 
 @pytest.mark.timeout(900)
 def test_many_requests_with_replicas_coming_and_going_leave_everything_as_it_was(instance: Instance, figure: Figures, long: bool):
-    requests = 1_000_000 if long else 100_000
+    requests = 1_000_000 if long else 60_000
     instance.create_backend("b", echo, config={"num_replicas": 2, "idempotent": True, "max_queued_queries": 5000})
     instance.create_endpoint("e", "/e", ["POST"], backend="b")
     instance.create_backend("steady", Steady, config={"max_queued_queries": 5000})

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from headgate.engines.base import InstanceSettings
 from headgate.errors import AddressInUseError, HeadgateError, InvalidValueError
-from headgate.router.remote import split
+from headgate.router.listening import ALL_ADDRESSES
+from headgate.router.remote import join, split
 
 BACKLOG: Final = 4096
 """Connections that the kernel keeps for an ingress that is starting or was lost."""
@@ -56,9 +57,9 @@ def listen(settings: InstanceSettings, free_timeout_s: float = 0.0) -> list[sock
 def urls(settings: InstanceSettings, listeners: list[socket.socket]) -> tuple[str, ...]:
     """Where clients on this machine reach the instance."""
     port = listeners[0].getsockname()[1]
-    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(settings.http_host, settings.http_host)
+    host = ALL_ADDRESSES.get(settings.http_host, settings.http_host)
     scheme = "https" if settings.ssl_certfile else "http"
-    return (f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}",)
+    return (f"{scheme}://{join(host, port)}",)
 
 
 def listen_from_afar(admin_address: str, free_timeout_s: float = 0.0) -> socket.socket:

@@ -36,6 +36,7 @@ from headgate.errors import (
     ReplicaStartError,
     in_one_line,
 )
+from headgate.router.listening import ALL_ADDRESSES
 from headgate.router.remote import join, split
 
 _log = logging.getLogger("headgate.controller")
@@ -46,7 +47,6 @@ _LOOK_S: Final = 0.5
 """How often the cluster's nodes are looked at."""
 _BEGUN_WITHIN_S: Final = 20.0
 """Where there is room, the process of a replica has so long at least until it is heard of."""
-_ALL: Final = ("0.0.0.0", "::", "")  # what is listened on is the user's choice; this is how it is told from an address
 _EXIT: Final = re.compile(r"Worker exit detail: (.*?)\.? *(?:Some common causes|$)", re.MULTILINE)
 """Where Ray says how the process of an actor has ended."""
 
@@ -146,7 +146,7 @@ class RayEngine(Members[_Actor]):
         for place in self._cluster.places():
             if addresses.get(place):
                 host, port = split(addresses[place])
-                found.append(f"{scheme}://{join(self._cluster.host(place) if host in _ALL else host, port)}")
+                found.append(f"{scheme}://{join(self._cluster.host(place) if host in ALL_ADDRESSES else host, port)}")
         return tuple(dict.fromkeys(found))
 
     def serving(self) -> None:
