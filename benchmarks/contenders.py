@@ -17,7 +17,11 @@ class Contender:
     path: str = "/"  # where it answers
     variables: Mapping[str, str] = field(default_factory=dict)  # beside the suite's own environment
     options: Mapping[str, str | int] = field(default_factory=dict)  # of the program, for every work
+    wakes_s: float = 0.2  # until it has done what came due while it was stopped
 
+
+# A cluster's processes have missed each other's heartbeats when they go on after a stop, and look after that for a second.
+WAKES_S = 2.0
 
 # "As installed" differs from that in one thing: a replica takes 100 requests at once, since with Ray Serve's default of 5 all others poll.
 # Ray lets its workers give way to everything else (niceness 15): to the load's own process, on a machine that both share.
@@ -29,14 +33,16 @@ CONTENDERS = {
     contender.name: contender
     for contender in (
         Contender("headgate", "Headgate", "headgate", "headgate_server"),
-        Contender("headgate-ray", "Headgate on a Ray cluster", "headgate", "headgate_server", variables=RAY, options={"ray": 1}),
+        Contender(
+            "headgate-ray", "Headgate on a Ray cluster", "headgate", "headgate_server", variables=RAY, options={"ray": 1}, wakes_s=WAKES_S
+        ),
         Contender("headgate-uncounted", "Headgate that counts nothing", "headgate", "uncounted_server"),
         Contender("headgate-traced", "Headgate that traces, 1 in 100 recorded", "headgate", "traced_server"),
         Contender("ceiling", "the same path without features", "headgate", "ceiling"),
         Contender("mosec", "mosec", "mosec", "mosec_server", "/inference"),
         Contender("litserve", "LitServe", "litserve", "litserve_server", "/predict"),
-        Contender("ray-serve", "Ray Serve as installed", "ray", "ray_server", variables=RAY, options={"at_once": 100}),
-        Contender("ray-serve-fast", "Ray Serve at its best", "ray", "ray_server", variables=RAY | RAY_FAST, options=FAST),
+        Contender("ray-serve", "Ray Serve as installed", "ray", "ray_server", variables=RAY, options={"at_once": 100}, wakes_s=WAKES_S),
+        Contender("ray-serve-fast", "Ray Serve at its best", "ray", "ray_server", variables=RAY | RAY_FAST, options=FAST, wakes_s=WAKES_S),
         Contender("bentoml", "BentoML", "bentoml", "bentoml_server", variables={"BENTOML_DO_NOT_TRACK": "True"}),
         Contender("fastapi", "FastAPI, one process, no hop", "fastapi", "fastapi_server"),
         Contender("uvicorn", "Uvicorn, one process, no hop", "fastapi", "uvicorn_server"),

@@ -40,7 +40,7 @@ AGREE = 1.10  # the largest of three windows may be this many times the smallest
 AGREEING = 3  # windows that have to
 VOID_IN_A_ROW = 3  # so many, and the round goes on without
 START_S = 60.0
-SETTLE_S = 0.2  # what the last window has left behind ends before the servers are stopped; what came due meanwhile, before the next
+SETTLE_S = 0.2  # what the last window has left behind ends before the servers are stopped
 END_S = 4.0  # for a server to end by itself after SIGTERM; mosec doesn't always, once it was stopped
 
 
@@ -207,7 +207,7 @@ class Session:
         known = CONTENDERS[contender]
         port = _free_port()
         log = self.folder / f"{len(list(self.folder.iterdir()))}-{contender}-{work}.log"
-        running = self._running[name] = _Running(_start(known, work, port, {**known.options, **options}, log), log)
+        running = self._running[name] = _Running(_start(known, work, port, {**known.options, **options}, log), log, known.wakes_s)
         server = Server(name, f"http://127.0.0.1:{port}{path or known.path}", running.process.pid)
         try:
             _wait_until_there(server, port, probe, content_type, running)
@@ -287,9 +287,9 @@ class Session:
         for other, running in self._running.items():
             if name in self._running and other != name:
                 running.freeze()
-        woken = [running.thaw() for other, running in self._running.items() if other == name or name not in self._running]
-        if any(woken):
-            time.sleep(SETTLE_S)
+        time.sleep(
+            max((running.thaw() for other, running in self._running.items() if other == name or name not in self._running), default=0.0)
+        )
 
 
 def post(url: str, body: bytes, timeout_s: float = 30.0, *, content_type: str = "application/json") -> bytes:
@@ -317,9 +317,10 @@ def descendants(pid: int) -> list[int]:
 class _Running:
     """The processes of one server."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, wakes_s: float) -> None:
         self.process = process
         self.log = log
+        self.wakes_s = wakes_s
         self.frozen = False
 
     def freeze(self) -> None:
@@ -332,14 +333,15 @@ class _Running:
                 _signal(pid, signal.SIGSTOP)
             stopped |= new
 
-    def thaw(self) -> bool:
+    def thaw(self) -> float:
+        """Have it go on; how long to wait until what came due meanwhile is done, in seconds."""
         if not self.frozen:
-            return False
+            return 0.0
         self.frozen = False
         # The leaves first: who watches others finds them running.
         for pid in reversed([self.process.pid, *descendants(self.process.pid)]):
             _signal(pid, signal.SIGCONT)
-        return True
+        return self.wakes_s
 
     def end(self) -> None:
         """End the server program as its user would, then whatever it has left."""
