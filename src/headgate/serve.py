@@ -625,7 +625,7 @@ def init(
             own folder.
         admin_address: where verbs are taken over TCP, such as "0.0.0.0:8100", from whoever knows the `admin_token`; beyond this machine
             over TLS, with the certificate for HTTPS.
-        admin_token: at least 16 characters; who gives it may also change traffic and replicas on the dashboard, for which it needs no
+        admin_token: 16 to 1,024 characters; who gives it may also change traffic and replicas on the dashboard, for which it needs no
             `admin_address`. None: with one, what the environment variable `HEADGATE_ADMIN_TOKEN` says.
         traces: spans of requests by OpenTelemetry, as its variables `OTEL_*` say; needs `headgate[otel]`.
 
@@ -956,17 +956,19 @@ def _at_exit() -> None:
     sigterm.exits()
     with contextlib.suppress(KeyboardInterrupt):  # nobody is left to catch it, and what this process started ends with it
         for instance in reversed(_instances):
-            _say_if_never_asked(instance)
+            if not sigterm.was_told():
+                _say_if_never_asked(instance)
             instance._leave()
 
 
 def _say_if_never_asked(instance: Instance) -> None:
     """A program that sets up what should be served and then simply ends was most likely meant to serve on."""
     program = sys.argv[0] if sys.argv else ""
-    on_purpose = not program.endswith(".py") or sys.flags.interactive or hasattr(sys, "last_value")  # a session, or something was raised
+    is_file = program.endswith(".py") and getattr(sys.modules.get("__main__"), "__spec__", None) is None  # not `python -m`
+    on_purpose = not is_file or sys.flags.interactive or hasattr(sys, "last_value")  # a session, or something was raised
     if on_purpose or not instance._owned or instance._over():
         return
-    with contextlib.suppress(HeadgateError):
+    with contextlib.suppress(HeadgateError, OSError, ValueError):  # also where nobody listens any more
         if any(endpoint.route for endpoint in instance.list_endpoints().values()) and not instance.stat().counters.requests:
             print(  # noqa: T201  # nobody else is left to say it
                 f"headgate: the program has ended before anybody asked {instance.name!r} anything, so that is shut down; "

@@ -21,6 +21,7 @@ import pytest
 
 import headgate
 from headgate.cli.main import run
+from tests.support import wait_until
 
 NAME = "cli-test"
 COMMAND = (sys.executable, "-m", "headgate")
@@ -103,6 +104,15 @@ class Terminal:
             assert time.monotonic() < deadline, f"no {text!r} in {self.text!r}"
             assert self.read(), f"it ended without {text!r}: {self.text!r}"
         return self.text
+
+    def until_it_reads(self) -> None:
+        """Wait until it waits for a key. Python looks for signals before it reads: a Ctrl-C between the two is seen at the next key."""
+
+        def reads() -> bool:
+            number, *arguments = Path(f"/proc/{self.process.pid}/syscall").read_text().split()
+            return number.isdigit() and arguments[0] == "0x0"  # from standard input
+
+        wait_until(reads, 30.0)
 
     def press(self, keys: str) -> None:
         """Type."""

@@ -144,7 +144,8 @@ def test_on_a_terminal_it_asks_and_shows_how_many_replicas_are_ready(running: In
         ("\x03", 130, "\ninterrupted: nothing has changed\n"),
     ):
         with on_terminal("deploy", *HERE, file) as terminal:
-            terminal.until("Do it? [y/N]: ")  # whole: before that the terminal isn't set to read, and a Ctrl-D is lost
+            terminal.until("Do it? [y/N]: ")
+            terminal.until_it_reads()
             terminal.press(keys)
             said = terminal.end()
         assert said.status == status

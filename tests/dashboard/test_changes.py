@@ -146,6 +146,14 @@ def test_beyond_its_own_machine_it_takes_changes_over_tls_alone(client: str):
         assert isinstance(Changes(CHECK).admit("traffic", headers, own), Change)
 
 
+def test_behind_a_proxy_of_its_own_machine_it_takes_changes_of_clients_that_came_over_tls():
+    headers = [(b"authorization", f"Bearer {TOKEN}".encode())]
+    assert isinstance(Changes(CHECK).admit("traffic", [*headers, (b"x-forwarded-proto", b"https")], "127.0.0.1"), Change)
+    refused = Changes(CHECK).admit("traffic", [*headers, (b"x-forwarded-proto", b"http")], "127.0.0.1")
+    assert isinstance(refused, Refusal)
+    assert refused.status == 403
+
+
 def test_over_tls_they_are_taken(controller: Controller):
     with ingress(changes=Changes(CHECK, controller.call, encrypted=True), tls=True) as server, server.client() as client:
         assert ask(client, "traffic", TRAFFIC).status == 200
@@ -181,6 +189,8 @@ def test_other_methods_are_refused_with_what_is_taken_also_with_the_token(server
         ("replicas", {"backend": "b", "num_replicas": 1.5}, "num_replicas"),
         ("replicas", {"backend": "b", "num_replicas": True}, "num_replicas"),
         ("replicas", b'{"backend": "b", "num_replicas": 1%b}' % (b"0" * 30), "num_replicas"),
+        ("replicas", {"backend": "b", "num_replicas": 1, "based_on": 10**30}, "based_on"),
+        ("replicas", {"backend": "b", "num_replicas": -(10**30)}, "num_replicas"),
         ("replicas", {"num_replicas": 1}, "backend"),
     ],
 )

@@ -963,7 +963,7 @@ def test_an_instance_that_others_can_reach_is_warned_of_where_it_is_started() ->
 def is_dead(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the second where it ends while it is read
         return True
 
 

@@ -107,6 +107,7 @@ def test_each_line_for_people_says_whose_it_is_and_a_large_batch_does_not_hide_i
     assert as_text(entry) == "[v1/1-ab e r1] ERROR two\n[v1/1-ab e r1] ERROR lines"
     batch = msgspec.structs.replace(entry, request_ids=tuple("abcdef"), level="", text="x")
     assert as_text(batch) == "[v1/1-ab e a,b,c,+3] x"
+    assert as_text(msgspec.structs.replace(batch, request_ids=(), text="x\n")) == "[v1/1-ab] x"
     assert as_text(Entry(time=0.0, role="controller", text="y", level="WARNING")) == "headgate: WARNING y"
     assert as_text(entry, time=True).endswith(" [v1/1-ab e r1] ERROR lines")
 

@@ -7,6 +7,7 @@ import dataclasses
 import datetime as dt
 import enum
 import http
+import inspect
 import json
 import pickle
 import subprocess
@@ -195,6 +196,16 @@ def test_a_response_has_its_own_status_headers_and_content_type() -> None:
     assert (
         encode_http(Response("x", media_type="text/html; charset=latin-1")).header_lines == b"content-type: text/html; charset=latin-1\r\n"
     )
+
+
+def test_a_subclass_of_response_takes_what_its_own_constructor_takes() -> None:
+    class Problem(Response):
+        def __init__(self, message: str, *, code: int) -> None:
+            super().__init__({"problem": message}, code)
+
+    answer = Problem(message="no", code=404)
+    assert (answer.status, answer.body) == (404, {"problem": "no"})
+    assert list(inspect.signature(Response).parameters) == ["body", "status", "headers", "media_type"]
 
 
 def test_a_response_has_one_content_type() -> None:

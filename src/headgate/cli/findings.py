@@ -7,6 +7,7 @@ from collections import Counter
 import msgspec
 
 from headgate.core.reports import SHED, BackendInfo, Description, Measurement
+from headgate.errors import CALLER_LEFT
 
 PROBLEM = "problem"
 WARNING = "warning"
@@ -125,7 +126,7 @@ def _of_backend(backend: BackendInfo, measured: Measurement) -> list[Finding]:
         if count and count >= total * _SHED_SHARE:
             level = PROBLEM if status in (500, 502) else WARNING
             found.append(Finding(level, subject, f"{count} of {total} requests {what} ({status})", do))
-    left = sum(each.count for each in counts if each.status == 499)
+    left = sum(each.count for each in counts if each.status == CALLER_LEFT)
     if left and left >= total * _LEFT_SHARE:
         what = f"{left} of {total} requests were given up by their callers before they were answered (499)"
         do = f"see whether it is too slow for them: headgate bench; then headgate scale {backend.tag} MORE, or batch"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from headgate import DEFAULT_NAME
 from headgate.cli import completing, init_options, output, service_manager
 from headgate.cli.target import Target, failure, parse, perform
 from headgate.cli.where import Where, starting_instance
@@ -277,9 +278,10 @@ def _say_what_serves(instance: Instance, target: Target | None) -> None:
     from headgate.cli.rows import weights_text
 
     endpoints = instance.list_endpoints()
+    at = "" if instance.name == DEFAULT_NAME else f"--name {instance.name} "
     for endpoint in endpoints.values():
         where = f"{instance.http_url}{endpoint.route}" if endpoint.route else "by handle"
-        answers = weights_text(endpoint.traffic) or f"no traffic yet: headgate traffic {endpoint.name} TAG=100%"
+        answers = weights_text(endpoint.traffic) or f"no traffic yet: headgate traffic {at}{endpoint.name} TAG=100%"
         output.note(f"{endpoint.name}: {where} ({','.join(endpoint.methods)}) {answers}")
     if target is not None and not endpoints:
         output.note(f"{target.text} has created no endpoint, so nothing can be asked yet: serve.create_endpoint creates one")

@@ -19,7 +19,7 @@ import click
 
 from headgate.cli.where import nearest_file
 
-_PACKAGE: Final = os.path.dirname(os.path.dirname(__file__))
+_PACKAGE: Final = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 
 
 class Target(NamedTuple):

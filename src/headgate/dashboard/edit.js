@@ -41,7 +41,6 @@ export class Edit {
     this.notice.setAttribute("role", "status");
     const buttons = element("p", "buttons", this.apply, this.reset, this.stop);
     this.node = element("form", "edit", this.fields, this.notice, buttons, this.said, this.details);
-    this.node.noValidate = true;
     this.node.addEventListener("submit", event => {
       event.preventDefault();
       this.#apply();
@@ -63,6 +62,7 @@ export class Edit {
     const isNew = this.#now === undefined || !isSame(now, this.#now);
     this.#now = now;
     if (isNew || performance.now() > this.#applied?.until) this.#applied = null;
+    if (!this.#request && this.isPending && isSame(this.#value, this.#of.parse(now))) this.#value = null; // it is so, whoever did it
     this.#show();
   }
 
@@ -144,5 +144,6 @@ function isSame(one, other) {
 }
 
 function written(value) {
-  return JSON.stringify(value instanceof Map ? [...value] : value);
+  const named = value instanceof Map ? [...value] : value instanceof Object ? Object.entries(value) : null;
+  return JSON.stringify(named?.sort() ?? value);
 }

@@ -2,7 +2,7 @@
 
 import {Edit} from "./edit.js";
 import {element, list, say, show} from "./elements.js";
-import {moved, shares, tenths} from "./shares.js";
+import {WHOLE, moved, shares, tenths} from "./shares.js";
 import * as words from "./words.js";
 
 const USUAL_REPLICAS = 8; // a slider goes so far, or twice as far as what is so; by its number any can be given
@@ -12,6 +12,7 @@ function slider(name, least, step) {
   const number = element("input", "amount");
   range.type = "range";
   number.type = "number";
+  number.required = true;
   range.step = step < 1 ? "any" : step; // a tenth of a percent is nothing that one meets with a slider
   number.step = step;
   range.min = number.min = least;
@@ -25,13 +26,12 @@ function listen(parts, move, rest) {
   const {range, number} = parts;
   range.addEventListener("input", () => move(Math.round(range.valueAsNumber)));
   number.addEventListener("input", () => {
-    parts.isTyped = true; // what is typed isn't written over meanwhile
-    const isGiven = number.value !== "" && number.checkValidity();
-    if (isGiven) move(number.valueAsNumber);
+    parts.isTyped = true;
+    if (number.checkValidity()) move(number.valueAsNumber);
   });
   for (const input of [range, number]) {
     input.addEventListener("change", () => {
-      parts.isTyped = false;
+      parts.isTyped = !number.checkValidity(); // what is no number stays to be seen, and the form isn't sent with it
       rest();
     });
   }
@@ -40,7 +40,9 @@ function listen(parts, move, rest) {
 function put(parts, value, text) {
   parts.range.valueAsNumber = value;
   parts.range.setAttribute("aria-valuetext", text);
-  if (!parts.isTyped) parts.number.valueAsNumber = value;
+  if (parts.isTyped && document.activeElement === parts.number) return; // what is typed isn't written over meanwhile
+  parts.isTyped = false;
+  parts.number.valueAsNumber = value;
 }
 
 // Of the traffic of one endpoint.
@@ -93,7 +95,7 @@ export class Traffic {
   }
 
   #move(tag, part) {
-    if (this.#grip?.tag !== tag) this.#grip = {tag, parts: this.edit.value};
+    if (this.#grip?.tag !== tag || !this.edit.isPending) this.#grip = {tag, parts: this.edit.value};
     this.edit.change(moved(this.#grip.parts, tag, part));
   }
 
@@ -103,9 +105,9 @@ export class Traffic {
   }
 
   #add(tag) {
-    if (!tag) return;
     const parts = this.edit.value;
-    this.edit.change(new Map([...parts, [tag, parts.size ? 0 : 1000]]));
+    if (!tag || parts.has(tag)) return;
+    this.edit.change(new Map([...parts, [tag, parts.size ? 0 : WHOLE]]));
     this.#adding.value = "";
   }
 }

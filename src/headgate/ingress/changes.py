@@ -31,6 +31,7 @@ MOST_BYTES: Final = 64 * 1024
 _SCHEME: Final = b"bearer "
 
 Verb = SetTraffic | UpdateBackendConfig
+_Count = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]  # so that it travels; what is too few the verb says
 
 
 class Asked(Protocol):
@@ -57,8 +58,8 @@ class AskedReplicas(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How many replicas a backend is to have; where it is no longer to have as many as that is `based_on`, nothing changes."""
 
     backend: str
-    num_replicas: Annotated[int, msgspec.Meta(le=2**31 - 1)]  # so that it travels; what is too few the verb says
-    based_on: int | None = None
+    num_replicas: _Count
+    based_on: _Count | None = None
 
     def verb(self) -> Verb:
         """See `Asked`."""
@@ -128,7 +129,7 @@ class Changes:
         """What comes of a request with this head."""
         if not self.taken:
             return _NONE_TAKEN
-        if not self._encrypted and not admin.is_loopback(client):
+        if not self._encrypted and not (admin.is_loopback(client) and _came_over_tls(headers)):
             return _READABLE_BY_OTHERS
         given = [value for name, value in headers if name == b"authorization"]
         if len(given) != 1 or not given[0].lower().startswith(_SCHEME):
@@ -168,6 +169,7 @@ class Changes:
         except NotRunningError:
             exchange.reply(_AWAY)
         except Exception as error:  # noqa: BLE001  # the root of a task: whatever it was, the client must be answered
+            _log.error("a change failed", exc_info=error)
             exchange.reply(from_error(describe(error), exchange.request_id, debug=True))
         else:
             if done.error is not None:
@@ -176,5 +178,10 @@ class Changes:
                 exchange.reply(Reply(200, _JSON, msgspec.json.encode({"warnings": done.warnings})))
 
     def close(self) -> None:
-        """Take none any more."""
+        """Say in the log what it is owed of those that were refused."""
         self._refused.close()
+
+
+def _came_over_tls(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether no proxy says that its client came without."""
+    return all(value.strip().lower() == b"https" for name, value in headers if name == b"x-forwarded-proto")

@@ -132,7 +132,7 @@ def as_text(entry: Entry, *, time: bool = False) -> str:
     at = f"{dt.datetime.fromtimestamp(entry.time).astimezone():%Y-%m-%d %H:%M:%S.%f}"[:-3] + " " if time else ""
     begins = at + (_whose(entry) if entry.http is not None or not entry.level else f"{_whose(entry)}{entry.level} ")
     lines = entry.text.splitlines()
-    return begins + entry.text if len(lines) == 1 else "\n".join([begins + line for line in lines or [""]])
+    return begins + lines[0] if len(lines) == 1 else "\n".join([begins + line for line in lines or [""]])
 
 
 def _whose(entry: Entry) -> str:

@@ -89,15 +89,14 @@ class Output:
 
     def write_all(self, entries: Iterable[Entry], descriptor: int | None = None) -> None:
         """Write several, as they come: what makes them may take its time, and others run at each write."""
-        lines = map(as_json if self._json else _as_line, entries)
-        is_held = self._lock.acquire(timeout=_PATIENCE_S)
-        try:
-            with contextlib.suppress(OSError):
-                for data in _together(lines):
+        for data in _together(map(as_json if self._json else _as_line, entries)):
+            is_held = self._lock.acquire(timeout=_PATIENCE_S)
+            try:
+                with contextlib.suppress(OSError):
                     self._write(self._descriptor if descriptor is None else descriptor, data)
-        finally:
-            if is_held:
-                self._lock.release()
+            finally:
+                if is_held:
+                    self._lock.release()
 
     def _write(self, descriptor: int, data: bytearray) -> None:
         left = memoryview(data)

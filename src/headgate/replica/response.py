@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections.abc
 import datetime as dt
 import http
+import inspect
 import operator
 import pickle
 import re
@@ -83,13 +84,7 @@ class Response:
 
     __slots__ = ("_body", "_header_lines", "_headers", "_media_type", "_names", "_status")
 
-    def __new__(
-        cls,
-        body: Any = None,
-        status: int = 200,
-        headers: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
-        media_type: str | None = None,
-    ) -> Self:
+    def __new__(cls, body: Any = None, *args: Any, **kwargs: Any) -> Self:
         """Streams are known by their class, so that other answers don't pay for the question."""
         return super().__new__(_StreamingResponse if _is_iterator(body) else cls)  # type: ignore[return-value]  # a subclass
 
@@ -139,6 +134,10 @@ class Response:
 
     def __repr__(self) -> str:
         return f"<Response {self.status} of {type(self.body).__name__}>"
+
+
+# What `help` shows. A subclass may take whatever its own constructor takes.
+Response.__new__.__signature__ = inspect.signature(Response.__init__)  # type: ignore[attr-defined]  # functions have attributes
 
 
 class _StreamingResponse(Response):

@@ -175,5 +175,6 @@ def _say(span: Span, error: BaseException, *, is_failure: bool = True) -> None:
     except BaseException:  # noqa: BLE001 - its class is user code, and may raise wherever it is asked
         pass
     if is_failure:
-        span.set_attribute("error.type", type(error).__qualname__)
-        span.set_status(StatusCode.ERROR, in_one_line(error))
+        with spans.losing_spans_alone():
+            span.set_attribute("error.type", type(error).__qualname__)
+            span.set_status(StatusCode.ERROR, in_one_line(error))

@@ -27,6 +27,8 @@ from headgate.router.remote import join
 TOKEN_VARIABLE: Final = "HEADGATE_ADMIN_TOKEN"
 """In the environment of those who give the token; of no process of an instance."""
 LEAST_CHARACTERS: Final = 16
+MOST_CHARACTERS: Final = 1024
+"""What strangers give is looked at in full only up to this: to normalise a long text of combining marks takes seconds."""
 SCHEME: Final = "tcp://"
 LOST_AFTER_S: Final = 20.0
 """So long after the last packet from the other side a connection is lost."""
@@ -47,8 +49,10 @@ def key_of(token: object) -> bytes:
     """What proves that one knows a token. Raises `AdminTokenError` for what is none, `InvalidTypeError`; neither shows it."""
     if not isinstance(token, str):
         raise InvalidTypeError(f"admin_token must be a string, got {type(token).__name__}")
-    if len(token) < LEAST_CHARACTERS:
-        raise AdminTokenError(f"an admin token has at least {LEAST_CHARACTERS} characters, and this one {len(token)}; {_MADE_BY}")
+    if not LEAST_CHARACTERS <= len(token) <= MOST_CHARACTERS:
+        raise AdminTokenError(
+            f"an admin token has {LEAST_CHARACTERS} to {MOST_CHARACTERS} characters, and this one {len(token)}; {_MADE_BY}"
+        )
     if token != token.strip() or any(unicodedata.category(char) in ("Cc", "Cs") for char in token):
         raise AdminTokenError(
             f"an admin token has no blanks at its ends, no control characters, and is text that UTF-8 can say; {_MADE_BY}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from opentelemetry import trace as api
@@ -93,6 +93,15 @@ def end(span: Span, ended_ns: int | None = None) -> None:
         _tell(error)
 
 
+@contextlib.contextmanager
+def losing_spans_alone() -> Iterator[None]:
+    """Where something is said on a span: that it raises is told, and costs nothing else."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - as in `begin`
+        _tell(error)
+
+
 def _tell(error: Exception) -> None:
     """Once in a process: it would be the same for each request."""
     global _told
@@ -127,7 +136,8 @@ def failed(span: Span, error: ErrorInfo, *, is_failure: bool = True) -> None:
     attributes = {"exception.type": error.kind, "exception.message": error.message}
     if error.traceback:
         attributes["exception.stacktrace"] = error.traceback
-    span.add_event("exception", attributes)
-    if is_failure:
-        span.set_attribute("error.type", error.kind)
-        span.set_status(StatusCode.ERROR, error.message)
+    with losing_spans_alone():
+        span.add_event("exception", attributes)
+        if is_failure:
+            span.set_attribute("error.type", error.kind)
+            span.set_status(StatusCode.ERROR, error.message)

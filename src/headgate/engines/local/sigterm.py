@@ -17,6 +17,7 @@ from typing import Final
 _AGAIN_AFTER_S: Final = 0.001
 
 _exiting = False
+_told = False
 _kept = 0  # by `exits_within`
 
 
@@ -61,6 +62,11 @@ def exits() -> None:
     _exiting = True
 
 
+def was_told() -> bool:
+    """Whether the interpreter exits because of a SIGTERM."""
+    return _told
+
+
 def _stay(number: int, frame: FrameType | None) -> None:
     """A handler, where ignoring the signal would be inherited by the programs that user code starts."""
 
@@ -73,6 +79,8 @@ def _exit(number: int, frame: FrameType | None) -> None:
         again.daemon = True
         again.start()
         return
+    global _told
+    _told = True
     signal.signal(number, signal.SIG_DFL)
     if not _exiting:
         raise SystemExit(128 + number)
