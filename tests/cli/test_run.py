@@ -157,7 +157,7 @@ def test_what_a_verb_refuses_is_told_where_the_program_asked_for_it_and_who_star
 def test_run_says_what_can_not_be_asked_yet_and_which_options_it_did_not_get(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder.joinpath("bare.py").write_text("from headgate import serve\nserve.create_endpoint('bare', '/bare')\n")
     with on_terminal("run", "--name", "cli-run", "--http-port", "0", "bare.py", "--http-port", "9", "--help", cwd=folder) as terminal:
-        terminal.until("/bare (GET) no traffic yet: headgate traffic bare TAG=100%")
+        terminal.until("/bare (GET) no traffic yet: headgate traffic --name cli-run bare TAG=100%")
         assert "--http-port stands behind the program" in terminal.text
         assert "--help" not in terminal.text  # many programs have that
         terminal.press("\x03")
