@@ -155,6 +155,12 @@ class Instance:
         on it restores what there was. Raises `InReplicaError` in a replica. Warns (`RuntimeWarning`) where it isn't known that nothing
         remains: something does after 30 s, or an instance on another machine is out of reach.
         """
+        unknown = self._shut_down()
+        if unknown:
+            _warn([unknown], RuntimeWarning)
+
+    def _shut_down(self) -> str:
+        """As `shutdown`; returns what isn't known in place of a warning, and nothing where all has ended."""
         from headgate.core.messages import Shutdown
 
         connection = self._connection
@@ -169,10 +175,10 @@ class Instance:
         has_ended = self._starter.wait_ended(connection.way, _SHUTDOWN_S)
         connection.close()
         _let_sigterm_be()
-        if not has_ended:
-            seen = "it is out of reach, or something still listens there" if connection.way.is_afar else "something of it still runs"
-            text = f"instance {self._name!r} was told to shut down, and whether it has ended isn't known: after {_SHUTDOWN_S:g} s {seen}"
-            _warn([text], RuntimeWarning)
+        if has_ended:
+            return ""
+        seen = "it is out of reach, or something still listens there" if connection.way.is_afar else "something of it still runs"
+        return f"instance {self._name!r} was told to shut down, and whether it has ended isn't known: after {_SHUTDOWN_S:g} s {seen}"
 
     def create_backend(
         self,

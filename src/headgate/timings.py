@@ -14,7 +14,7 @@ import threading
 from typing import Final
 
 from headgate.core import histograms
-from headgate.core.histograms import Histogram
+from headgate.core.histograms import SUM, Histogram
 
 MANY: Final = 128
 """So many go in at once; until then each takes 32 bytes."""
@@ -45,6 +45,12 @@ class Timings(list[float]):
         with self._lock:
             self._settle()
             return histograms.of(self._tally)
+
+    def total(self) -> tuple[int, float]:
+        """How many they are so far, and their sum; from any thread."""
+        with self._lock:
+            self._settle()
+            return int(sum(self._tally[:SUM])), self._tally[SUM]
 
     def _settle(self) -> None:
         fresh = self[:]

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
-from headgate.controller.counting import _COMES_BACK_WITHIN_S, _KEPT_ENDED, Counting
+from headgate.controller.counting import _COMES_BACK_WITHIN_S, _KEPT_ENDED, _MOST_ENDED, Counting
 from headgate.controller.server import Connection
 from headgate.core.messages import PROTOCOL, Count, Hello, Message
 from tests.support import until
@@ -77,6 +77,14 @@ def test_of_many_that_have_ended_long_ago_only_the_sum_is_kept():
     come_and_go(found, "a last")
     assert found.totals() == {"a": _KEPT_ENDED // 2 + 26, "b": _KEPT_ENDED // 2 + 25}
     assert len(found.kept().said) == _KEPT_ENDED
+
+
+def test_of_very_many_that_have_ended_lately_too_only_so_many_are_kept():
+    found, _ = counting()
+    for number in range(_MOST_ENDED + 50):
+        come_and_go(found, f"a{number}")
+    assert found.totals() == {"a": _MOST_ENDED + 50}
+    assert len(found.kept().said) == _MOST_ENDED
 
 
 def test_however_many_leave_and_come_back_each_counts_once():

@@ -556,3 +556,22 @@ def test_arguments_that_a_constructor_does_not_take_are_told_before_it_is_called
 )
 def test_arguments_that_a_constructor_may_take_are_left_to_it(target: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
     assert misfit(target, args, kwargs) is None
+
+
+def with_replicas(function: Any) -> Any:
+    @functools.wraps(function)
+    def takes_one_more(self: Any, *, num_replicas: int = 1) -> None:
+        function(self)
+
+    return takes_one_more
+
+
+class Decorated:
+    @with_replicas
+    def __init__(self) -> None: ...
+
+    def __call__(self) -> None: ...
+
+
+def test_what_a_decorated_constructor_takes_is_what_its_decorator_takes() -> None:
+    assert describe(Decorated, init_kwargs={"num_replicas": 2}).name == "Decorated"

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 
 import click
 
@@ -60,9 +59,7 @@ def stop(where: Where, everything: bool) -> None:
 
 def _shut_down(where: Where) -> None:
     with where.connect() as instance, output.working(f"shutting down {instance.name}, which finishes what it has admitted"):
-        with warnings.catch_warnings(action="error", category=RuntimeWarning):
-            try:
-                instance.shutdown()
-            except RuntimeWarning as unknown:  # said after everything else is done
-                raise click.ClickException(str(unknown)) from None
+        unknown = instance._shut_down()
+    if unknown:
+        raise click.ClickException(unknown)
     output.say(f"{instance.name} is shut down")

@@ -6,7 +6,7 @@ from collections import Counter
 
 import msgspec
 
-from headgate.core.reports import SHED, BackendInfo, Description, Measurement
+from headgate.core.reports import NO_REPLICA, SHED, BackendInfo, Description, Measurement
 from headgate.errors import CALLER_LEFT
 
 PROBLEM = "problem"
@@ -20,7 +20,6 @@ _SHED_SHARE = 0.01
 _LEFT_SHARE = 0.1
 """Some callers always leave, of streams above all."""
 _LONG_S = 60.0
-_NO_REPLICA = "no replica"
 _FEW_DAYS = 14.0
 _OLDEST_KERNEL = (5, 3)
 """The first that has pidfd_open, by which processes see each other's end."""
@@ -152,7 +151,7 @@ def _refused(tag: str, measured: Measurement) -> tuple[str, str]:
             reasons[event.reason] += event.count
     ordered = [reason for reason, _ in reasons.most_common()]
     what = f"were refused: {', '.join(ordered)}" if ordered else "were refused"
-    if ordered[:1] == [_NO_REPLICA]:
+    if ordered[:1] == [NO_REPLICA]:
         return what, f"see why its replicas die, or don't start: headgate backends {tag}, headgate logs --backend {tag}"
     return what, f"headgate scale {tag} MORE, or batch"
 

@@ -224,7 +224,7 @@ def _telling_what_starts(instance: Instance) -> Iterator[None]:
         yield
     finally:
         over.set()
-        thread.join()
+        thread.join(_LOOK_S)  # longer only where the controller can't be reached, for which nobody waits
 
 
 def _of_what_was_kept(error: BaseException, before: Description) -> str:

@@ -101,4 +101,4 @@ def failure(error: BaseException) -> str:
 
 
 def _is_ours(file: str) -> bool:
-    return file.startswith((os.path.dirname(__file__), "<frozen importlib", importlib.__path__[0]))
+    return file.startswith((os.path.join(os.path.dirname(__file__), ""), "<frozen importlib", importlib.__path__[0]))

@@ -54,7 +54,9 @@ class Door:
         )
 
     def open(self) -> None:
-        """Take connections from now on, on the running loop."""
+        """Take connections from now on, on the running loop; nothing where it does."""
+        if self._listening is not None:
+            return
         self._listening = Listening(self._listener, self._taken)
         if self._certificate is not None:
             self._renewing = asyncio.get_running_loop().create_task(self._certificate.keep_renewed())

@@ -19,7 +19,9 @@ _PATIENCE_S = 0.5
 _KEPT_ENDED = 256
 """So many that have gone are kept by their ids, however long ago that was; …"""
 _COMES_BACK_WITHIN_S = 600.0
-"""… and all that have gone no longer ago than this, such as those behind a network that has failed, or when a controller has died."""
+"""… and those that have gone no longer ago than this, such as those behind a network that has failed, or when a controller has died, …"""
+_MOST_ENDED = 4096
+"""… unless they are more than this: each look adds all of them up."""
 
 C = TypeVar("C")
 
@@ -65,8 +67,11 @@ class Counting(Generic[C]):
         id = self._connections.pop(connection, None)
         if id in self._said and id not in self._connections.values():
             now = self._ended[id] = self._clock()
-            while len(self._ended) > _KEPT_ENDED and now - next(iter(self._ended.values())) > _COMES_BACK_WITHIN_S:
-                self._forget(next(iter(self._ended)))
+            while len(self._ended) > _KEPT_ENDED:
+                oldest, since = next(iter(self._ended.items()))
+                if len(self._ended) <= _MOST_ENDED and now - since <= _COMES_BACK_WITHIN_S:
+                    break
+                self._forget(oldest)
         self._news.tell()
 
     def _forget(self, id: str) -> None:

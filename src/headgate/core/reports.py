@@ -186,6 +186,8 @@ class QueueDepth(msgspec.Struct, frozen=True, array_like=True):
 
 
 SHED: Final = "shed"
+NO_REPLICA: Final = "no replica"
+"""Of these reasons the one that is looked for."""
 EXPIRED: Final = "expired"
 CANCELLED: Final = "cancelled"
 RETRIED: Final = "retried"

@@ -96,7 +96,7 @@ def describe(
         methods = _methods_of(target)
         for key in kwargs:
             hint = belongs(key)
-            if hint and not _takes(target, key):
+            if hint and not _may_take(target, key):
                 raise InvalidValueError(f"the constructor of {name} takes no {key!r}{hint}")
     else:
         if args or kwargs:
@@ -135,14 +135,11 @@ def misfit(target: Any, args: list[Any], kwargs: Mapping[str, Any]) -> tuple[str
     """Which of these the constructor doesn't take, "init_args" or "init_kwargs", and why; None where they fit, or only a call can tell."""
     if isinstance(target, functools.partial):
         args, kwargs, target = [*target.args, *args], {**target.keywords, **kwargs}, target.func
-    if not inspect.isclass(target) or type(target).__call__ is not type.__call__ or target.__new__ is not object.__new__:
+    signature = _constructor(target) if inspect.isclass(target) else None
+    if signature is None:
         return None
     try:
-        # Not what a decorator says that it wraps: what is called is the decorator's function.
-        signature = inspect.signature(target.__init__, follow_wrapped=False)
         signature.bind(target, *args, **kwargs)
-    except ValueError:
-        return None
     except TypeError as error:
         parameters = list(signature.parameters.values())[1:]
         names = [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
@@ -151,6 +148,25 @@ def misfit(target: Any, args: list[Any], kwargs: Mapping[str, Any]) -> tuple[str
             return "init_args" if args else "init_kwargs", f"{_name(target)} can't be constructed with that: {error}"
         return "init_kwargs", f"{_name(target)} takes no argument {wrong!r}{suggest(wrong, names) or _it_takes(names)}"
     return None
+
+
+def _constructor(target: Any) -> inspect.Signature | None:
+    """What a class is constructed with; None where only a call can tell."""
+    if type(target).__call__ is not type.__call__ or target.__new__ is not object.__new__:
+        return None
+    if target.__init__ is object.__init__:  # whose signature says that it takes anything
+        return inspect.Signature([inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)])
+    try:
+        # Not what a decorator says that it wraps: what is called is the decorator's function.
+        return inspect.signature(target.__init__, follow_wrapped=False)
+    except (ValueError, TypeError):  # of what is written in C, some have none
+        return None
+
+
+def _may_take(target: Any, key: str) -> bool:
+    """Whether a class may be constructed with something of that name."""
+    signature = _constructor(target)
+    return signature is None or any(each.kind is each.VAR_KEYWORD or each.name == key for each in signature.parameters.values())
 
 
 def _it_takes(names: list[str]) -> str:
@@ -273,11 +289,6 @@ def _parameters(function: Any, *, bound: bool) -> tuple[Parameter, ...]:
     if bound and found and found[0].kind is not inspect.Parameter.VAR_POSITIONAL:
         del found[0]
     return tuple(Parameter(each.name, each.kind.name, each.default is not inspect.Parameter.empty) for each in found)
-
-
-def _takes(function: Any, key: str) -> bool:
-    """Whether it may be given that by name."""
-    return any(each.kind == "VAR_KEYWORD" or each.name == key for each in _parameters(function, bound=False))
 
 
 def _name(target: Any) -> str:

@@ -211,7 +211,7 @@ class Router:
         """Why this call must not join the queue, if so."""
         dispatcher, entry = backend.dispatcher, backend.entry
         if not entry.replicas and not entry.starting:
-            return unavailable(f"no replica of backend {entry.tag!r} is ready or starting", "no replica", backend.next_start_s(now))
+            return backend.no_replica(now)
         wait = dispatcher.wait_estimate_s(now, backend.oldest_at)
         if dispatcher.full:
             why = f"{entry.max_queued_queries} requests wait for backend {entry.tag!r} already"
@@ -412,9 +412,12 @@ class Router:
 
     def served(self) -> tuple[int, float]:
         """How many calls came to an end other than a refusal, and how many seconds these took together."""
-        counted = [times.told() for (_, backend, status), times in self._times.items() if backend and status != 503]
         count, seconds = self._forgotten
-        return count + sum(histogram.count for histogram in counted), seconds + sum(histogram.sum for histogram in counted)
+        for (_, backend, status), times in self._times.items():
+            if backend and status != 503:
+                more, took_s = times.total()
+                count, seconds = count + more, seconds + took_s
+        return count, seconds
 
     @property
     def active(self) -> int:

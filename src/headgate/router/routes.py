@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from headgate.core.dispatch import Dispatcher, Limits
 from headgate.core.messages import BackendEntry, BrokenReplica, EndpointEntry, HadAnswered
-from headgate.core.reports import RETRIED
+from headgate.core.reports import NO_REPLICA, RETRIED
 from headgate.core.traffic import KeyMemory, TrafficPolicy
 from headgate.errors import ErrorInfo
 from headgate.router.call import OVER, SENT, WAITING, Call
@@ -120,9 +120,13 @@ class BackendRoute:
         if self.entry.replicas or self.entry.starting:
             return
         now = self.router.now()
-        error = unavailable(f"no replica of backend {self.tag!r} is ready or starting", "no replica", self.next_start_s(now))
+        error = self.no_replica(now)
         for call in self.dispatcher.drain():
             self.router.shed(call, error, now)
+
+    def no_replica(self, now: float) -> ErrorInfo:
+        """What a call is told that nobody will come to take."""
+        return unavailable(f"no replica of backend {self.tag!r} is ready or starting", NO_REPLICA, self.next_start_s(now))
 
     def next_start_s(self, now: float) -> float | None:
         """In how many seconds the next replica is to be started, while there is none; None where that isn't known."""
