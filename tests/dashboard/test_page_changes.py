@@ -64,6 +64,11 @@ def number_of(page: Page, tag: str) -> Locator:
     return page.get_by_role("spinbutton", name=f"Share of {tag}, in percent, as a number")
 
 
+def add(where: Page | Locator, tag: str) -> None:
+    where.get_by_label("Send a share to").select_option(tag)
+    where.get_by_role("button", name="Add").click()
+
+
 def split(page: Page) -> Locator:
     return page.locator("#splits form")
 
@@ -148,17 +153,68 @@ def test_a_backend_is_added_with_an_exact_share_on_a_phone_and_in_the_dark(
     instance: Instance, unlocked: OpenUnlocked, size: str, scheme: str
 ):
     page = unlocked(size=size, scheme=scheme)
-    page.get_by_label("Send a share to").select_option("v3")
+    add(page, "v3")
     number_of(page, "v3").fill("0.5")
     expect_shares(page, "69.7", "29.8", "0.5")
     check_access(page)
     split(page).get_by_role("button", name="Reset").click()
     expect_shares(page, "70", "30")
-    page.get_by_label("Send a share to").select_option("v3")
+    add(page, "v3")
     number_of(page, "v3").fill("12.5")
     number_of(page, "v3").press("Enter")
     expect(split(page)).to_contain_text("Done: v1 61.3 %, v2 26.2 %, v3 12.5 %.")
     assert instance.list_endpoints()["model"].traffic == {"v1": 0.613, "v2": 0.262, "v3": 0.125}
+
+
+def test_what_is_no_share_stays_to_be_seen_and_is_not_applied(instance: Instance, unlocked: OpenUnlocked):
+    page = unlocked()
+    number = number_of(page, "v1")
+    for typed in ("150", "-1", "1.23", ""):
+        number.fill(typed)
+        number.press("Enter")
+        expect(number).to_have_value(typed)
+        expect(number).to_be_focused()
+        assert not number.evaluate("node => node.checkValidity()")
+    assert instance.list_endpoints()["model"].traffic == {"v1": 0.7, "v2": 0.3}
+    number.fill("60")
+    number.press("Enter")
+    expect(split(page)).to_contain_text("Done: v1 60 %, v2 40 %.")
+    assert instance.list_endpoints()["model"].traffic == {"v1": 0.6, "v2": 0.4}
+
+
+def test_what_is_moved_after_a_reset_begins_anew(unlocked: OpenUnlocked):
+    page = unlocked()
+    slider = share_of(page, "v1")
+    # As with a pointer that is held: it has moved, and hasn't been let go.
+    slider.evaluate("node => { node.valueAsNumber = 100; node.dispatchEvent(new Event('input', {bubbles: true})); }")
+    expect_shares(page, "100", "0")
+    split(page).get_by_role("button", name="Reset").click()
+    expect_shares(page, "70", "30")
+    slider.press("ArrowRight")
+    expect_shares(page, "71", "29")
+
+
+def test_a_backend_is_added_once(unlocked: OpenUnlocked):
+    page = unlocked()
+    add(page, "v3")
+    expect_shares(page, "70", "30", "0")
+    expect(page.get_by_label("Send a share to")).to_be_hidden()  # that was the last
+    expect(number_of(page, "v3")).to_be_focused()
+    number_of(page, "v3").fill("10")
+    split(page).get_by_text("Add", exact=True).evaluate("node => node.click()")
+    expect_shares(page, "63", "27", "10")
+
+
+def test_a_change_of_ones_own_is_not_called_that_of_others(instance: Instance, unlocked: OpenUnlocked):
+    page = unlocked()
+    for times in range(1, 4):
+        share_of(page, "v1").press("ArrowLeft")
+        split(page).get_by_role("button", name="Apply").click()
+        expect(split(page)).to_contain_text(f"Done: v1 {70 - times} %, v2 {30 + times} %.")
+        expect(split(page).get_by_role("button", name="Keep my edit")).to_be_hidden()
+        expect(card(page, "endpoints", "model")).to_contain_text(f"{70 - times} % of requests go to v1")
+        expect_shares(page, str(70 - times), str(30 + times))
+    assert instance.list_endpoints()["model"].traffic == {"v1": 0.67, "v2": 0.33}
 
 
 def test_what_others_change_is_followed_and_where_something_was_edited_it_is_said_and_asked(instance: Instance, unlocked: OpenUnlocked):
@@ -229,7 +285,7 @@ def test_an_edit_of_what_others_delete_is_said_to_be_gone(instance: Instance, un
     page = unlocked()
     instance.create_backend("gone", Model)
     instance.create_endpoint("gone", "/gone", backend="gone")
-    page.locator("#splits details").filter(has_text="traffic of gone").get_by_label("Send a share to").select_option("v1")
+    add(page.locator("#splits details").filter(has_text="traffic of gone"), "v1")
     page.get_by_role("slider", name="Replicas of gone").press("End")
     instance.delete_endpoint("gone")
     instance.delete_backend("gone")

@@ -30,8 +30,9 @@ export function whenRefused(tell) {
 
 // Ask for a change. Returns {isDone, status, text, traceback, warnings}; status 0: there was no answer.
 export async function change(page, data, signal) {
-  const answer = await ask(page, token, JSON.stringify(data), signal);
-  if (answer.status === 401) {
+  const given = token;
+  const answer = await ask(page, given, JSON.stringify(data), signal);
+  if (answer.status === 401 && given === token) { // else another was given meanwhile
     lock();
     tellRefused(answer);
   }

@@ -1,7 +1,7 @@
 // How are traffic and numbers of replicas changed? By sliders, of which those of an endpoint are one in all.
 
 import {Edit} from "./edit.js";
-import {element, list, say, show} from "./elements.js";
+import {button, element, list, say, show} from "./elements.js";
 import {WHOLE, moved, shares, tenths} from "./shares.js";
 import * as words from "./words.js";
 
@@ -49,9 +49,11 @@ function put(parts, value, text) {
 export class Traffic {
   #rows = element("ul", "split");
   #adding = element("select");
-  #others = element("label", "", "Send a share to ", this.#adding);
+  #add = button("Add", () => this.#addChosen());
+  #others = element("p", "adding", element("label", "", "Send a share to ", this.#adding), " ", this.#add);
   #grip = null; // while one is moved: which, and how all were before, so that the way there makes no difference
   #now = {};
+  #tags = []; // of all backends
 
   constructor(name) {
     this.edit = new Edit({
@@ -62,7 +64,6 @@ export class Traffic {
       ask: (value, base) => ["traffic", {endpoint: name, weights: shares(value), based_on: base}],
       tell: value => [...value].map(([tag, part]) => `${tag} ${part / 10} %`).join(", ") || "no backend",
     });
-    this.#adding.addEventListener("change", () => this.#add(this.#adding.value));
     this.state = element("span", "soft");
     this.details = element("details", "", element("summary", "", `Split the traffic of ${name} `, this.state), this.edit.node);
     this.node = element("li", "", this.details);
@@ -70,10 +71,8 @@ export class Traffic {
 
   follow(traffic, tags) {
     this.#now = Object.fromEntries(traffic.map(branch => [branch.backend, branch.share]));
+    this.#tags = tags;
     this.edit.follow(this.#now);
-    const rest = tags.filter(tag => !this.edit.value.has(tag));
-    list(this.#adding, ["", ...rest], tag => tag, makeOption, () => {});
-    show(this.#others, rest.length > 0);
   }
 
   #update(value, isPending) {
@@ -84,6 +83,9 @@ export class Traffic {
       row.range.disabled = row.number.disabled = value.size === 1;
       say(row.now, Object.hasOwn(this.#now, tag) ? `now ${words.share(this.#now[tag])}` : "new");
     });
+    const rest = this.#tags.filter(tag => !value.has(tag));
+    list(this.#adding, ["", ...rest], tag => tag, makeOption, () => {});
+    show(this.#others, rest.length > 0);
   }
 
   #makeRow(tag) {
@@ -104,11 +106,13 @@ export class Traffic {
     this.#update(this.edit.value, this.edit.isPending);
   }
 
-  #add(tag) {
+  // By a button, since a closed list is gone through with the arrow keys, each of which chooses.
+  #addChosen() {
     const parts = this.edit.value;
+    const tag = this.#adding.value;
     if (!tag || parts.has(tag)) return;
     this.edit.change(new Map([...parts, [tag, parts.size ? 0 : WHOLE]]));
-    this.#adding.value = "";
+    this.#rows.lastElementChild.querySelector(".amount").focus(); // its share is what is given next
   }
 }
 
