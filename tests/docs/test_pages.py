@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,23 @@ from tests.docs.pages import Block, PageError, blocks, commands, pattern, progra
 from tests.support import leave_out
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/tutorial/**/*.md")), *sorted(ROOT.glob("docs/how-to/**/*.md"))]
+
+
+def typed(*patterns: str) -> list[Path]:
+    """The pages of these names of which something is typed."""
+    pages = [page for pattern in patterns for page in sorted(ROOT.glob(pattern))]
+    return [page for page in pages if any(block.is_typed for block in blocks(page))]
+
+
+LESSONS = typed("README.md", "docs/tutorial/**/*.md", "docs/how-to/**/*.md")
+"""Those that begin where a reader may begin, each typed along by itself."""
+ON_RAY = [page for page in LESSONS if "ray" in programs(page)]
+"""Those that start a cluster, typed along in tests/on_ray."""
+PAGES = [page for page in LESSONS if page not in ON_RAY]
+REFERENCE = typed("docs/reference/**/*.md", "docs/concepts/**/*.md", "examples/*.md")
+"""Those of which a reader looks something up: they share an instance, and leave it as they found it."""
 MOVING = [page for page in PAGES if page.name.startswith("moving-from-")]
+_LEFT_OUT = ("FORCE_COLOR", "COLUMNS", "LINES", "RAY_ADDRESS")
 _PROGRAMS = ("unshare", "setsid", "bash", "curl", "openssl")
 
 
@@ -30,25 +46,39 @@ def test_what_a_page_shows_is_what_happens(page: Path) -> None:
     type_along(page)
 
 
-def type_along(page: Path, *contender: str, **variables: str) -> None:
-    """Fail where a page shows what doesn't happen; a contender comes with the folder of its environment, and its variables."""
-    missing = [program for program in (*_PROGRAMS, *programs(page)) if shutil.which(program) is None]
+@pytest.mark.local_engine("the pages start instances of their own")
+@pytest.mark.timeout(300)
+def test_what_the_reference_shows_is_what_happens() -> None:
+    type_along(*REFERENCE)
+
+
+def type_along(*pages: Path, contender: str = "", environment: Path | str = "", spaces: Sequence[str] = (), **variables: str) -> None:
+    """Fail where a page shows what doesn't happen; a contender comes with its environment and variables.
+
+    The network is always the pages' own; `spaces` is what else of the machine is to be, by the options of `unshare`.
+    """
+    needed = dict.fromkeys([*_PROGRAMS, *(program for page in pages for program in programs(page))])
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    missing = [program for program in needed if shutil.which(program, path=path) is None]
     if missing:
         leave_out(f"not installed: {', '.join(missing)}")
-    own_network = ["unshare", "--net", *(() if os.geteuid() == 0 else ("--user", "--map-root-user"))]
-    if subprocess.run([*own_network, "true"], check=False, capture_output=True).returncode:
-        leave_out("a network of its own can't be had here")
-    kept = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "COLUMNS", "LINES", "PYTHONPATH")}
+    apart = ["unshare", "--net", *spaces, *(() if os.geteuid() == 0 else ("--user", "--map-root-user"))]
+    if subprocess.run([*apart, "true"], check=False, capture_output=True).returncode:
+        leave_out(f"this can't be had here: {' '.join(apart)}")
+    kept = {name: value for name, value in os.environ.items() if name not in (*_LEFT_OUT, "PYTHONPATH")}
     environ = {
         **kept,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": path,
         "PYTHONPATH": f"{Path(headgate.__file__).parents[1]}:{ROOT}",
         "NO_COLOR": "1",
         "PYTHONWARNINGS": "",
         **variables,
     }
+    program = [sys.executable, "-m", "tests.docs.typing_along", *pages, "--contender", contender, "--environment", environment]
+    # The first process of processes that are apart takes leave of those that nobody else does: a shell sees to that.
+    first = ["bash", "-c", '"$@"; exit', "bash"] if "--pid" in spaces else []
     done = subprocess.run(
-        [*own_network, sys.executable, "-m", "tests.docs.typing_along", page, *contender],
+        [*apart, *first, *program],
         env=environ,
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
@@ -59,7 +89,7 @@ def type_along(page: Path, *contender: str, **variables: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [*LESSONS, *REFERENCE], ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_file_of_a_page_is_used(page: Path) -> None:
     found = blocks(page)
     for at, block in enumerate(found):
@@ -85,7 +115,7 @@ def test_what_a_page_shows_of_another_server_is_what_happens(page: Path, request
     if not request.config.getoption("--peers"):
         pytest.skip(f"{contender.title} is another project's: with --peers it is installed, and both halves of the page are run")
     environments.ensure(contender.environment, models=True)
-    type_along(page, name, str(environments.FOLDER / contender.environment), **contender.variables)
+    type_along(page, contender=name, environment=environments.FOLDER / contender.environment, **contender.variables)
 
 
 @pytest.mark.parametrize("page", MOVING, ids=lambda page: page.stem)
@@ -120,15 +150,44 @@ def test_a_block_in_an_unknown_language_is_a_slip(tmp_path: Path) -> None:
         blocks(page_of(tmp_path, "```pyhton\nx = 1\n```\n"))
 
 
+@pytest.mark.parametrize(
+    "slip", ["figure vary", "Not run: why", "figures vary.", "not run:", "not run: over\ntwo lines", "file of: other.md"]
+)
+def test_a_comment_that_is_not_known_is_a_slip(tmp_path: Path, slip: str) -> None:
+    with pytest.raises(PageError, match="nothing is known of a comment such as"):
+        blocks(page_of(tmp_path, f"<!-- {slip} -->\n\n```python\nx = 1\n```\n"))
+
+
+@pytest.mark.parametrize("held", ["```python\nx = 1\n```\n```python\nx = 2\n```\n", "status: 1\n```console\n$ false\n```\n"])
+def test_a_comment_that_holds_more_than_a_block_is_a_slip(tmp_path: Path, held: str) -> None:
+    with pytest.raises(PageError, match="a comment holds one block"):
+        blocks(page_of(tmp_path, f"<!--{held}-->\n"))
+
+
+@pytest.mark.parametrize("text", ["```python\nx = 1\n", "```python\nx = 1\n ```\n\n```text\n1\n```\n", "~~~python\nx = 1\n~~~\n"])
+def test_a_block_that_is_not_closed_is_a_slip(tmp_path: Path, text: str) -> None:
+    with pytest.raises(PageError, match=r"doesn't end as it begins|blocks are in"):
+        blocks(page_of(tmp_path, text))
+
+
+def test_pages_together_share_an_interpreter_and_no_names_nor_files(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.md", tmp_path / "second.md"
+    first.write_text("```python\nimport os, sys\nopen('one', 'w').close()\nsys.before, x = os.getpid(), 1\n```\n")
+    second.write_text(
+        "```python\nimport os, sys\nprint(sys.before == os.getpid(), os.listdir(), 'x' in globals())\n```\n\n```text\nTrue [] False\n```\n"
+    )
+    type_along(first, second)
+
+
 def test_a_comment_tells_which_other_server_a_block_needs(tmp_path: Path) -> None:
     page = page_of(tmp_path, "<!-- needs: mosec -->\n\n```console\n$ old/bin/python -c 'print(1)'\n```\n\n```console\n$ echo 2\n2\n```\n")
     assert [block.needs for block in blocks(page)] == ["mosec", ""]
     type_along(page)  # without it, that block isn't typed: there is no `old`
-    type_along(page, "mosec", sys.prefix)
+    type_along(page, contender="mosec", environment=sys.prefix)
     page.write_text(page.read_text().replace("print(1)", "1 / 0"))
     type_along(page)
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
-        type_along(page, "mosec", sys.prefix)
+        type_along(page, contender="mosec", environment=sys.prefix)
 
 
 def test_a_page_may_use_the_files_of_another(tmp_path: Path) -> None:
@@ -162,6 +221,8 @@ def test_what_is_shown_matches_only_what_it_may_be() -> None:
     assert not pattern(["took 1.5 ms"], False).fullmatch("took 1.6 ms\n")
     assert pattern(["took 1.5 ms  3"], True).fullmatch("took 12.25 ms 4\n")
     assert not pattern(["took 1.5 ms"], True).fullmatch("took long ms\n")
+    assert pattern(["of 3fa21c9d"], True).fullmatch("of feedbeef\n")  # an id may have no digit
+    assert not pattern(["of 3"], True).fullmatch("of feedbeef\n")
 
 
 @pytest.mark.parametrize(
@@ -171,6 +232,8 @@ def test_what_is_shown_matches_only_what_it_may_be() -> None:
         ("```console\n$ false\n```\n", "ended with 1, not 0"),
         ("```python\n1 / 0\n```\n", "ZeroDivisionError"),
         ("```python\nprint(1)\n```\n\n```text\n2\n```\n", r"The page shows:\s+2"),
+        ("```python\nx = 1\n```\n\n```text\n2\n```\n", r"said:\s+The page shows:\s+2"),
+        ("```python\nprint(1)\n```\n\n```console\n$ true\n```\n\n```text\n1\n```\n", "a block of text is what the block of Python before"),
     ],
 )
 def test_a_page_that_shows_what_does_not_happen_fails(tmp_path: Path, block: str, said: str) -> None:

@@ -23,12 +23,14 @@ from tests.support import leave_out, wait_until
 
 pytestmark = pytest.mark.local_engine("what stands before HTTP doesn't see the engine")
 
-PAGE = Path(__file__).parents[2] / "docs/how-to/behind-nginx.md"
+HOW_TO = Path(__file__).parents[2] / "docs/how-to"
+PAGE = HOW_TO / "behind-nginx.md"
 
 
 def seen(request: Any) -> dict[str, Any]:
     names = ("Host", "X-Forwarded-For", "X-Forwarded-Proto")
-    return {"id": serve.context.request_id, "bytes": len(request.data), **{name: request.headers[name] for name in names}}
+    sent = {name: request.headers[name] for name in names}
+    return {"id": serve.context.request_id, "bytes": len(request.data), "key": request.headers.get("X-SERVE-SHARD-KEY"), **sent}
 
 
 class Stream:
@@ -106,7 +108,9 @@ def nginx(shared_instance: Instance, tmp_path_factory: pytest.TempPathFactory) -
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             one.bind(("127.0.0.1", 0))
             ports.append(one.getsockname()[1])
+        (session,) = (block.text for block in blocks(HOW_TO / "sticky-sessions.md") if block.language == "nginx")
         for shown, ours in (
+            ("proxy_pass http://headgate;", f"proxy_pass http://headgate;\n{session}"),
             ("server 127.0.0.1:8000;", f"server {shared_instance.http_url.removeprefix('http://')};"),
             ("listen 443 ssl;", f"listen 127.0.0.1:{ports[0]} ssl reuseport;"),
             ("listen 80;", f"listen 127.0.0.1:{ports[1]} reuseport;"),
@@ -129,6 +133,11 @@ def nginx(shared_instance: Instance, tmp_path_factory: pytest.TempPathFactory) -
         finally:
             process.terminate()
             process.wait(20)
+
+
+def test_a_cookie_becomes_the_shard_key(nginx: Nginx) -> None:
+    assert json.loads(nginx.ask("/seen")[1])["key"] is None
+    assert json.loads(nginx.ask("/seen", Cookie="other=bob; session=ada")[1])["key"] == "ada"
 
 
 def test_its_connections_to_the_instance_are_kept(nginx: Nginx) -> None:

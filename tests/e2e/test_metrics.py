@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from headgate import serve
 from headgate.serve import Instance
+from tests.docs.pages import blocks
 from tests.support import leave_out, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -240,6 +241,13 @@ def board_queries() -> list[str]:
     return expressions
 
 
+def page_queries() -> list[str]:
+    """The queries that pages show, each from its comment on, of the endpoint that was asked here instead of theirs."""
+    pages = [ROOT / "docs/how-to" / name for name in ("canary.md", "prometheus.md")]
+    shown = [block.text for page in pages for block in blocks(page) if block.language == "promql"]
+    return [re.sub('endpoint="[a-z]+"', 'endpoint="plain"', expression) for text in shown for expression in text.strip().split("\n\n")]
+
+
 def test_the_page_is_as_promtool_wants_it(counted: Instance) -> None:
     need("promtool")
     checked = subprocess.run(["promtool", "check", "metrics"], input=page(counted), capture_output=True, text=True, timeout=30, check=False)
@@ -262,6 +270,14 @@ def test_prometheus_answers_every_query_of_the_board(prometheus: str) -> None:
     assert [expression for expression in queries if expression not in answered and not any(name in expression for name in silent)] == []
 
 
+def test_prometheus_answers_every_query_that_a_page_shows(prometheus: str) -> None:
+    queries = page_queries()
+    assert len(queries) == 5
+    unanswered = [expression for expression in queries if not query(prometheus, expression)]
+    assert len(unanswered) == 1  # the share that fails: of `plain` nothing has
+    assert "5.." in unanswered[0]
+
+
 def test_prometheus_evaluates_every_alert_and_none_goes_off(prometheus: str) -> None:
     def evaluated() -> list[Any]:
         (group,) = requests.get(f"{prometheus}/api/v1/rules", timeout=10).json()["data"]["groups"]
@@ -272,8 +288,8 @@ def test_prometheus_evaluates_every_alert_and_none_goes_off(prometheus: str) -> 
     assert {rule["name"]: rule["state"] for rule in rules if rule["state"] == "firing"} == {}
 
 
-def test_board_and_alerts_name_only_metrics_that_there_are(counted: Instance) -> None:
-    text = (FILES / "headgate-board.json").read_text() + (FILES / "headgate.rules.yml").read_text()
+def test_board_alerts_and_pages_name_only_metrics_that_there_are(counted: Instance) -> None:
+    text = (FILES / "headgate-board.json").read_text() + (FILES / "headgate.rules.yml").read_text() + "".join(page_queries())
     known = set(re.findall(r"^# TYPE (\w+)", page(counted), re.MULTILINE))
     named = {re.sub("_(bucket|count|sum)$", "", name) for name in re.findall(r"headgate_\w+", text)}
     assert named - known == set()

@@ -64,7 +64,7 @@ def _section(command: click.Command, context: click.Context) -> str:
     shown = "".join(f"$ {line}\n" for line in lines)
     parts = [f"\n### `{' '.join(usage.split())}`\n\n{said.strip()}\n"]
     if shown:
-        parts.append(f"\n```console\n{shown}```\n")
+        parts.append(f"\n<!-- not run: each is understood by its command, and names what isn't there -->\n\n```console\n{shown}```\n")
     if own:
         parts.append(f"\n{_table(own)}")
     return "".join(parts)
