@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from click.shell_completion import ShellComplete
 
 import headgate
+from headgate.cli.main import headgate as group
 from headgate.cli.main import run
 from tests.support import wait_until
 
@@ -52,9 +54,9 @@ def piped(*arguments: str, stdin: str = "", cwd: str | Path | None = None, **ext
 
 def completed(*words: str, tries: int = 5) -> list[str]:
     """What a shell is offered for the last of these words. Where the machine is busy that is nothing, so it is asked a few times."""
+    shell = ShellComplete(group, {}, "headgate", "_HEADGATE_COMPLETE")
     for _ in range(tries):
-        said = piped(_HEADGATE_COMPLETE="bash_complete", COMP_LINE=" ".join(["headgate", *words]))
-        if offered := [each.partition(",")[2] for each in said.out.splitlines() if each]:
+        if offered := [item.value for item in shell.get_completions([*words[:-1]], words[-1])]:
             return offered
     return []
 
