@@ -7,6 +7,7 @@ import fcntl
 import os
 import pty
 import re
+import select
 import signal
 import struct
 import subprocess
@@ -90,8 +91,10 @@ class Terminal:
         """All that it has written so far, without what moves the cursor and colours."""
         return _ESCAPES.sub("", self.raw).replace("\r\n", "\n")
 
-    def read(self) -> bool:
-        """Wait for more; False at the end."""
+    def read(self, timeout_s: float | None = None) -> bool:
+        """Wait for more, or for that time; False at the end."""
+        if not select.select([self._ours], [], [], timeout_s)[0]:
+            return True
         try:
             data = os.read(self._ours, 65536)
         except OSError:  # all who had the terminal have left it
@@ -104,7 +107,7 @@ class Terminal:
         deadline = time.monotonic() + timeout_s
         while text not in self.text:
             assert time.monotonic() < deadline, f"no {text!r} in {self.text!r}"
-            assert self.read(), f"it ended without {text!r}: {self.text!r}"
+            assert self.read(1.0), f"it ended without {text!r}: {self.text!r}"
         return self.text
 
     def until_it_reads(self) -> None:
