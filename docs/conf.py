@@ -56,7 +56,7 @@ pygments_style, pygments_dark_style = "friendly", "github-dark"
 
 def setup(app: Any) -> None:
     """Have Sphinx show us what it reads."""
-    app.connect("source-read", lambda _, name, text: _mend(DOCS / f"{name}.md", text))
+    app.connect("source-read", lambda _, name, text: _read(DOCS / f"{name}.md", text))
     app.connect("include-read", lambda _, path, __, text: _mend((DOCS / path).resolve(), text))
     app.connect("doctree-read", _put_pictures_in, priority=100)  # before images are collected as files
     app.connect("doctree-read", _name_rows_of_errors)
@@ -65,6 +65,23 @@ def setup(app: Any) -> None:
     app.connect(
         "autodoc-process-signature", lambda _, kind, name, ____, _____, arguments, returns: _without(kind, name, arguments, returns)
     )
+
+
+def _read(page: Path, text: list[str]) -> None:
+    """A page as Sphinx reads it."""
+    _mend(page, text)
+    if page.name == "index.md":
+        text[0] += _navigation(page.parent, text[0])
+
+
+def _navigation(folder: Path, index: str) -> str:
+    """The pages of a folder, as the site lists them: those that its index links, in that order.
+
+    In a clone there is nothing but these links. A page without one has no place on the site, which fails the build.
+    """
+    linked = [(DOCS if root else folder) / path for root, path in re.findall(r"\]\((/?)([^)#\s]+\.md)\)", index)]
+    pages = dict.fromkeys(f"/{page.relative_to(DOCS)}" for page in linked if page.is_relative_to(folder))
+    return "\n".join(["\n```{toctree}", ":hidden:", ":titlesonly:", *pages, "```\n"])
 
 
 def _mend(page: Path, text: list[str]) -> None:

@@ -7,7 +7,7 @@ The handler takes a batch: under load one call of the model answers many request
         0,5,8,0,0,9,8,0, 0,4,11,0,1,12,7,0, 0,2,14,5,10,12,0,0, 0,0,6,13,10,0,0,0]}'
     $ headgate traffic digits digits:v1=50% digits:v2=50%
 
-Needs: pip install 'headgate[demo]'. The scans come with scikit-learn.
+Needs: pip install '.[demo]'. The scans come with scikit-learn.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ request its own.
     $ headgate run examples/embeddings.py
     $ curl http://127.0.0.1:8000/v1/embeddings -d '{"input": ["How do I reset my password?", "I forgot my login"]}'
 
-Needs: pip install 'headgate[examples]'. The model, 16 MB, is in the package wordllama, and nothing is downloaded when it is loaded.
+Needs: pip install '.[examples]'. The model, 16 MB, is in the package wordllama, and nothing is downloaded when it is loaded.
 """
 
 from __future__ import annotations

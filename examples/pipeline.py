@@ -7,7 +7,7 @@ is asynchronous, so that one replica of it waits for many questions at once, whi
     $ curl 'http://127.0.0.1:8000/ask?q=how+do+I+leave+a+loop+early'
     $ headgate call embed 'how do I leave a loop early'
 
-Needs: pip install 'headgate[demo]'. The text comes with Python, and the model of it is made at start.
+Needs: pip install '.[demo]'. The text comes with Python, and the model of it is made at start.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ A replica whose network answers with nonsense fails its health check: it never s
         0,5,8,0,0,9,8,0, 0,4,11,0,1,12,7,0, 0,2,14,5,10,12,0,0, 0,0,6,13,10,0,0,0]}'
     $ curl http://127.0.0.1:8000/digits -H 'X-SERVE-CALL-METHOD: about'
 
-Needs: pip install 'headgate[demo]' and torch 2.6 or newer, of which https://pytorch.org/get-started/locally has a build for CPUs alone; the
+Needs: pip install '.[demo]' and torch 2.6 or newer, of which https://pytorch.org/get-started/locally has a build for CPUs alone; the
 usual one takes gigabytes. The scans come with scikit-learn.
 """
 

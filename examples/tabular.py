@@ -10,7 +10,7 @@ in its place, and counted; the others are answered.
     $ curl http://127.0.0.1:8000/progression -H 'X-SERVE-CALL-METHOD: schema'
     $ curl http://127.0.0.1:8000/-/metrics | grep rows_refused
 
-Needs: pip install 'headgate[examples]'. The data, of 442 patients, come with scikit-learn.
+Needs: pip install '.[examples]'. The data, of 442 patients, come with scikit-learn.
 """
 
 from __future__ import annotations

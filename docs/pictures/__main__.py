@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from docs.pictures.batches import when_a_batch_leaves
+from docs.pictures.deaths import who_notices_a_death
 from docs.pictures.keys import which_keys_move
 from docs.pictures.lives import replica_life, restarts
 from docs.pictures.requests import life_of_a_request
@@ -22,6 +23,7 @@ DRAWN = (
     local_engine,
     ray_engine,
     how_long_requests_wait,
+    who_notices_a_death,
 )
 
 

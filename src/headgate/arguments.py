@@ -149,7 +149,9 @@ def check_engine(engine: object, address: object) -> None:
         import importlib.util
 
         if importlib.util.find_spec("ray") is None:
-            raise ConfigError("engine='ray' needs Ray, which isn't installed: pip install 'headgate[ray]'")
+            raise ConfigError(
+                "engine='ray' needs Ray, which isn't installed: pip install '../headgate[ray]', where ../headgate is the clone"
+            )
     elif is_afar(address):
         raise ConfigError(
             f"address={address!r} is that of an instance which runs already: connect() leads there; nothing can be started there"

@@ -608,7 +608,7 @@ def init(
 
     Args:
         name: None is "default". Instances of other names run side by side.
-        engine: where replicas run: "local", processes of this machine, or "ray", actors of a cluster, which needs `headgate[ray]`.
+        engine: where replicas run: "local", processes of this machine, or "ray", actors of a cluster, which needs the extra `ray`.
         address: of the cluster: "auto" is the one that `RAY_ADDRESS` names, or else the one that this machine belongs to; None the one
             that this process is connected with, or else the same as "auto", or else one of this process's own.
         http_host: the address to listen on; a `UserWarning` says what it means where that isn't this machine's own (loopback).
@@ -633,7 +633,7 @@ def init(
             over TLS, with the certificate for HTTPS.
         admin_token: 16 to 1,024 characters; who gives it may also change traffic and replicas on the dashboard, for which it needs no
             `admin_address`. None: with one, what the environment variable `HEADGATE_ADMIN_TOKEN` says.
-        traces: spans of requests by OpenTelemetry, as its variables `OTEL_*` say; needs `headgate[otel]`.
+        traces: spans of requests by OpenTelemetry, as its variables `OTEL_*` say; needs the extra `otel`.
 
     Raises `InvalidTypeError` (`TypeError`), `InvalidValueError` (`ValueError`), `ConfigError` (`ValueError`) naming each
     argument in which the running instance differs; `AdminTokenError` (`PermissionError`); `ClusterUnreachableError`

@@ -7,6 +7,7 @@ import fcntl
 import os
 import pty
 import re
+import select
 import signal
 import struct
 import subprocess
@@ -18,8 +19,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from click.shell_completion import ShellComplete
 
 import headgate
+from headgate.cli.main import headgate as group
 from headgate.cli.main import run
 from tests.support import wait_until
 
@@ -52,9 +55,9 @@ def piped(*arguments: str, stdin: str = "", cwd: str | Path | None = None, **ext
 
 def completed(*words: str, tries: int = 5) -> list[str]:
     """What a shell is offered for the last of these words. Where the machine is busy that is nothing, so it is asked a few times."""
+    shell = ShellComplete(group, {}, "headgate", "_HEADGATE_COMPLETE")
     for _ in range(tries):
-        said = piped(_HEADGATE_COMPLETE="bash_complete", COMP_LINE=" ".join(["headgate", *words]))
-        if offered := [each.partition(",")[2] for each in said.out.splitlines() if each]:
+        if offered := [item.value for item in shell.get_completions([*words[:-1]], words[-1])]:
             return offered
     return []
 
@@ -88,8 +91,10 @@ class Terminal:
         """All that it has written so far, without what moves the cursor and colours."""
         return _ESCAPES.sub("", self.raw).replace("\r\n", "\n")
 
-    def read(self) -> bool:
-        """Wait for more; False at the end."""
+    def read(self, timeout_s: float | None = None) -> bool:
+        """Wait for more, or for that time; False at the end."""
+        if not select.select([self._ours], [], [], timeout_s)[0]:
+            return True
         try:
             data = os.read(self._ours, 65536)
         except OSError:  # all who had the terminal have left it
@@ -102,7 +107,7 @@ class Terminal:
         deadline = time.monotonic() + timeout_s
         while text not in self.text:
             assert time.monotonic() < deadline, f"no {text!r} in {self.text!r}"
-            assert self.read(), f"it ended without {text!r}: {self.text!r}"
+            assert self.read(1.0), f"it ended without {text!r}: {self.text!r}"
         return self.text
 
     def until_it_reads(self) -> None:

@@ -108,11 +108,50 @@ def test_a_backend_is_scaled(running: Instance, capsys: pytest.CaptureFixture[st
     assert here(capsys, "scale", *HERE, "greet:v2", "1").status == 0
 
 
+def test_an_endpoint_is_deleted_and_a_backend_once_nobody_uses_it(running: Instance, capsys: pytest.CaptureFixture[str]) -> None:
+    running.create_backend("old", lambda: "old")
+    running.create_backend("copied", lambda: "copied")
+    running.create_endpoint("old", "/old", backend="old")
+    running.shadow_traffic("old", "copied", 0.5)
+    for tag, what, helps in (
+        ("old", "sends it requests", "`headgate traffic old OTHER=100%`"),
+        ("copied", "sends it copies", "`serve.shadow_traffic('old', 'copied', 0)`"),
+    ):
+        said = here(capsys, "delete", *HERE, "--yes", "backend", tag)
+        assert (said.status, said.out) == (1, "")
+        assert f"backend '{tag}' is used by endpoint 'old', which {what}" in said.err
+        assert helps in said.err
+    assert here(capsys, "delete", *HERE, "--yes", "endpoint", "old") == (0, "endpoint old is deleted\n", "")
+    assert running.list_endpoints().keys() == {"greet"}
+    for tag in ("old", "copied"):
+        assert here(capsys, "delete", *HERE, "-y", "backend", tag) == (0, f"backend {tag} is deleted\n", "")
+    assert running.list_backends().keys() == {"greet:v1", "greet:v2"}
+
+
+def test_nothing_is_deleted_unasked(running: Instance, capsys: pytest.CaptureFixture[str]) -> None:
+    running.create_endpoint("asked", "/asked")
+    said = here(capsys, "delete", *HERE, "endpoint", "asked")
+    assert (said.status, said.out) == (2, "")
+    assert "there is no terminal to ask on: give --yes to do it" in said.err
+    for key, status, ends in (("n", 1, "nothing has changed\n"), ("y", 0, "endpoint asked is deleted\n")):
+        assert "asked" in running.list_endpoints()
+        with on_terminal("delete", *HERE, "endpoint", "asked") as terminal:
+            terminal.until("- endpoint asked (/asked, no traffic)\nDo it? [y/N]: ")
+            terminal.press(f"{key}\n")
+            told = terminal.end()
+        assert told.status == status
+        assert told.out.endswith(ends)
+    assert "asked" not in running.list_endpoints()
+
+
 def test_a_wrong_name_is_told_the_nearest(running: Instance, capsys: pytest.CaptureFixture[str]) -> None:
     said = here(capsys, "scale", *HERE, "gret:v2", "2")
     assert (said.status, said.out) == (1, "")
     assert "there is no backend 'gret:v2'; did you mean 'greet:v2'?" in said.err
     assert "did you mean 'greet'?" in here(capsys, "traffic", *HERE, "gret").err
+    assert "there is no backend 'gret:v2'; did you mean 'greet:v2'?" in here(capsys, "delete", *HERE, "-y", "backend", "gret:v2").err
+    assert "there is no endpoint 'gret'; did you mean 'greet'?" in here(capsys, "delete", *HERE, "-y", "endpoint", "gret").err
+    assert here(capsys, "delete", *HERE, "-y", "greet").status == 2  # which of the two?
     assert here(capsys, "scale", *HERE, "greet:v2", "0").status == 2
     assert "did you mean 'status'?" in here(capsys, "statsu").err
     assert "--watch" in here(capsys, "status", "--wath").err
@@ -121,7 +160,7 @@ def test_a_wrong_name_is_told_the_nearest(running: Instance, capsys: pytest.Capt
 def test_a_command_that_needs_an_instance_starts_none_and_names_those_that_run(
     running: Instance, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for command in (["status"], ["shutdown"], ["scale", "x", "2"], ["traffic", "greet"]):
+    for command in (["status"], ["shutdown"], ["scale", "x", "2"], ["traffic", "greet"], ["delete", "-y", "backend", "x"]):
         said = here(capsys, *command, "--name", "cli-tset")
         assert said.status == 1
         assert f"no instance 'cli-tset' is running; there is {NAME!r}" in said.err
@@ -132,6 +171,9 @@ def test_the_shell_completes_commands_instances_backends_and_endpoints(running: 
     assert completed("status", "--name", "cli") == [NAME]
     assert completed("scale", "--name", NAME, "greet") == ["greet:v1", "greet:v2"]
     assert completed("traffic", "--name", NAME, "g") == ["greet"]
+    assert completed("delete", "b") == ["backend"]
+    assert completed("delete", "--name", NAME, "backend", "g") == ["greet:v1", "greet:v2"]
+    assert completed("delete", "--name", NAME, "endpoint", "g") == ["greet"]
     assert completed("scale", "--name", "nobody", "greet", tries=1) == []
 
 

@@ -54,6 +54,9 @@ def test_what_runs_is_looked_at_and_changed_as_on_its_own_machine(place: Place) 
     assert place.instance.list_endpoints()["greet"].traffic == {"greet:v1": 0.5, "greet:v2": 0.5}
     assert place.piped("scale", "greet:v2", "2").out == "greet:v2: 1 -> 2 replicas\n"
     assert place.piped("scale", "greet:v2", "1").status == 0
+    place.instance.create_endpoint("gone")
+    assert place.piped("delete", "--yes", "endpoint", "gone").out == "endpoint gone is deleted\n"
+    assert "gone" not in place.instance.list_endpoints()
     told = place.piped("doctor")
     assert "looked at cli-afar alone" in told.err
     assert all("open files" not in line for line in told.out.splitlines())

@@ -19,6 +19,8 @@ import pytest
 
 from headgate import serve
 from headgate.cli import output
+from headgate.cli.target import failure
+from headgate.errors import ReplicaStartError
 from tests.cli.console import COMMAND, Terminal, environment, here, on_terminal, piped
 from tests.support import wait_until
 
@@ -120,6 +122,31 @@ def test_a_target_that_fails_leaves_nothing_running_and_exits_with_1(folder: Pat
         assert "KeyError: 'why'" in said.err
         assert "headgate/cli" not in said.err  # the traceback is of the user's code
         assert "cli-run" not in serve.list_instances()
+
+
+def test_what_a_constructor_raises_is_shown_once(folder: Path) -> None:
+    folder.joinpath("unbuilt.py").write_text(
+        "from headgate import serve\n"
+        "class Model:\n"
+        "    def __init__(self):\n"
+        "        raise KeyError('weights')\n"
+        "    def __call__(self, request): ...\n"
+        "serve.create_backend('model', Model)\n"
+    )
+    said = piped("run", "--name", "cli-run", "--http-port", "0", "unbuilt.py", cwd=folder)
+    assert said.status == 1
+    assert [
+        said.err.count(part) for part in ("in __init__", "in <module>", "backend 'model' could not be started: KeyError: 'weights'")
+    ] == [1] * 3
+    assert said.err.index("in __init__") < said.err.index("in <module>")
+
+
+def test_where_replicas_have_a_log_of_their_own_what_a_constructor_raised_comes_with_the_error() -> None:
+    def told(*, log_is_here: bool) -> str:
+        return failure(ReplicaStartError("it did not start", remote_traceback="Traceback: why"), log_is_here=log_is_here)
+
+    assert "Traceback: why" in told(log_is_here=False)
+    assert told(log_is_here=True).endswith("it did not start")
 
 
 def test_a_wrong_target_or_option_is_told_the_nearest_before_anything_starts(folder: Path) -> None:

@@ -315,8 +315,8 @@ def test_an_instance_on_a_cluster_ends_when_its_owner_is_away_for_too_long(monke
 
 
 def test_an_ingress_that_gives_no_sign_of_life_is_replaced(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ingresses, "_CHECK_PERIOD_S", 0.01)
-    monkeypatch.setattr(ingresses, "_CHECK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(ingresses, "CHECK_PERIOD_S", 0.01)
+    monkeypatch.setattr(ingresses, "CHECK_TIMEOUT_S", 0.05)
 
     async def scene(rig: Rig) -> None:
         stuck = rig.ingress.id

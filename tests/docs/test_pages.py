@@ -72,6 +72,7 @@ def type_along(*pages: Path, contender: str = "", environment: Path | str = "", 
         "PYTHONPATH": f"{Path(headgate.__file__).parents[1]}:{ROOT}",
         "NO_COLOR": "1",
         "PYTHONWARNINGS": "",
+        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),  # several that train wait for each other where others work, too
         **variables,
     }
     program = [sys.executable, "-m", "tests.docs.typing_along", *pages, "--contender", contender, "--environment", environment]

@@ -15,6 +15,7 @@ import pytest
 import headgate
 import headgate.serve
 import headgate.testing
+from docs import metrics_page
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +25,11 @@ def test_the_page_about_errors_is_made_from_the_errors() -> None:
     made = subprocess.run([sys.executable, ROOT / "docs/errors_page.py"], env=environ, capture_output=True, text=True, check=True).stdout
     assert (ROOT / "docs/reference/errors.md").read_text() == made, "python docs/errors_page.py > docs/reference/errors.md"
     assert "| `ReplicaDiedError` | `ConnectionError` | 502 | yes |" in made
+
+
+def test_the_tables_of_metrics_are_made_from_what_the_page_of_an_instance_is_made_of() -> None:
+    assert metrics_page.PAGE.read_text() == metrics_page.text(), "python docs/metrics_page.py"
+    assert "`reason`: `queue full`, `deadline`, " in metrics_page.text()
 
 
 EXPORTED = {

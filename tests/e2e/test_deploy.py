@@ -46,6 +46,12 @@ class Broken:
 partly = Word("from a module's object")
 
 
+@pytest.fixture
+def instance(emptied_instance: Instance) -> Instance:
+    """One for all, emptied after each test."""
+    return emptied_instance
+
+
 def declared(word: str, *, gate: str = "") -> dict[str, Any]:
     kwargs = {"gate": gate} if gate else {}
     return {

@@ -137,6 +137,8 @@ def test_another_name_than_that_of_the_instance_there_is_refused(near: Instance)
 def test_an_instance_without_an_admin_address_listens_nowhere_and_init_compares_it(near: Instance) -> None:
     with serve.init("closed", http_port=0) as closed:
         assert closed.status().admin_address == ""
+        with pytest.raises(ConfigError, match=r"admin_token \(it runs with none\)"):
+            serve.init("closed", admin_token=TOKEN)
     with serve.init("afar", admin_address="127.0.0.1:0", admin_token=TOKEN) as again:
         assert again.name == "afar"
     with pytest.raises(ConfigError, match=r"admin_token \(it runs with another one\)") as raised:

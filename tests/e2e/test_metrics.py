@@ -144,19 +144,9 @@ def test_what_a_replica_had_counted_stays_when_it_is_killed(counted: Instance) -
     assert [key for key in counters if after[key] < before[key]] == []
 
 
-def test_the_reference_lists_every_metric_with_its_labels(counted: Instance) -> None:
-    text = (ROOT / "docs/reference/metrics.md").read_text()
-    documented = set(re.findall(r"`(headgate_\w+)`", text))
-    kinds = dict(re.findall(r"^# TYPE (headgate_\w+) (\w+)$", page(counted), re.MULTILINE))
-    assert set(kinds) == documented
-    for name, labels in samples(counted):
-        if not name.startswith("headgate_"):
-            continue
-        family = next(known for known in (name, re.sub("_(bucket|count|sum)$", "", name)) if known in kinds)
-        line = next(line for line in text.splitlines() if f"`{family}`" in line)
-        for label in dict(labels).keys() - {"le", "backend"}:
-            section = text[: text.index(line)].rpartition("\n## ")[2] + line
-            assert f"`{label}`" in section, f"{family} has a label {label}"
+def test_the_reference_lists_every_metric_that_an_instance_shows(counted: Instance) -> None:
+    documented = set(re.findall(r"^\| `(headgate_\w+)` \|", (ROOT / "docs/reference/metrics.md").read_text(), re.MULTILINE))
+    assert set(re.findall(r"^# TYPE (headgate_\w+)", page(counted), re.MULTILINE)) == documented
 
 
 # `Server-Timing`.

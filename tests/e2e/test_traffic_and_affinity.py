@@ -51,8 +51,9 @@ def over_http(instance: serve.Instance, path: str, headers: list[dict[str, str]]
 
 
 @pytest.fixture
-def split(instance: serve.Instance) -> serve.Instance:
+def split(emptied_instance: serve.Instance) -> serve.Instance:
     """An endpoint "e" at "/e" with backends "a" and "b", 70 to 30."""
+    instance = emptied_instance
     for tag in ("a", "b"):
         instance.create_backend(tag, answers(tag))
     instance.create_endpoint("e", "/e")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import platform
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import report
+from benchmarks import machine, report
 from benchmarks.floors import Floor, Outcome, judge
 from benchmarks.load import open_loop, users
 from benchmarks.session import Figures, summarise
@@ -151,3 +152,9 @@ def test_a_window_of_users_goes_from_one_answer_to_another() -> None:
 )
 def test_quantities_are_said_in_a_unit_that_suits(value: float, unit: str, expected: str) -> None:
     assert report.quantity(value, unit) == expected
+
+
+def test_a_report_names_the_kernel_without_its_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "release", lambda: "6.1.44-somebodys-own")
+    monkeypatch.setattr(machine, "_wrk", lambda: "")
+    assert machine.describe()["kernel"] == "6.1"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -440,8 +441,13 @@ def test_no_wake_up_is_lost_between_threads(fake: FakeConnection, elsewhere) -> 
                 pass
             answer(fake.calls[number], number)()
 
-    elsewhere(answer_all)
-    assert [handle.remote().result(10) for _ in range(count)] == list(range(count))
+    usual_s = sys.getswitchinterval()
+    sys.setswitchinterval(usual_s / 10)  # both threads are busy, and each turn takes so long
+    try:
+        elsewhere(answer_all)
+        assert [handle.remote().result(10) for _ in range(count)] == list(range(count))
+    finally:
+        sys.setswitchinterval(usual_s)
 
 
 def test_names_that_are_no_text_are_refused_before_anything_is_sent(fake: FakeConnection) -> None:

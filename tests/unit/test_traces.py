@@ -27,7 +27,7 @@ from tests.support import wait_until
 
 def test_without_the_extra_traces_are_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(begin, "_NEEDED", ("opentelemetry", "opentelemetry.missing", "nothing.of_the.kind"))
-    with pytest.raises(ConfigError, match=r"pip install 'headgate\[otel\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '../headgate\[otel\]'"):
         serve.init("never", http_port=0, traces=True)
     assert "never" not in serve.list_instances()
 

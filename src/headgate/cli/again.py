@@ -173,8 +173,10 @@ def main() -> int:
     Instance.create_backend = create_backend  # type: ignore[method-assign]  # for the code that this process runs, and nothing else
     Instance.create_endpoint = create_endpoint  # type: ignore[method-assign]  # as above
     serve.host(serve.Host(job.where.name, job.where.engine, job.where.address))
+    log_is_here = False
     try:
         instance = serve.connect(job.where.name, engine=job.where.engine, address=job.where.address)
+        log_is_here = job.where.log_is_here(instance.status())
         try:
             perform(job.target, job.arguments)
         except SystemExit as asked:
@@ -190,7 +192,7 @@ def main() -> int:
         output.note(error.format_message())
         return FAILED
     except Exception as error:  # noqa: BLE001  # user code
-        output.note(failure(error))
+        output.note(failure(error, log_is_here=log_is_here))
         return FAILED
     return 0
 

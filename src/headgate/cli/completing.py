@@ -40,6 +40,11 @@ def endpoints(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     return _names(ctx, incomplete, "list_endpoints")
 
 
+def either(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of what `headgate delete` was told to delete."""
+    return endpoints(ctx, param, incomplete) if ctx.params.get("what") == "endpoint" else backends(ctx, param, incomplete)
+
+
 def weights(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Tags of backends, with the `=` after which a weight is to come."""
     return [] if "=" in incomplete else [f"{tag}=" for tag in backends(ctx, param, incomplete)]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from headgate.cli import completing, output
+from headgate.cli import asking, completing, output
 from headgate.cli.where import Where, nearest_file, on_instance
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def deploy(where: Where, file: str, yes: bool, dry_run: bool, update: tuple[str,
       headgate deploy --update digits:v1 app.yaml
       headgate config | headgate deploy --yes -
     """
-    if not (yes or dry_run or _can_ask(file)):
+    if not (yes or dry_run or (file != "-" and asking.can_ask())):
         raise click.UsageError("there is no terminal to ask on: give --yes to do it, or --dry-run to see it")
     if start and dry_run:
         raise click.UsageError("--dry-run starts nothing; leave out --start")
@@ -72,26 +72,9 @@ def deploy(where: Where, file: str, yes: bool, dry_run: bool, update: tuple[str,
         _show(plan)
         if dry_run:
             return CHANGES
-        if not yes and not _is_told_to():
-            output.note("nothing has changed")
+        if not yes and not asking.is_told_to():
             return 1
         return _do(instance, plan)
-
-
-def _can_ask(file: str) -> bool:
-    return file != "-" and sys.stdin.isatty() and sys.stderr.isatty()
-
-
-def _is_told_to() -> bool:
-    """Ask. Ctrl-D declines; at Ctrl-C what comes next begins on a line of its own, too."""
-    try:
-        return click.confirm("Do it?", err=True)
-    except click.Abort as aborted:
-        output.note("")
-        if isinstance(aborted.__context__, EOFError):
-            return False
-        output.note("interrupted: nothing has changed")
-        raise
 
 
 def _load(file: str) -> Source:

@@ -67,9 +67,8 @@ def of_instance(description: Description, measured: Measurement) -> list[Finding
         found.append(Finding(WARNING, f"endpoint {name}", "it has no traffic, so requests get 503", f"headgate traffic {name} TAG=1"))
     used = {tag for endpoint in description.endpoints.values() for tag in (*endpoint.traffic, *endpoint.shadows)}
     for tag in description.backends.keys() - used:
-        found.append(
-            Finding(WARNING, f"backend {tag}", "no endpoint sends requests to it", f"headgate traffic ENDPOINT {tag}=1, or delete_backend")
-        )
+        do = f"headgate traffic ENDPOINT {tag}=1, or headgate delete backend {tag}"
+        found.append(Finding(WARNING, f"backend {tag}", "no endpoint sends requests to it", do))
     for url in description.http_urls:
         if not _is_private(url):
             found.append(

@@ -38,6 +38,7 @@ COMMANDS: Final = {
         "config": "headgate.cli.config:config",
         "traffic": "headgate.cli.traffic:traffic",
         "scale": "headgate.cli.scale:scale",
+        "delete": "headgate.cli.delete:delete",
         "shutdown": "headgate.cli.ending:shutdown",
     },
     "Other": {

@@ -192,7 +192,7 @@ def _set_up(where: Where, instance: Instance, target: Target, arguments: tuple[s
     except click.ClickException:
         raise
     except BaseException as error:  # noqa: BLE001  # user code
-        output.note(failure(error))
+        output.note(failure(error, log_is_here=where.log_is_here(before)))
         output.note(f"{target.text} failed, so nothing is served{_of_what_was_kept(error, before)}")
         return 1
     finally:

@@ -84,10 +84,15 @@ def _run_file(path: str) -> None:
     exec(code, module.__dict__)  # what `python app.py` does
 
 
-def failure(error: BaseException) -> str:
-    """How a target failed: its traceback, which begins in the user's code, and ends there where a verb has refused what it was given."""
-    from headgate.errors import HeadgateError
+def failure(error: BaseException, *, log_is_here: bool) -> str:
+    """How a target failed: its traceback, which begins in the user's code, and ends there where a verb has refused what it was given.
 
+    With `log_is_here` what replicas print comes out in the same place. So why one did not start stands there already, and isn't said again.
+    """
+    from headgate.errors import HeadgateError, ReplicaStartError
+
+    if log_is_here and isinstance(error, ReplicaStartError):
+        error.remote_traceback = ""
     frames = error.__traceback__
     while frames is not None and frames.tb_next is not None and _is_ours(frames.tb_frame.f_code.co_filename):
         frames = frames.tb_next

@@ -15,6 +15,7 @@ import click
 from headgate import DEFAULT_NAME
 
 if TYPE_CHECKING:
+    from headgate.core.reports import Description
     from headgate.serve import Instance
 
 Found = TypeVar("Found")
@@ -46,6 +47,10 @@ class Where(NamedTuple):
 
             token = admin.in_file(self.admin_token_file)
         return serve.connect(self.name or None, engine=self.engine, address=self.address, admin_token=token, admin_cafile=self.admin_cafile)
+
+    def log_is_here(self, status: Description) -> bool:
+        """Whether what an instance says that this command has started comes out where the command's own errors do."""
+        return self.engine == "local" and not status.log_dir
 
     def http_url(self, instance: Instance) -> str:
         """Where this machine reaches its HTTP. Raises `FromAfarError` where that is on another machine, for that machine alone."""

@@ -33,7 +33,8 @@ def compare_init(settings: InstanceSettings, http_urls: tuple[str, ...], given: 
             same, actual = value == running or (value and running and os.path.realpath(value) == os.path.realpath(running)), repr(running)
         elif name == "admin_key":
             if value != settings.admin_key:
-                differ.append("admin_token (it runs with another one)")
+                actual = "none" if not settings.admin_key else "another one" if value else "one"
+                differ.append(f"admin_token (it runs with {actual})")
             continue
         elif name == "admin_address":
             same, actual = (value or "") == settings.admin_address, repr(settings.admin_address or None)

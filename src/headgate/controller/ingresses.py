@@ -17,8 +17,8 @@ _log = logging.getLogger("headgate.controller")
 _FIRST_DELAY_S = 0.05
 _LONGEST_DELAY_S = 0.5
 """Connections wait meanwhile: a new ingress serves within a second, however often they die."""
-_CHECK_PERIOD_S = 1.0
-_CHECK_TIMEOUT_S = 10.0
+CHECK_PERIOD_S = 1.0
+CHECK_TIMEOUT_S = 10.0
 """An ingress runs no user code: without a sign of life for so long it is stuck, and verbs would wait for it for ever."""
 _LIVED_S = 1.0
 """An ingress that lived so long did not die of its start: its successor comes at once."""
@@ -136,7 +136,7 @@ class Ingresses:
                     self._starting.discard(spec.id)
                     self._ended.discard(spec.id)
             started_at = loop.time()
-            while not await self._changes.until(lambda: place not in self._running, _CHECK_PERIOD_S):
+            while not await self._changes.until(lambda: place not in self._running, CHECK_PERIOD_S):
                 await self._check(self._running[place])
             lived = loop.time() - started_at > _LIVED_S
             delay_s = 0.0 if lived else min(max(delay_s * 2, _FIRST_DELAY_S), _LONGEST_DELAY_S)
@@ -144,9 +144,9 @@ class Ingresses:
 
     async def _check(self, ingress: Running) -> None:
         try:
-            await in_time(self._engine.ping(ingress.id), _CHECK_TIMEOUT_S)
+            await in_time(self._engine.ping(ingress.id), CHECK_TIMEOUT_S)
         except TimeoutError:
-            _log.warning("ingress %s gave no sign of life for %g s; it is killed", ingress.id, _CHECK_TIMEOUT_S)
+            _log.warning("ingress %s gave no sign of life for %g s; it is killed", ingress.id, CHECK_TIMEOUT_S)
             await self._engine.kill(ingress.id)
         except NotFoundError:  # it has ended, which is told elsewhere
             pass

@@ -186,9 +186,19 @@ class QueueDepth(msgspec.Struct, frozen=True, array_like=True):
 
 
 SHED: Final = "shed"
+# By which rule.
+QUEUE_FULL: Final = "queue full"
+DEADLINE: Final = "deadline"
 NO_REPLICA: Final = "no replica"
-"""Of these reasons the one that is looked for."""
+NO_TRAFFIC: Final = "no traffic"
+STARTING: Final = "starting"
+SHUTTING_DOWN: Final = "shutting down"
+TOO_MANY_BYTES: Final = "max_inflight_bytes"
+SHED_REASONS: Final = (QUEUE_FULL, DEADLINE, NO_REPLICA, NO_TRAFFIC, STARTING, SHUTTING_DOWN, TOO_MANY_BYTES)
 EXPIRED: Final = "expired"
+# At which stage.
+QUEUED: Final = "queued"
+RUNNING: Final = "running"
 CANCELLED: Final = "cancelled"
 RETRIED: Final = "retried"
 SHADOW_DROPPED: Final = "shadow dropped"

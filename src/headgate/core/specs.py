@@ -81,10 +81,14 @@ class Code(msgspec.Struct, frozen=True):
     Empty where no file can name it: it can't be imported, or has arguments that aren't plain data.
     """
 
-    import_path: str = ""  # "module:name"
+    import_path: str = ""
+    """ "module:name"."""
     init_args: list[Any] = []
+    """What its constructor is given by position …"""
     init_kwargs: dict[str, Any] = {}
-    source_hash: str = ""  # SHA-256 of the file that it is imported from, and of the one that defines it where that is another
+    """… and by name."""
+    source_hash: str = ""
+    """SHA-256 of the file that it is imported from, and of the one that defines it where that is another."""
 
 
 class Definition(msgspec.Struct, frozen=True):

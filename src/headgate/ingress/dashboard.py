@@ -17,7 +17,7 @@ import msgspec
 
 from headgate import __version__
 from headgate.core.overview import Looked, declared_data, overview
-from headgate.core.reports import Description, Measurement
+from headgate.core.reports import SHUTTING_DOWN, Description, Measurement
 from headgate.ingress.exchange import Exchange
 from headgate.ingress.files import GUARDS
 from headgate.ingress.problems import Refusal
@@ -34,7 +34,7 @@ _HEAD: Final = b"content-type: text/event-stream\r\ncache-control: no-store\r\nx
 _TOO_MANY: Final = Refusal(
     503, f"{MOST_LOOKERS} look at the dashboard of this ingress already", reason="too many lookers", retry_after_s=10
 )
-_ENDING: Final = Refusal(503, "this ingress is ending", reason="shutting down")
+_ENDING: Final = Refusal(503, "this ingress is ending", reason=SHUTTING_DOWN)
 _DECLARED_HEAD: Final = (
     "# What is asked for, as `headgate config` prints it, which has also what isn't shown here:\n"
     "# arguments of constructors, runtime_env, and how HTTP is served.\n"

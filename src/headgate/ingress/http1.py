@@ -19,6 +19,7 @@ from typing import Final, cast
 import httptools
 import msgspec
 
+from headgate.core.reports import SHUTTING_DOWN, TOO_MANY_BYTES
 from headgate.errors import describe
 from headgate.ingress import changes
 from headgate.ingress.body import BodyPieces
@@ -393,7 +394,7 @@ class Connection(asyncio.Protocol):
                 self.transport.close()
             return
         if self._current is not None or self._quiet_bytes or self._url:
-            self._refuse_input(self.service.closing or Refusal(503, "the instance is shutting down", reason="shutting down"))
+            self._refuse_input(self.service.closing or Refusal(503, "the instance is shutting down", reason=SHUTTING_DOWN))
             return
         self._stop_reading_requests()
         last = self._waiting[-1] if self._waiting else self.slots[-1] if self.slots else None
@@ -580,7 +581,7 @@ class Connection(asyncio.Protocol):
         service = self.service
         retry_after_s = service.admission.wait_estimate_s(more_bytes, *service.router.served(), service.loop.time())
         why = "too many bytes are held already (max_inflight_bytes); try again"
-        return Refusal(503, why, reason="max_inflight_bytes", retry_after_s=retry_after_s)
+        return Refusal(503, why, reason=TOO_MANY_BYTES, retry_after_s=retry_after_s)
 
     def _refuse_for_bytes(self, exchange: Exchange) -> None:
         exchange.instead = self._too_many_bytes(0)  # they are counted already

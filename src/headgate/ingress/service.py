@@ -19,7 +19,7 @@ import msgspec
 
 from headgate.config import DEFAULT_MAX_BODY_BYTES
 from headgate.core.messages import RoutingTable
-from headgate.core.reports import SHED, Counters, Description, EventCount, Measurement, RequestCount
+from headgate.core.reports import SHED, SHUTTING_DOWN, STARTING, Counters, Description, EventCount, Measurement, RequestCount
 from headgate.ingress import files, metrics, pages
 from headgate.ingress.access import AccessLog, NotedExchange
 from headgate.ingress.admission import Admission
@@ -127,7 +127,7 @@ class Service:
         self.routes = Routes(())
         self.max_body_bytes = DEFAULT_MAX_BODY_BYTES
         self.debug = False
-        self.closing: Refusal | None = Refusal(503, "the instance is starting; try again", reason="starting")
+        self.closing: Refusal | None = Refusal(503, "the instance is starting; try again", reason=STARTING)
         self.connections: set[Connection] = set()
         self.status_lines = StatusLines()
         self.loop = asyncio.get_running_loop()
@@ -259,4 +259,4 @@ class Service:
         self.sweep(self.loop.time())
 
 
-_SHUTTING_DOWN = Refusal(503, "the instance is shutting down", reason="shutting down")
+_SHUTTING_DOWN = Refusal(503, "the instance is shutting down", reason=SHUTTING_DOWN)

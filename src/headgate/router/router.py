@@ -21,7 +21,22 @@ from headgate.core import wire
 from headgate.core.deadlines import DeadlineWheel
 from headgate.core.labels import REMEMBERED, Labels
 from headgate.core.messages import Applied, BackendEntry, Idle, Message, RoutingTable
-from headgate.core.reports import CANCELLED, EXPIRED, SHADOW_DROPPED, SHED, Counters, EventCount, QueueDepth, RequestCount
+from headgate.core.reports import (
+    CANCELLED,
+    DEADLINE,
+    EXPIRED,
+    NO_TRAFFIC,
+    QUEUE_FULL,
+    QUEUED,
+    RUNNING,
+    SHADOW_DROPPED,
+    SHED,
+    SHUTTING_DOWN,
+    Counters,
+    EventCount,
+    QueueDepth,
+    RequestCount,
+)
 from headgate.core.traffic import KeyMemory
 from headgate.errors import CALLER_LEFT, ErrorInfo
 from headgate.router.call import OVER, SENT, WAITING, Call
@@ -148,12 +163,12 @@ class Router:
             self._refuse_unknown(call)
             return
         if self.table.closing or self._closed:
-            self._refuse(call, unavailable("the instance is shutting down", "shutting down", None))
+            self._refuse(call, unavailable("the instance is shutting down", SHUTTING_DOWN, None))
             return
         tag = endpoint.only or endpoint.policy.choose(self.draw(), call.shard_key)
         if tag is None:
             why = f"endpoint {call.endpoint!r} has no traffic; send it to a backend by set_traffic"
-            self._refuse(call, unavailable(why, "no traffic", None))
+            self._refuse(call, unavailable(why, NO_TRAFFIC, None))
             return
         backend = self._backends[tag]
         call.backend = tag
@@ -167,7 +182,7 @@ class Router:
             limit = caller_limit
         deadline = call.deadline = call.admitted_at + limit
         if deadline <= now:
-            self._refuse(call, unavailable("its time was over on arrival", "deadline", None))
+            self._refuse(call, unavailable("its time was over on arrival", DEADLINE, None))
             return
         dispatcher = backend.dispatcher
         replica = dispatcher.place(now, self.draw())
@@ -215,10 +230,10 @@ class Router:
         wait = dispatcher.wait_estimate_s(now, backend.oldest_at)
         if dispatcher.full:
             why = f"{entry.max_queued_queries} requests wait for backend {entry.tag!r} already"
-            return ErrorInfo("QueueFullError", why, reason="queue full", retry_after_s=wait or 1.0)
+            return ErrorInfo("QueueFullError", why, reason=QUEUE_FULL, retry_after_s=wait or 1.0)
         if wait is not None and now + wait > deadline and not backend.more_come:
             why = f"backend {entry.tag!r} would take it in about {wait:.2f} s, after its deadline in {deadline - now:.2f} s"
-            return unavailable(why, "deadline", wait)
+            return unavailable(why, DEADLINE, wait)
         return None
 
     def _refuse(self, call: Call, error: ErrorInfo) -> None:
@@ -332,11 +347,11 @@ class Router:
                 call.bucket = self._wheel.add(call, call.deadline)
                 continue
             link = call.link
-            stage = "queued"
+            stage = QUEUED
             if call.state == WAITING:
                 what = "it was still queued and never started"
             elif link is not None and (link.is_remote or link.has_begun(call)):
-                what, stage = "it may still be running", "running"
+                what, stage = "it may still be running", RUNNING
             else:  # not begun, or dropped by its replica, which had seen first that it is too late
                 what = "its replica had not begun it"
             if not call.shadow:
@@ -446,7 +461,7 @@ class Router:
             sent = [call for link in backend.links.values() for call in link.calls.values()]
             sent += [call for link in backend.dying for call in link.unstarted]
             for call in [*waiting, *sent]:
-                self.shed(call, unavailable("its router was closed", "shutting down", None), now)
+                self.shed(call, unavailable("its router was closed", SHUTTING_DOWN, None), now)
             backend.close()
 
     def _all_backends(self) -> list[BackendRoute]:

@@ -34,7 +34,9 @@ _log = logging.getLogger("headgate.traces")
 def check() -> None:
     """Raise `ConfigError` where traces can't be had: what is missing, or which variable asks for what there isn't."""
     if not all(map(_is_there, _NEEDED)):
-        raise ConfigError("traces=True needs OpenTelemetry, which isn't installed: pip install 'headgate[otel]'")
+        raise ConfigError(
+            "traces=True needs OpenTelemetry, which isn't installed: pip install '../headgate[otel]', where ../headgate is the clone"
+        )
     if _PROVIDER in os.environ:  # then there is one in each process before ours, which sends nothing anywhere
         raise ConfigError(
             f"{_PROVIDER}={os.environ[_PROVIDER]!r} stands in the way of traces=True, which makes tracer providers itself, by the other "
