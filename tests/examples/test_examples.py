@@ -46,6 +46,7 @@ def test_every_example_is_tested_and_told_in_the_readme_of_the_folder():
     names = {path.stem for path in FOLDER.glob("*.py")}
     assert names == {"digits", "tabular", "embeddings", "pytorch", "pipeline", "generator"}
     readme = (FOLDER / "README.md").read_text()
+    assert f"$ {commands('digits')[0]}\n" in readme  # so it isn't run for the readme once more
     for name in names:
         assert f"]({name}.py)" in readme
         assert any(command.startswith("curl ") for command in commands(name))
