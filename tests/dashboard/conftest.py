@@ -42,7 +42,7 @@ _LOOSE_LINES = """() => {
 _FAILED = "Failed to load resource: "  # so the browser itself begins a line on what a page has asked for
 
 Open = Callable[..., Page]
-Look = Callable[[Page, str], None]
+Look = Callable[..., None]
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +87,12 @@ def open_page(browser: Browser) -> Iterator[Open]:
     assert complaints == []
 
 
-def check_access(page: Page) -> None:
-    """What axe-core finds: names, roles, contrast, order. And nothing is wider than the window, or beside what it belongs to."""
+def check_access(page: Page, part: str = "html") -> None:
+    """What axe-core finds there: names, roles, contrast, order. And nothing is wider than the window, or beside what it belongs to."""
     if not page.evaluate("'axe' in window"):
         page.evaluate(AXE_SCRIPT)
-    found = AxeResults(page.evaluate("axe.run({resultTypes: ['violations']}).then(({violations}) => ({violations}))"))
+    run = "part => axe.run(part, {resultTypes: ['violations']}).then(({violations}) => ({violations}))"
+    found = AxeResults(page.evaluate(run, part))
     assert found.violations_count == 0, found.generate_report()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the window"
     assert page.evaluate(_LOOSE_LINES) == 0, "lines of the flow don't go from an endpoint to a backend"
@@ -101,15 +102,16 @@ def check_access(page: Page) -> None:
 def look(request: pytest.FixtureRequest) -> Look:
     """Checks the state that a page is in on a phone and on a desk, in the dark and in light, in which it is left: `look(page, "busy")`.
 
+    `part` is all that axe-core looks at, where the rest is as in another state: what it does for the whole page takes a third of a second.
     With `--screenshots FOLDER` there is a picture of each, for people to look at.
     """
     folder: str | None = request.config.getoption("--screenshots")
 
-    def look_at(page: Page, state: str) -> None:
+    def look_at(page: Page, state: str, part: str = "html") -> None:
         for (name, size), scheme in product((("phone", PHONE), ("desk", DESK)), _SCHEMES):
             page.set_viewport_size(size)
             page.emulate_media(color_scheme=scheme)
-            check_access(page)
+            check_access(page, part)
             if folder is not None:
                 page.screenshot(path=Path(folder, f"{state}-{name}-{scheme}.png"), full_page=True, animations="disabled")
 

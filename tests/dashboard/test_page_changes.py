@@ -87,7 +87,7 @@ def test_who_has_no_token_sees_nothing_to_move_and_a_wrong_one_opens_nothing(ins
     expect(sliders).to_have_count(0)
     give_token(page, f"{TOKEN}-not")
     expect(page.get_by_role("dialog").get_by_role("alert")).to_have_text("The instance has another admin token.")
-    look(page, "token-refused")
+    look(page, "token-refused", "#unlock")
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
     expect(sliders).to_have_count(0)
@@ -136,7 +136,7 @@ def test_traffic_is_changed_by_the_keyboard_alone_and_the_shares_are_always_one(
     assert instance.list_endpoints()["model"].traffic == {"v1": 0.65, "v2": 0.35}
     expect(card(page, "endpoints", "model")).to_contain_text("65 % of requests go to v1")
     assert split(page).get_by_role("button", name="Apply").evaluate("node => node === document.activeElement")
-    check_access(page)
+    check_access(page, "#splits")
 
 
 def tab_to(page: Page, target: Locator) -> None:
@@ -204,14 +204,14 @@ def test_a_backend_is_added_once(unlocked: OpenUnlocked):
 
 def test_a_change_of_ones_own_is_not_called_that_of_others(instance: Instance, unlocked: OpenUnlocked):
     page = unlocked()
-    for times in range(1, 4):
+    for times in (1, 2):
         share_of(page, "v1").press("ArrowLeft")
         split(page).get_by_role("button", name="Apply").click()
         expect(split(page)).to_contain_text(f"Done: v1 {70 - times} %, v2 {30 + times} %.")
         expect(split(page).get_by_role("button", name="Keep my edit")).to_be_hidden()
         expect(card(page, "endpoints", "model")).to_contain_text(f"{70 - times} % of requests go to v1")
         expect_shares(page, str(70 - times), str(30 + times))
-    assert instance.list_endpoints()["model"].traffic == {"v1": 0.67, "v2": 0.33}
+    assert instance.list_endpoints()["model"].traffic == {"v1": 0.68, "v2": 0.32}
 
 
 def test_what_others_change_is_followed_and_where_something_was_edited_it_is_said_and_asked(
@@ -225,7 +225,7 @@ def test_what_others_change_is_followed_and_where_something_was_edited_it_is_sai
     instance.set_traffic("model", {"v1": 0.5, "v2": 0.5})
     expect(split(page)).to_contain_text("Others have changed this meanwhile: v1 50 %, v2 50 %.")
     expect_shares(page, "100", "0")
-    look(page, "edit-overtaken")
+    look(page, "edit-overtaken", "#splits")
     apply = split(page).get_by_role("button", name="Apply")
     expect(apply).to_have_attribute("aria-disabled", "true")
     apply.click(force=True)
@@ -271,7 +271,7 @@ def test_replicas_are_changed_and_why_they_could_not_be_is_said_with_the_traceba
     expect(broken.locator(".said")).to_contain_text("FileExistsError")
     broken.locator(".edit summary").click()
     expect(broken.get_by_role("region", name="Traceback: Replicas of never")).to_contain_text("in __init__")
-    look(page, "edit-refused")
+    look(page, "edit-refused", "#backends")
     assert instance.list_backends()["never"].config.num_replicas == 1
     broken.get_by_role("button", name="Reset").click()
     expect(page.get_by_role("slider", name="Replicas of never")).to_have_js_property("value", "1")
@@ -289,7 +289,7 @@ def test_an_edit_of_what_others_delete_is_said_to_be_gone(instance: Instance, un
     instance.delete_backend("gone")
     expect(page.locator("#lost")).to_contain_text("The endpoint gone was deleted by others, and with it your edit of its traffic.")
     expect(page.locator("#lost")).to_contain_text("The backend gone was deleted by others, and with it your edit of its replicas.")
-    look(page, "edit-lost")
+    look(page, "edit-lost", "#lost")
 
 
 def test_a_token_that_is_right_no_more_is_asked_for_anew_and_the_edit_stays(instance: Instance, unlocked: OpenUnlocked):
@@ -332,7 +332,7 @@ def test_what_is_not_waited_for_any_longer_is_given_up_as_the_verb_says(instance
     there = card(page, "backend-list", "v1")
     there.get_by_role("button", name="Apply").click()
     expect(there).to_contain_text("Under way …")
-    look(page, "edit-under-way")
+    look(page, "edit-under-way", "#backends")
     with page.expect_event("requestfailed", lambda request: request.url.endswith("/-/replicas")):
         there.get_by_role("button", name="Don't wait").click()
     expect(there).to_contain_text("What waits for room is given up")
@@ -362,7 +362,7 @@ def test_over_plain_http_from_elsewhere_the_page_does_not_even_ask_for_the_token
     expect(page.get_by_role("dialog")).to_contain_text("Open it over HTTPS, or by an SSH tunnel.")
     expect(page.get_by_label("Admin token")).to_be_hidden()
     expect(page.get_by_role("button", name="Unlock")).to_be_hidden()
-    look(page, "token-not-asked-for")
+    look(page, "token-not-asked-for", "#unlock")
 
 
 SHARES = """async () => {
