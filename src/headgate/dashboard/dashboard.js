@@ -128,7 +128,8 @@ function spark(tile) {
   }
   const most = Math.max(...history, 1);
   const first = MOST_KEPT - history.length;
-  line.setAttribute("points", history.map((rate, at) => `${first + at},${(29 - 27 * rate / most).toFixed(1)}`).join(" "));
+  const points = history.map((rate, at) => `${first + at},${(29 - 27 * rate / most).toFixed(1)}`);
+  line.setAttribute("points", history.some(rate => rate > 0) ? points.join(" ") : ""); // else it looks like a stray dash
 }
 
 // Failures.
