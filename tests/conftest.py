@@ -45,6 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--peers", action="store_true", help="run what pages show of other servers, too: each is installed where the benchmarks have it"
     )
+    parser.addoption("--screenshots", metavar="FOLDER", help="have pictures there of each state of the dashboard that is looked at")
     parser.addoption("--engine", choices=["local", "ray"], default="local", help="what instances run on where a test doesn't say")
 
 

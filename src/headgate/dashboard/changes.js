@@ -55,10 +55,12 @@ export function lock() {
 
 function showWhatIsOpen() {
   const isOpen = access.isOpen();
+  const stood = document.activeElement;
   show($("change"), isOffered);
   say($("change"), isOpen ? "Lock" : "Make changes");
   show($("splits"), isOpen && traffic.size > 0);
   for (const one of replicas.values()) show(one.node, isOpen);
+  if (!stood.checkVisibility()) $("change").focus(); // by which it comes back
 }
 
 // The admin token.
@@ -68,19 +70,26 @@ $("change").addEventListener("click", () => {
   else askForToken("");
 });
 
+let wayBack = null; // where with the keyboard somebody stood when the token was refused
+
 function askForToken(why) {
   const isReadByOthers = access.isReadByOthers();
   show($("unlock-why"), !isReadByOthers);
   show($("unlock-never"), isReadByOthers);
   show($("unlock-fields"), !isReadByOthers);
   show($("unlock-submit"), !isReadByOthers);
+  say($("unlock-cancel"), isReadByOthers ? "Close" : "Cancel");
   say($("unlock-said"), why);
   $("token").value = "";
   if (!$("unlock").open) $("unlock").showModal();
 }
 
 $("unlock-cancel").addEventListener("click", () => $("unlock").close());
-$("unlock").addEventListener("close", () => ($("token").value = ""));
+$("unlock").addEventListener("close", () => {
+  $("token").value = "";
+  if (access.isOpen()) wayBack?.focus();
+  wayBack = null;
+});
 
 $("unlock-form").addEventListener("submit", async event => {
   event.preventDefault();
@@ -91,6 +100,7 @@ $("unlock-form").addEventListener("submit", async event => {
 });
 
 access.whenRefused(answer => {
+  wayBack = document.activeElement;
   showWhatIsOpen();
   askForToken(`${answer.text} Your edit is kept.`);
 });

@@ -1,6 +1,6 @@
 // What does the page show, and where from? It follows the events of the ingress that it came from, while somebody sees it.
 
-import {$, element, list, say, sayParts, show, state, terms} from "./elements.js";
+import {$, element, list, region, say, sayParts, sayTraceback, show, state, terms, traceback} from "./elements.js";
 import * as changes from "./changes.js";
 import * as flow from "./flow.js";
 import * as words from "./words.js";
@@ -63,7 +63,7 @@ function since() {
 }
 
 function showAway() {
-  connection("away", "Controller away", `The controller doesn't answer. Requests are served as before. ${since()}`);
+  connection("away", "Controller away", `The controller doesn't answer. Requests are served as before; changes wait for it. ${since()}`);
 }
 
 function showOverview(overview) {
@@ -87,7 +87,7 @@ function showOverview(overview) {
 }
 
 function facts(overview) {
-  const parts = [overview.http_urls.join(" "), words.several(overview.processes, "process", "processes"), words.bytes(overview.rss_bytes)];
+  const parts = [...overview.http_urls, words.several(overview.processes, "process", "processes"), words.bytes(overview.rss_bytes)];
   if (overview.cores !== null) parts.push(`${words.cores(overview.cores)} of a core`);
   return parts.filter(part => part && part !== "–");
 }
@@ -128,7 +128,8 @@ function spark(tile) {
   }
   const most = Math.max(...history, 1);
   const first = MOST_KEPT - history.length;
-  line.setAttribute("points", history.map((rate, at) => `${first + at},${(29 - 27 * rate / most).toFixed(1)}`).join(" "));
+  const points = history.map((rate, at) => `${first + at},${(29 - 27 * rate / most).toFixed(1)}`);
+  line.setAttribute("points", history.some(rate => rate > 0) ? points.join(" ") : ""); // else it looks like a stray dash
 }
 
 // Failures.
@@ -143,18 +144,16 @@ function failureKey(failure) {
   return [failure.kind, failure.backend, failure.endpoint, failure.error].join("\n");
 }
 
-function makeFailure() {
+function makeFailure(failure) {
+  const where = [failure.endpoint && `endpoint ${failure.endpoint}`, `backend ${failure.backend}`].filter(Boolean).join(", ");
   const parts = {
     title: element("b"),
     times: element("span", "times"),
-    where: element("p", "soft"),
+    where: element("p", "soft parts"),
     message: element("p", "message"),
-    traceback: element("pre"),
+    traceback: traceback(`${failure.error || failure.kind}, ${where}`),
   };
-  parts.details = element("details", "", element("summary", "", "Traceback"), parts.traceback);
-  parts.traceback.tabIndex = 0;
-  parts.traceback.setAttribute("aria-label", "Traceback");
-  return {node: element("li", "", element("p", "", parts.title, " ", parts.times), parts.where, parts.message, parts.details), ...parts};
+  return {node: element("li", "", element("p", "", parts.title, " ", parts.times), parts.where, parts.message, parts.traceback.node), ...parts};
 }
 
 function updateFailure(parts, failure) {
@@ -162,11 +161,10 @@ function updateFailure(parts, failure) {
   say(parts.times, failure.count > 1 ? `${words.count(failure.count)} times` : "");
   const where = [`${words.age(failure.ago_s)} ago`, failure.endpoint && `endpoint ${failure.endpoint}`, `backend ${failure.backend}`, failure.replica];
   if (failure.request_id) where.push(`request ${failure.request_id}`);
-  say(parts.where, where.filter(Boolean).join(" · "));
+  sayParts(parts.where, where.filter(Boolean));
   show(parts.message, Boolean(failure.message) && failure.kind !== "ReplicaDiedError");
   say(parts.message, failure.message);
-  show(parts.details, Boolean(failure.traceback));
-  say(parts.traceback, failure.traceback);
+  sayTraceback(parts.traceback, failure.traceback);
 }
 
 function whatFailed(failure) {
@@ -196,10 +194,7 @@ function makeBackend(backend) {
   });
   const head = element("tr", "", ...titles);
   parts.gpus = titles.at(-1);
-  const table = element("div", "scroll", element("table", "", element("thead", "", head), parts.rows));
-  table.tabIndex = 0;
-  table.setAttribute("role", "region");
-  table.setAttribute("aria-label", `Replicas of ${backend.tag}`);
+  const table = region(element("div", "scroll", element("table", "", element("thead", "", head), parts.rows)), `Replicas of ${backend.tag}`);
   parts.batches.append(element("h4", "", "Batch sizes"), parts.batchNote, parts.bars);
   const heading = element("div", "heading", element("h3", "", backend.tag), parts.state);
   parts.details = element("details", "", parts.summary, table);
@@ -282,7 +277,7 @@ function showDeclared(text) {
 }
 
 $("copy").addEventListener("click", async () => {
-  await navigator.clipboard.writeText($("declared-text").textContent);
-  say($("copy"), "Copied");
+  const isCopied = await navigator.clipboard.writeText($("declared-text").textContent).then(() => true, () => false);
+  say($("copy"), isCopied ? "Copied" : "The browser forbids it");
   setTimeout(() => say($("copy"), "Copy"), 2000);
 });

@@ -2,8 +2,9 @@
 // neither their change nor the edit is lost unseen.
 
 import * as access from "./access.js";
-import {button, element, say, show} from "./elements.js";
+import {button, element, say, sayTraceback, show, traceback} from "./elements.js";
 
+const WAIT = "The instance has yet to tell of it; until then this can't be moved.";
 const TOLD_WITHIN_MS = 3000; // of what was applied, by the stream
 
 // An edit of one thing, and the form for it. `of` says what it is an edit of:
@@ -33,19 +34,14 @@ export class Edit {
     this.stop = button("Don't wait", () => this.#request?.abort());
     this.said = element("p", "said");
     this.said.setAttribute("role", "status");
-    this.traceback = element("pre");
-    this.traceback.tabIndex = 0;
-    this.traceback.setAttribute("role", "region");
-    this.traceback.setAttribute("aria-label", "Traceback");
-    this.details = element("details", "", element("summary", "", "Traceback"), this.traceback);
+    this.traceback = traceback(of.name);
     this.notice.setAttribute("role", "status");
     const buttons = element("p", "buttons", this.apply, this.reset, this.stop);
-    this.node = element("form", "edit", this.fields, this.notice, buttons, this.said, this.details);
+    this.node = element("form", "edit", this.fields, this.notice, buttons, this.said, this.traceback.node);
     this.node.addEventListener("submit", event => {
       event.preventDefault();
       this.#apply();
     });
-    show(this.details, false);
   }
 
   get isPending() {
@@ -61,14 +57,19 @@ export class Edit {
   follow(now) {
     const isNew = this.#now === undefined || !isSame(now, this.#now);
     this.#now = now;
-    if (isNew || performance.now() > this.#applied?.until) this.#applied = null;
+    if (this.#applied && (isNew || performance.now() > this.#applied.until)) {
+      if (this.#isAskedToWait) this.#say(this.#applied.done);
+      this.#applied = null;
+    }
     if (!this.#request && this.isPending && isSame(this.#value, this.#of.parse(now))) this.#value = null; // it is so, whoever did it
     this.#show();
   }
 
-  // The user has moved something, which is of no use while the instance is at it.
+  // The user has moved something, which is of no use while the instance is at it, nor before the stream has told what came of it.
   change(value) {
-    if (!this.#isBusy) {
+    if (this.#applied) {
+      this.#say(`${this.#applied.done} ${WAIT}`);
+    } else if (!this.#request) {
       if (!this.isPending) this.#base = this.#now;
       this.#value = isSame(value, this.#of.parse(this.#base)) ? null : value;
       this.#say("");
@@ -87,6 +88,10 @@ export class Edit {
     this.#value = null;
     this.#say("");
     this.#show();
+  }
+
+  get #isAskedToWait() {
+    return this.said.textContent.endsWith(WAIT);
   }
 
   get #isBusy() {
@@ -109,9 +114,10 @@ export class Edit {
     this.#request = null;
     if (answer.isDone) {
       const isTold = isSame(value, this.#of.parse(this.#now));
-      this.#applied = isTold ? null : {value, until: performance.now() + TOLD_WITHIN_MS};
+      const done = [`Done: ${this.#of.tell(value)}.`, ...answer.warnings].join(" ");
+      this.#applied = isTold ? null : {value, done, until: performance.now() + TOLD_WITHIN_MS};
       this.#value = null;
-      this.#say([`Done: ${this.#of.tell(value)}.`, ...answer.warnings].join(" "));
+      this.#say(done);
     } else if (isGivenUp) {
       this.#say("Not waited for any longer. What waits for room is given up; what has begun goes on.");
     } else {
@@ -123,8 +129,7 @@ export class Edit {
   #say(text, traceback = null) {
     say(this.said, text);
     this.said.classList.toggle("bad", traceback !== null);
-    say(this.traceback, traceback ?? "");
-    show(this.details, Boolean(traceback));
+    sayTraceback(this.traceback, traceback ?? "");
   }
 
   #show() {
@@ -134,6 +139,7 @@ export class Edit {
     say(this.others, this.#isOvertaken ? `Others have changed this meanwhile: ${this.#of.tell(this.#of.parse(this.#now))}.` : "");
     this.apply.setAttribute("aria-disabled", String(!this.isPending || this.#request !== null || this.#isOvertaken));
     this.reset.setAttribute("aria-disabled", String(!this.isPending || this.#request !== null));
+    if (!this.#request && document.activeElement === this.stop) this.apply.focus(); // who stood there stays in the form
     show(this.stop, this.#request !== null);
     this.node.classList.toggle("pending", this.isPending);
   }

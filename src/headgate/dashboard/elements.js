@@ -23,6 +23,27 @@ export function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+// The same element as a part of the page that is scrolled where it is long: found by its name, and moved by keyboard, too.
+export function region(node, name) {
+  node.tabIndex = 0;
+  node.setAttribute("role", "region");
+  node.setAttribute("aria-label", name);
+  return node;
+}
+
+// A traceback, closed at first, and not there before it is said. `of` tells it from others: two regions of a page don't have the same name.
+export function traceback(of) {
+  const text = region(element("pre"), `Traceback: ${of}`);
+  const node = element("details", "", element("summary", "", "Traceback"), text);
+  show(node, false);
+  return {node, text};
+}
+
+export function sayTraceback({node, text}, lines) {
+  show(node, Boolean(lines));
+  say(text, lines);
+}
+
 // Several things on one line, each of which stays whole where the line breaks.
 export function sayParts(node, texts) {
   list(node, texts.map((text, place) => [place, text]), ([place]) => place, () => ({node: element("span")}), (entry, [, text]) => say(entry.node, `${text} `));

@@ -113,13 +113,14 @@ function updateReplica(parts, replica) {
 function draw() {
   const frame = $("flow").getBoundingClientRect();
   if (!latest || !frame.width) return;
-  $("links").setAttribute("viewBox", `0 0 ${frame.width} ${frame.height}`);
+  // Everything is measured before anything is drawn: a layout in between may scroll the page, and move what is measured after it.
   const placed = links().map(link => ({...link, from: box(link.from, frame), to: box(link.to, frame)}));
   stack(placed, link => link.endpoint, link => link.from, "fromY", 0);
   stack(placed, link => link.backend, link => link.to, "toY", 14); // room for what is said of each
   const shapes = placed.map(curve);
   for (const [tag, parts] of drawn.targets) shapes.push(...stem(tag, box(parts.card, frame), box(parts.running, frame)));
   shapes.push(...placed.map(label)); // above the lines
+  $("links").setAttribute("viewBox", `0 0 ${frame.width} ${frame.height}`);
   list($("links"), shapes, each => each.key, makeShape, updateShape);
 }
 

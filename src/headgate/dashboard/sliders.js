@@ -62,7 +62,7 @@ export class Traffic {
       update: (value, isPending) => this.#update(value, isPending),
       parse: tenths,
       ask: (value, base) => ["traffic", {endpoint: name, weights: shares(value), based_on: base}],
-      tell: value => [...value].map(([tag, part]) => `${tag} ${part / 10} %`).join(", ") || "no backend",
+      tell: value => [...value].map(([tag, part]) => `${tag} ${words.percent(part / 10)}`).join(", ") || "no backend",
     });
     this.state = element("span", "soft");
     this.details = element("details", "", element("summary", "", `Split the traffic of ${name} `, this.state), this.edit.node);
@@ -79,7 +79,7 @@ export class Traffic {
     say(this.state, isPending ? "(edited, not applied)" : "");
     list(this.#rows, value, ([tag]) => tag, ([tag]) => this.#makeRow(tag), (row, [tag, part]) => {
       const percent = part / 10;
-      put(row, percent, `${percent} %`);
+      put(row, percent, words.percent(percent));
       row.range.disabled = row.number.disabled = value.size === 1;
       say(row.now, Object.hasOwn(this.#now, tag) ? `now ${words.share(this.#now[tag])}` : "new");
     });
