@@ -408,18 +408,20 @@ def test_a_changed_concurrency_is_followed_at_once_while_calls_run(tmp_path: Pat
     async def scene() -> None:
         async with Rig(tmp_path, handler) as rig:
 
-            def follow(concurrency: int) -> None:
+            async def follow(concurrency: int) -> None:
                 rig.config = BackendConfig(concurrency=concurrency)
-                replica = rig.replicas[0]
+                replica, told = rig.replicas[0], threading.Event()
                 replica.io_loop.call_soon_threadsafe(replica.runner.configure, rig.config)
+                replica.io_loop.call_soon_threadsafe(told.set)
                 rig.apply()
+                await until(told.is_set)
 
             calls = [rig.ask(0)]
             await until(lambda: started == [0])
-            follow(3)
+            await follow(3)
             calls += [rig.ask(number) for number in (1, 2, 3, 4, 5)]
             await until(lambda: sorted(started) == [0, 1, 2])
-            follow(1)
+            await follow(1)
             gates[1].set()
             gates[2].set()
             await asyncio.gather(calls[1].done, calls[2].done)
