@@ -87,6 +87,7 @@ def test_traffic_is_shown_and_set(running: Instance, capsys: pytest.CaptureFixtu
     ("weights", "status", "why"),
     [
         (["greet:v1=0.5"], 1, "0.5"),
+        (["greet:v1=90%", "greet:v2=30%"], 2, "they are 120% together, and must be 100%"),
         (["greet:v1"], 2, "TAG=WEIGHT"),
         (["greet:v1=much"], 2, "no number"),
         (["greet:v3=1"], 1, "did you mean"),
@@ -214,7 +215,9 @@ def test_doctor_names_what_is_wrong_and_what_helps(running: Instance) -> None:
     assert ["warning", "endpoint lonely", "it has no traffic, so requests get 503", "headgate traffic lonely TAG=1"] in lines
     assert said.status == int(any(line[0] == "problem" for line in lines))
     assert "warning: endpoint lonely" in shown_there.out
-    assert "no instance 'cli-tset' is running" in piped("doctor", "--name", "cli-tset").err
+    absent = piped("doctor", "--name", "cli-tset")
+    assert absent.out.startswith("problem\tinstance cli-tset\tno instance 'cli-tset' is running")
+    assert absent.status == 1
 
 
 def test_connect_and_list_instances_start_nothing(running: Instance) -> None:

@@ -35,7 +35,7 @@ PAGES = [page for page in LESSONS if page not in ON_RAY]
 REFERENCE = typed("docs/reference/**/*.md", "docs/concepts/**/*.md", "examples/*.md")
 """Those of which a reader looks something up: they share an instance, and leave it as they found it."""
 MOVING = [page for page in PAGES if page.name.startswith("moving-from-")]
-_LEFT_OUT = ("FORCE_COLOR", "COLUMNS", "LINES", "RAY_ADDRESS")
+_LEFT_OUT = ("FORCE_COLOR", "COLUMNS", "LINES")
 _PROGRAMS = ("unshare", "setsid", "bash", "curl", "openssl")
 
 
@@ -65,7 +65,8 @@ def type_along(*pages: Path, contender: str = "", environment: Path | str = "", 
     apart = ["unshare", "--net", *spaces, *(() if os.geteuid() == 0 else ("--user", "--map-root-user"))]
     if subprocess.run([*apart, "true"], check=False, capture_output=True).returncode:
         leave_out(f"this can't be had here: {' '.join(apart)}")
-    kept = {name: value for name, value in os.environ.items() if name not in (*_LEFT_OUT, "PYTHONPATH")}
+    # Nothing of Ray's: a process that has started a cluster has it in its environment that clusters use tokens.
+    kept = {name: value for name, value in os.environ.items() if name not in (*_LEFT_OUT, "PYTHONPATH") and not name.startswith("RAY_")}
     environ = {
         **kept,
         "PATH": path,

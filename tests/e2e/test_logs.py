@@ -119,6 +119,26 @@ def unfinished_failing(request: Any) -> str:
     raise ValueError("it fails")
 
 
+@serve.accept_batch
+def too_few(requests: list[Any]) -> list[str]:
+    return []
+
+
+def test_the_failure_of_a_batch_is_logged_as_that_of_its_members(tmp_path: Path) -> None:
+    with serve.init("failing", http_port=0, log_dir=tmp_path) as instance:
+        instance.create_backend("b", too_few)
+        instance.create_endpoint("e", "/e", backend="b")
+        answer = requests.get(f"{instance.http_url}/e", timeout=10)
+        assert answer.status_code == 500
+
+        def said() -> list[Entry]:
+            lines = [line for path in tmp_path.glob("replica-*.log") for line in path.read_bytes().splitlines()]
+            return [entry for line in lines if (entry := from_json(line)) is not None and entry.level == "ERROR"]
+
+        (entry,) = wait_until(said)
+        assert (entry.endpoint, entry.request_ids) == ("e", (answer.headers["X-Request-Id"],))
+
+
 def test_a_line_without_an_end_comes_out_when_its_call_ends_whatever_the_call_is(tmp_path: Path) -> None:
     handlers = (unfinished, unfinished_async, unfinished_stream, unfinished_batch, unfinished_failing)
     with serve.init("unfinished", http_port=0, log_dir=tmp_path) as instance:

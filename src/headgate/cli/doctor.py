@@ -25,7 +25,7 @@ def doctor(where: Where, in_json: bool) -> int:
 
     Of the instance: backends that are unhealthy, with the last traceback, replicas that wait for room or die again and again, requests that
     were refused, expired or failed, and whether strangers can reach it. Of the machine: open files, memory, disk, kernel and Python, and
-    what instances that were killed have left. Where no instance of that name runs, it looks at the machine.
+    what instances that were killed have left. Where no instance of that name runs, that is a problem, and it looks at the machine.
 
     The exit status is 1 where there is a problem, 0 where there are only warnings, or nothing.
 
@@ -37,24 +37,24 @@ def doctor(where: Where, in_json: bool) -> int:
     from headgate.cli import findings
     from headgate.errors import NotRunningError
 
-    found, missing, state_dir = [], "", ""
+    found, aside, state_dir = [], "", ""
     try:
         with where.connect() as instance, output.working("looking"):
             status = instance.status()
             found += findings.of_instance(status, instance.stat())
             state_dir = status.state_dir
             if where.is_afar:
-                missing = f"looked at {instance.name} alone: its machine can be looked at only there"
+                aside = f"looked at {instance.name} alone: its machine can be looked at only there"
     except NotRunningError as error:
-        missing = str(error)
+        found.append(findings.missing(where.name, str(error)))
     if not where.is_afar:
         found += findings.of_machine(look_at_machine(state_dir))
     found.sort(key=lambda finding: finding.level != findings.PROBLEM)
     if in_json:
         output.as_json(found)
     else:
-        if missing:
-            output.note(missing)
+        if aside:
+            output.note(aside)
         _show(found)
     return 1 if any(finding.level == findings.PROBLEM for finding in found) else 0
 

@@ -6,6 +6,7 @@ from collections import Counter
 
 import msgspec
 
+from headgate import DEFAULT_NAME
 from headgate.core.reports import NO_REPLICA, SHED, BackendInfo, Description, Measurement
 from headgate.errors import CALLER_LEFT
 
@@ -46,6 +47,11 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     python: tuple[int, int] = (3, 11)
     kernel: tuple[int, int] | None = None
     stale_folders: tuple[str, ...] = ()
+
+
+def missing(name: str | None, why: str) -> Finding:
+    """That no instance of that name runs."""
+    return Finding(PROBLEM, f"instance {name or DEFAULT_NAME}", why, "headgate start, or --name with that of another one")
 
 
 def of_instance(description: Description, measured: Measurement) -> list[Finding]:
@@ -118,7 +124,7 @@ def _of_backend(backend: BackendInfo, measured: Measurement) -> list[Finding]:
         (503, *_refused(backend.tag, measured)),
         (504, "ran out of time", f"headgate scale {backend.tag} MORE, or raise its request_timeout"),
         (502, "were lost with a replica that died", "mark the backend idempotent where its code may run twice, and see why replicas die"),
-        (500, "failed in its code", "look into the log, which has each traceback with the request's id"),
+        (500, "failed in its code", f"see why: headgate logs --backend {backend.tag}"),
     ):
         count = sum(each.count for each in counts if each.status == status)
         if count and count >= total * _SHED_SHARE:

@@ -193,8 +193,8 @@ def _of_running(where: Where, wanted: Wanted) -> _Near | _Afar:
             kept = (
                 "Ray keeps what its actors say, on the node of each: worker-*.out in /tmp/ray/session_latest/logs, or `ray logs cluster`"
                 if where.engine == "ray"
-                else "what it says is on the terminal of the program that has started it; start it with a log_dir, or detached as "
-                "`headgate start` does, to have files"
+                else "what it says is on the terminal of the program that has started it; to have files, start it with log_dir, by "
+                "`headgate run --log-dir FOLDER`, or detached as `headgate start` does"
             )
             raise NotRunningError(f"instance {instance.name!r} keeps no log: {kept}")
         if where.is_afar:

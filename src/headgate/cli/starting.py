@@ -107,6 +107,8 @@ def start(where: Where, target: str | None, arguments: tuple[str, ...], **values
     _say_what_serves(instance, parsed)
     if log_dir := instance.status().log_dir:
         output.say(f"its log: {log_dir}")
+        if "log_dir" not in given:
+            output.note("it goes when the instance ends; --log-dir FOLDER keeps one")
     return 0
 
 

@@ -29,6 +29,15 @@ def parse_weights(given: tuple[str, ...]) -> dict[str, float]:
     return weights
 
 
+def _check_percents(given: tuple[str, ...], weights: dict[str, float]) -> None:
+    """Where all were given in percent, what is wrong with their sum is said so, too."""
+    from headgate.core.traffic import TOLERANCE
+
+    total = sum(weights.values())
+    if all(each.endswith("%") for each in given) and not abs(total - 1) <= TOLERANCE:
+        raise click.BadParameter(f"they are {100 * total:g}% together, and must be 100%", param_hint="WEIGHTS")
+
+
 @click.command
 @on_instance
 @click.argument("endpoint", shell_complete=completing.endpoints)
@@ -51,6 +60,7 @@ def traffic(where: Where, endpoint: str, weights: tuple[str, ...]) -> None:
         if wanted:
             for tag in wanted:
                 known("backend", tag, status.backends, "backends")
+            _check_percents(weights, wanted)
             with output.working(f"setting the traffic of {endpoint}"):
                 instance.set_traffic(endpoint, wanted)
             status = instance.status()

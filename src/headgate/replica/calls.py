@@ -38,7 +38,7 @@ from headgate.replica.member import Member, Stream
 from headgate.replica.request import PlaceholderRequest, Request
 from headgate.replica.results import split_batch
 from headgate.router import payload
-from headgate.router.context import CallFacts, enter
+from headgate.router.context import CallFacts, enter, leave
 from headgate.router.references import NoLending, Objects, resolve, resolve_async
 
 Arguments = tuple[Any, dict[str, Any]]
@@ -231,7 +231,8 @@ class Caller:
                 return
         member.link.fail(member, self._describe(error, member), micros)
 
-    def _describe(self, error: BaseException, member: Member) -> ErrorInfo:
+    def _describe(self, error: BaseException, member: Member, together: list[Member] | None = None) -> ErrorInfo:
+        """What is told of a failure, which is logged as one of the call's: of this member, or of all that ran `together`."""
         if member.cancelled and isinstance(error, _CANCELLED):  # else it is user code's own
             return describe(RequestCancelledError("the request was cancelled while it ran"))
         try:
@@ -241,8 +242,10 @@ class Caller:
         if info.status >= 500:
             self.failed.note(member, info)
             why = info.traceback or info.message
+            before = enter(CallFacts(together or [member], together is not None, self._backend, self._replica))
             with contextlib.suppress(BaseException):  # user code may have hung filters of its own into logging
                 _log.error("request %s to endpoint %r failed in backend %r:\n%s", member.request_id, member.endpoint, self._backend, why)
+            leave(before)
         return info
 
     # The event loop.
@@ -440,7 +443,7 @@ class Caller:
     def _fail_all(self, members: list[Member], error: BaseException) -> None:
         if isinstance(error, SystemExit):
             _exit(error)
-        info = self._describe(error, members[0])
+        info = self._describe(error, members[0], members)
         micros = _micros_since(members[0].started_at)
         for member in members:
             member.link.fail(member, info, micros)

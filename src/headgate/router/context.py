@@ -128,6 +128,8 @@ _current: ContextVar[CallFacts[Member] | None] = ContextVar("headgate_call", def
 
 enter = _current.set
 """Make a call the current one of this thread or task; `enter(None)` after it."""
+leave = _current.reset
+"""Give what `enter` has returned, to have again what was before."""
 
 
 class Context:
