@@ -21,15 +21,15 @@ OLDEST = (3, 11)
 
 PYTEST = ("python", "-m", "pytest")
 UNDER_LOAD = "tests/chaos/under_load"  # its figures need the machine, but for a neighbour of its own kind
-ALONE = f"{UNDER_LOAD}/test_overload.py"  # it offers more than the machine can do
+ALONE = (f"{UNDER_LOAD}/test_overload.py", f"{UNDER_LOAD}/test_soak.py")  # more than the machine can do; bytes that its own process holds
 # Ray leaves connections of its own in a process that was connected with a cluster, so these have processes to themselves.
 ON_RAY = ("tests/on_ray", "tests/conformance/test_ray_engine.py")
 BY_FILE = "--dist=loadfile"
 TEST = [
     [*PYTEST, BY_FILE, "--numprocesses=2", *(f"--ignore={path}" for path in (UNDER_LOAD, *ON_RAY))],
     [*PYTEST, BY_FILE, "--numprocesses=3", *ON_RAY],  # much of their time they wait for Ray to find that something died
-    [*PYTEST, BY_FILE, "--numprocesses=2", UNDER_LOAD, f"--ignore={ALONE}"],
-    [*PYTEST, ALONE],
+    [*PYTEST, BY_FILE, "--numprocesses=2", UNDER_LOAD, *(f"--ignore={path}" for path in ALONE)],
+    [*PYTEST, *ALONE],
 ]
 # Everything anew, so that what was warned of before is warned of again, and fails.
 STRICTLY = ("--quiet", "--fail-on-warning", "--fresh-env", "--write-all", "--doctree-dir", "build/docs-trees")
