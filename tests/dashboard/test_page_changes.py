@@ -136,7 +136,7 @@ def test_traffic_is_changed_by_the_keyboard_alone_and_the_shares_are_always_one(
     assert instance.list_endpoints()["model"].traffic == {"v1": 0.65, "v2": 0.35}
     expect(card(page, "endpoints", "model")).to_contain_text("65 % of requests go to v1")
     assert split(page).get_by_role("button", name="Apply").evaluate("node => node === document.activeElement")
-    check_access(page, "#splits")
+    check_access(page)
 
 
 def tab_to(page: Page, target: Locator) -> None:

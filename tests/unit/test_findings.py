@@ -40,6 +40,11 @@ def counted(status: int, count: int) -> Measurement:
     return msgspec.structs.replace(QUIET, counters=Counters(requests))
 
 
+def test_where_no_instance_runs_that_is_a_problem_here_and_at_an_address():
+    here, there = findings.missing("canary", None, "why"), findings.missing("", "tcp://host:8100", "why")
+    assert (here.level, here.subject, there.level, there.subject) == (PROBLEM, "instance canary", PROBLEM, "instance at tcp://host:8100")
+
+
 def test_where_all_is_well_there_is_nothing_to_say() -> None:
     assert findings.of_instance(WELL, QUIET) == []
     assert findings.of_machine(Machine()) == []

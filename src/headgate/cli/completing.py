@@ -40,7 +40,7 @@ def endpoints(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     return _names(ctx, incomplete, "list_endpoints")
 
 
-def either(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+def backends_or_endpoints(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Names of what `headgate delete` was told to delete."""
     return endpoints(ctx, param, incomplete) if ctx.params.get("what") == "endpoint" else backends(ctx, param, incomplete)
 

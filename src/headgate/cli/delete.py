@@ -20,7 +20,7 @@ ENDPOINT: Final = "endpoint"
 @on_instance
 @click.option("--yes", "-y", is_flag=True, help="Don't ask.")
 @click.argument("what", type=click.Choice([BACKEND, ENDPOINT]))
-@click.argument("called", metavar="NAME", shell_complete=completing.either)
+@click.argument("called", metavar="NAME", shell_complete=completing.backends_or_endpoints)
 def delete(where: Where, what: str, called: str, yes: bool) -> int:
     """Delete a backend that nobody uses, or an endpoint.
 

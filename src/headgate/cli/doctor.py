@@ -46,7 +46,7 @@ def doctor(where: Where, in_json: bool) -> int:
             if where.is_afar:
                 aside = f"looked at {instance.name} alone: its machine can be looked at only there"
     except NotRunningError as error:
-        found.append(findings.missing(where.name, str(error)))
+        found.append(findings.missing(where.name, where.address if where.is_afar else None, str(error)))
     if not where.is_afar:
         found += findings.of_machine(look_at_machine(state_dir))
     found.sort(key=lambda finding: finding.level != findings.PROBLEM)

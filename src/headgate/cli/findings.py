@@ -6,7 +6,6 @@ from collections import Counter
 
 import msgspec
 
-from headgate import DEFAULT_NAME
 from headgate.core.reports import NO_REPLICA, SHED, BackendInfo, Description, Measurement
 from headgate.errors import CALLER_LEFT
 
@@ -49,9 +48,11 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     stale_folders: tuple[str, ...] = ()
 
 
-def missing(name: str | None, why: str) -> Finding:
-    """That no instance of that name runs."""
-    return Finding(PROBLEM, f"instance {name or DEFAULT_NAME}", why, "headgate start, or --name with that of another one")
+def missing(name: str, address: str | None, why: str) -> Finding:
+    """That no instance of that name runs, or none at that address of another machine."""
+    if address is not None:
+        return Finding(PROBLEM, f"instance at {address}", why, "headgate status, on its own machine")
+    return Finding(PROBLEM, f"instance {name}", why, "headgate start, or --name with that of another one")
 
 
 def of_instance(description: Description, measured: Measurement) -> list[Finding]:
